@@ -1,0 +1,56 @@
+# make figures   regenerate every figure and table     (PROFILE=smoke|laptop|gpu|paper)
+# make test      run the tests
+# Both set themselves up first; nothing is installed outside .venv.
+
+PYTHON ?= python3
+PROFILE ?= laptop
+PIP_FLAGS ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+NOTEBOOKS = $(wildcard notebooks/0*.ipynb notebooks/train.ipynb)
+
+.PHONY: figures test lab bench references pair constraints clean
+
+figures: $(READY)
+	@$(RUN) -m paper_utils.run --all --profile $(PROFILE)
+
+test: $(READY)
+	$(RUN) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg
+
+lab: $(READY)
+	$(RUN) -m jupyter lab notebooks
+
+bench: $(READY)
+	$(RUN) -m paper_utils.bench
+
+# the executed notebooks that nbval compares with
+references: $(READY)
+	@set -e; for notebook in $(NOTEBOOKS); do \
+	  $(RUN) -m paper_utils.run $$notebook --profile smoke \
+	    --output tests/references/$$(basename $$notebook) --log /dev/null; done
+
+# write each notebook's .py from its .ipynb
+pair: $(READY)
+	$(RUN) -m jupytext --to py:percent $(NOTEBOOKS)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "python3 cannot make a virtual environment: apt install python3-venv" >&2; exit 1; }
+	@echo "installing the pinned packages into $(VENV) (some minutes, the first time only)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
+	  -c constraints.txt -e '.[notebooks,test]'
+	@touch $@
+
+# pin anew: the newest versions that pyproject.toml allows
+constraints:
+	rm -rf .venv-pin && $(PYTHON) -m venv .venv-pin
+	.venv-pin/bin/python -m pip install --quiet $(PIP_FLAGS) -e '.[notebooks,test]'
+	{ head -n 1 constraints.txt; .venv-pin/bin/python -m pip freeze --all --exclude-editable \
+	  | sed -E '/^(pip|nvidia-[^=]*|triton)==/d; s/\+.*//'; } > constraints.new
+	mv constraints.new constraints.txt && rm -rf .venv-pin
+
+clean:
+	rm -rf $(VENV) .venv-pin figures .snakemake .pytest_cache *.egg-info

@@ -1,0 +1,407 @@
+"""Execute notebooks headless: one by papermill, or all that are out of date by Snakemake.
+
+    python -m paper_utils.run notebooks/01_unconditional.ipynb --profile smoke -p noises 64
+    python -m paper_utils.run --all --profile laptop
+
+Exit code 0: done. 1: a notebook failed. 2: a mistake on the command line or in a parameter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from paper_utils.errors import UserError, choose
+
+ROOT = Path(__file__).resolve().parents[1]
+SNAKEFILE = ROOT / "workflow" / "Snakefile"
+HEARTBEAT = 30.0  # seconds between progress lines of a running notebook
+_WRAPPERS = re.compile(r"Optional\[(.*)\]|(?:(.*?)\s*\|\s*None)")
+
+
+class NotebookFailed(Exception):
+    """A cell of a notebook raised; the message is one line."""
+
+
+# Parameters
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a notebook's `parameters` cell: ``name: type = default``."""
+
+    name: str
+    default: Any
+    annotation: str = ""
+
+    @property
+    def optional(self) -> bool:
+        """Whether None is a valid value."""
+        return self.default is None or _WRAPPERS.fullmatch(self.annotation) is not None
+
+    @property
+    def type_name(self) -> str:
+        """The type values must have; empty where any will do."""
+        wrapped = _WRAPPERS.fullmatch(self.annotation)
+        declared = (wrapped[1] or wrapped[2]) if wrapped else self.annotation
+        inferred = "" if self.default is None else type(self.default).__name__
+        return declared.split("[")[0] or inferred
+
+    def accepts(self, value: Any) -> bool:
+        """Whether `value` has the declared type; an int passes for a float, a bool for neither."""
+        if value is None:
+            return self.optional
+        found = type(value).__name__
+        wanted = {"float", "int"} if self.type_name == "float" else {self.type_name or found}
+        return found in wanted
+
+    def parse(self, text: str) -> Any:
+        """The value that `text`, from a command line, stands for; UserError on a wrong type."""
+        if self.type_name == "str":
+            return None if self.optional and text.lower() in ("none", "null") else text
+        return self.check(_literal(text))
+
+    def check(self, value: Any) -> Any:
+        """`value` itself, or UserError where its type is wrong."""
+        if self.accepts(value):
+            return value
+        kind = self.type_name + (" or None" if self.optional else "")
+        raise UserError(
+            f"parameter {self.name!r} takes {kind}, not {value!r} (default {self.default!r})"
+        )
+
+
+def parameters(source: str) -> dict[str, Parameter]:
+    """The parameters that the source of a cell declares, one plain literal each."""
+    found = {}
+    for node in ast.parse(source).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and node.value is not None:
+            annotation = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
+            found[target.id] = Parameter(target.id, ast.literal_eval(node.value), annotation)
+    return found
+
+
+def declared(notebook: Path) -> dict[str, Parameter]:
+    """The parameters of a notebook: those of its cell tagged `parameters`, or none."""
+    import nbformat
+
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
+            return parameters(cell.source)
+    return {}
+
+
+def values(given: Mapping[str, str], valid: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Parse what a command line gave; UserError on an unknown name or a value of a wrong type."""
+    return {name: _find(name, valid).parse(text) for name, text in given.items()}
+
+
+def _find(name: str, valid: Mapping[str, Parameter]) -> Parameter:
+    if not valid:
+        raise UserError(f"unknown parameter {name!r}: the notebook takes none")
+    return valid[choose(name, valid, "parameter")]
+
+
+def check_parameters(cells: Sequence[str] | None = None) -> None:
+    """Refuse, inside a notebook, what papermill injected without the notebook declaring it.
+
+    Papermill itself only warns. Call it in the first cell after the parameters. `cells`: the
+    sources executed so far, by default those of the running kernel; without an injected cell
+    (JupyterLab, a script) nothing is checked. Raises UserError.
+    """
+    cells = _executed_cells() if cells is None else cells
+    injected = [i for i, source in enumerate(cells) if source.startswith("# Parameters\n")]
+    if not injected:
+        return
+    valid = parameters(cells[injected[-1] - 1]) if injected[-1] else {}
+    for name, given in parameters(cells[injected[-1]]).items():
+        _find(name, valid).check(given.default)
+
+
+def _executed_cells() -> list[str]:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return [source for source in shell.user_ns.get("In", []) if source.strip()] if shell else []
+
+
+def _literal(text: str) -> Any:
+    named = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in named:
+        return named[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+# One notebook
+
+
+def execute(notebook: Path, output: Path, given: Mapping[str, Any], log: TextIO) -> float:
+    """Execute `notebook` with the parameters `given` in a kernel of its own; returns seconds.
+
+    The executed notebook appears at `output` only when every cell has run. After a failing cell
+    it is kept as ``<name>.failed.ipynb`` and NotebookFailed is raised, or UserError where that
+    is what the cell raised. What the cells print goes to `log` while they run.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.stem}.{os.getpid()}.partial.ipynb")
+    failed = output.with_name(f"{output.stem}.failed.ipynb")
+    started = time.monotonic()
+    try:
+        _papermill(notebook, partial, given, log)
+        _drop_particulars(partial)
+        os.replace(partial, output)
+        failed.unlink(missing_ok=True)
+    except _cell_errors() as error:
+        os.replace(partial, failed)
+        raise _explain(error, notebook, failed) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return time.monotonic() - started
+
+
+def _papermill(notebook: Path, output: Path, given: Mapping[str, Any], log: TextIO) -> None:
+    import papermill
+
+    folder = str(notebook.resolve().parent)  # where JupyterLab's kernel would be
+    with _heartbeat(notebook), _kernel_environment(log):
+        papermill.execute_notebook(
+            str(notebook.resolve()),
+            str(output.resolve()),
+            dict(given),
+            cwd=folder,
+            kernel_name="python3",
+            progress_bar=False,
+            log_output=True,
+            stdout_file=log,
+            stderr_file=log,
+        )
+
+
+@contextlib.contextmanager
+def _kernel_environment(log: TextIO) -> Iterator[None]:
+    """Let the kernel import this same package, and send its own chatter to the log or nowhere."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path)
+    screen = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno() if log is sys.stdout else log.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(screen, 2)
+        os.close(screen)
+
+
+def _cell_errors() -> type[Exception]:
+    from papermill.exceptions import PapermillExecutionError
+
+    return PapermillExecutionError
+
+
+def _explain(error: Any, notebook: Path, kept: Path) -> Exception:
+    message = str(error.evalue).strip().splitlines() or ["no message"]
+    if error.ename == "UserError":
+        kept.unlink(missing_ok=True)
+        return UserError(f"{notebook.stem}: {message[0]}")
+    where = f"cell {error.exec_count}: {error.ename}: {message[0]}"
+    return NotebookFailed(f"{notebook.stem} failed in {where} (see {_short(kept)})")
+
+
+def _drop_particulars(executed: Path) -> None:
+    """Forget paths, times and versions, so that two runs with equal outputs write equal files."""
+    import nbformat
+
+    book = nbformat.read(executed, as_version=4)
+    book.metadata = {"kernelspec": book.metadata["kernelspec"]}
+    for cell in book.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = {"tags": tags} if tags else {}
+        if "injected-parameters" in tags:
+            cell.id = "injected-parameters"
+    nbformat.write(book, executed)
+
+
+@contextlib.contextmanager
+def _heartbeat(notebook: Path) -> Iterator[None]:
+    """Turn papermill's log into a plain line now and then, and keep the rest of it off stderr."""
+    logger = logging.getLogger("papermill")
+    handler = _Progress(notebook.stem)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Progress(logging.Handler):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.notebook = name
+        self.started = self.last = time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        cell = re.match(r"Executing Cell (\d+)", record.getMessage())
+        now = time.monotonic()
+        if cell and now - self.last > HEARTBEAT:
+            self.last = now
+            say(self.notebook, f"at cell {cell[1]} after {duration(now - self.started)}")
+
+
+# All notebooks
+
+
+def execute_all(profile: str) -> int:
+    """Bring every notebook's figures up to date through Snakemake; returns the exit code.
+
+    Prints a line per notebook. A second call in the same folder waits for the first.
+    """
+    folder = ROOT / "figures" / profile / "executed"
+    outputs = [folder / path.name for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
+    started = time.monotonic()
+    with _one_at_a_time(folder) as lock:
+        for left_by_a_kill in folder.glob(".*.partial.ipynb"):
+            left_by_a_kill.unlink()
+        before = {output: _modified(output) for output in outputs}
+        code = _snakemake(profile, lock)
+    for output in outputs:
+        if before[output] and before[output] == _modified(output):
+            say(output.stem, "up to date", _short(output))
+    missing = [output.stem for output in outputs if not output.exists()]
+    result = f"not finished: {', '.join(missing)}" if missing else "all done"
+    say(profile, result, duration(time.monotonic() - started), _short(folder.parent))
+    return 1 if code or missing else 0
+
+
+def _snakemake(profile: str, lock: int) -> int:
+    local = str(ROOT / "workflow" / "profiles" / "local")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
+    command += ["--directory", str(ROOT), "--profile", local, "--config", f"profile={profile}"]
+    piped = {"stderr": subprocess.PIPE, "text": True, "pass_fds": (lock,)}
+    with subprocess.Popen(command, cwd=ROOT, **piped) as process:
+        for line in process.stderr:
+            if not line.startswith("Using profile"):
+                print(line, end="", file=sys.stderr, flush=True)
+    return process.returncode
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[int]:
+    """Hold a lock that the operating system drops when its holders die, however they die."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(folder.parent.name, "waiting for the run that is at work in", _short(folder))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def _modified(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+# The command line
+
+
+def say(name: str, *words: str) -> None:
+    """Print one plain line, at once."""
+    print(f"{name:<20}", *words, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people write them: '8.2 s' or '4 min 12 s'."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def _short(path: Path) -> str:
+    path = path.resolve()
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m paper_utils.run", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("notebook", nargs="?", type=Path, help="the notebook to execute")
+    which.add_argument("--all", action="store_true", help="every notebook that is out of date")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    parser.add_argument("--profile", help="short for -p profile NAME")
+    parser.add_argument("--output", type=Path, help="default: figures/<profile>/executed/<name>")
+    parser.add_argument("--log", type=Path, help="where the cells' printing goes, not the screen")
+    return parser
+
+
+def _one(options: argparse.Namespace) -> int:
+    notebook = _existing(options.notebook)
+    valid = declared(notebook)
+    given = dict(options.p) | ({"profile": options.profile} if options.profile else {})
+    chosen = values(given, valid)
+    default = valid["profile"].default if "profile" in valid else "default"
+    profile = _known_profile(chosen["profile"]) if "profile" in chosen else default
+    output = options.output or ROOT / "figures" / profile / "executed" / notebook.name
+    say(notebook.stem, "started")
+    with _log(options.log) as log:
+        seconds = execute(notebook, output, chosen, log)
+    say(notebook.stem, duration(seconds), _short(output))
+    return 0
+
+
+@contextlib.contextmanager
+def _log(path: Path | None) -> Iterator[TextIO]:
+    if path is None:
+        yield sys.stdout
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        yield file
+
+
+def _existing(notebook: Path) -> Path:
+    names = sorted(str(path) for path in notebook.parent.glob("*.ipynb"))
+    return Path(choose(str(notebook), names, "notebook"))
+
+
+def _known_profile(name: str) -> str:
+    from paper_utils.profiles import PROFILES
+
+    return choose(name, PROFILES, "profile")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; every failure is one line on stderr."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        if options.all:
+            return execute_all(_known_profile(options.profile or "laptop"))
+        return _one(options)
+    except (UserError, NotebookFailed, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("interrupted; run it again to go on", file=sys.stderr, flush=True)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""The runner: on notebooks of a few lines, through its command line."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from paper_utils import run
+from paper_utils.errors import UserError
+
+DECLARED = 'profile: str = "smoke"\nnoises: int = 4\nscale: float = 1.0\nlimit: int | None = None'
+
+
+def notebook(path: Path, *cells: str, parameters: str = DECLARED) -> Path:
+    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    rest = [nbformat.v4.new_code_cell(source) for source in cells]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[first, *rest], metadata=kernel), path)
+    return path
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "paper_utils.run", *map(str, words)]
+
+
+def cli(*words: object) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*words), capture_output=True, text=True, timeout=120)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_success_lands_at_the_output_and_reports_its_time(tmp_path):
+    cell = "import os\nprint('sum', noises + scale, limit, profile, os.getcwd())"
+    path = notebook(tmp_path / "tiny.ipynb", cell)
+    output = tmp_path / "new" / "folder" / "out.ipynb"
+    done = cli(path, "-p", "noises", 7, "-p", "scale", 2, "-p", "limit", 3, "--output", output)
+    assert done.returncode == 0, done.stderr
+    said = f"sum 9 3 smoke {tmp_path.resolve()}"  # JupyterLab would run it there too
+    assert said in json.dumps(nbformat.read(output, 4))
+    assert said in done.stdout  # what cells print is seen while they run
+    assert re.fullmatch(r"tiny +\d+\.\d s .*out\.ipynb", done.stdout.splitlines()[-1])
+    assert names(output.parent) == ["out.ipynb"]
+    metadata = {**nbformat.read(output, 4).metadata}
+    assert list(metadata) == ["kernelspec"]  # no path and no time of this machine
+
+
+def test_a_failing_cell_is_one_line_and_keeps_the_notebook_until_a_success(tmp_path):
+    output = tmp_path / "out" / "x.ipynb"
+    done = cli(notebook(tmp_path / "x.ipynb", "1", "1 / 0", "2"), "--output", output)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "cell 3" in line and "ZeroDivisionError: division by zero" in line
+    assert names(output.parent) == ["x.failed.ipynb"]
+    cli(notebook(tmp_path / "x.ipynb", "1 / 1"), "--output", output)
+    assert names(output.parent) == ["x.ipynb"]
+
+
+def test_a_user_error_in_a_cell_exits_2_with_its_message(tmp_path):
+    source = "from paper_utils.errors import UserError; raise UserError('no such model')"
+    done = cli(notebook(tmp_path / "u.ipynb", source), "--output", tmp_path / "o.ipynb")
+    assert (done.returncode, done.stderr) == (2, "error: u: no such model\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-p", "profle", "smoke"], "unknown parameter 'profle': did you mean 'profile'?"),
+        (["-p", "noises", "abc"], "parameter 'noises' takes int, not 'abc'"),
+        (["-p", "noises", "1.5"], "takes int, not 1.5"),
+        (["-p", "noises", "true"], "takes int, not True"),
+        (["-p", "scale", "big"], "takes float, not 'big'"),
+        (["-p", "limit", "x"], "takes int or None, not 'x'"),
+        (["--profile", "smoky"], "unknown profile 'smoky': did you mean 'smoke'?"),
+    ],
+)
+def test_bad_parameters_are_refused_before_anything_runs(tmp_path, words, said):
+    path = notebook(tmp_path / "n.ipynb", "open('ran', 'w')")
+    done = cli(path, *words, "--output", tmp_path / "out" / "n.ipynb")
+    assert done.returncode == 2
+    assert said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert names(tmp_path) == ["n.ipynb"]
+
+
+def test_a_notebook_that_is_not_there_is_named(tmp_path):
+    notebook(tmp_path / "01_first.ipynb")
+    done = cli(tmp_path / "01_fist.ipynb")
+    assert done.returncode == 2 and "01_first.ipynb" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_interruption_leaves_no_output(tmp_path):
+    processes = {}
+    for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        started = f"open('{how.name}', 'w').close()\nimport time; time.sleep(60)"
+        path = notebook(tmp_path / f"{how.name}.ipynb", started)
+        words = command(path, "--output", tmp_path / f"out-{how.name}" / "long.ipynb")
+        processes[how] = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    for how, process in processes.items():
+        while not (tmp_path / how.name).exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(process.pid, how)
+    for how, process in processes.items():
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode != 0 and "Traceback" not in said
+        left = names(tmp_path / f"out-{how.name}")
+        assert "long.ipynb" not in left
+        assert how == signal.SIGKILL or left == []
+
+
+def test_parameters_are_read_from_their_declarations():
+    found = run.parameters(DECLARED)
+    assert [p.type_name for p in found.values()] == ["str", "int", "float", "int"]
+    assert [p.optional for p in found.values()] == [False, False, False, True]
+    assert run.parameters("limit: Optional[int] = None")["limit"].type_name == "int"
+    assert found["noises"].parse("10_000") == 10_000
+    assert found["profile"].parse("1") == "1"
+    assert found["limit"].parse("none") is None
+
+
+INJECTED = "# Parameters\nprofile = 'smoke'\n"
+
+
+@pytest.mark.parametrize("extra", ["", "noises = 9", "scale = 2", "limit = None"])
+def test_what_papermill_injects_passes_when_declared(extra):
+    run.check_parameters(["import paper_utils", DECLARED, INJECTED + extra, "run.check()"])
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"), [("profle = 'x'", "did you mean 'profile'"), ("noises = 'abc'", "takes int")]
+)
+def test_what_papermill_injects_is_refused_when_not_declared(extra, said):
+    with pytest.raises(UserError, match=said):
+        run.check_parameters([DECLARED, INJECTED + extra, "run.check()"])
+
+
+def test_outside_papermill_nothing_is_checked():
+    run.check_parameters([DECLARED, "noises = 'abc'"])
+    run.check_parameters()
+
+
+def test_papermill_itself_refuses_through_the_notebook(tmp_path):
+    source = "from paper_utils import run\nrun.check_parameters()\nopen('ran', 'w')"
+    path = notebook(tmp_path / "direct.ipynb", source)
+    words = [sys.executable, "-m", "papermill", path, tmp_path / "out.ipynb", "-p", "noise", "5"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and "did you mean 'noises'" in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(8.24, "8.2 s"), (252.9, "4 min 12 s")])
+def test_durations_read_well(seconds, text):
+    assert run.duration(seconds) == text

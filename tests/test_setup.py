@@ -1,0 +1,181 @@
+"""The pins: one list, complete, used by both ways of installing, and what is installed."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = ("notebooks", "test")
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(text: str) -> dict[str, list[str]]:
+    """Package -> the versions it is pinned to."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            found.setdefault(normal(name), []).append(version)
+    return found
+
+
+def requirement_name(requirement: str) -> str:
+    return normal(re.match(r"[\w.-]+", requirement)[0])
+
+
+def direct() -> list[str]:
+    extras = [name for extra in EXTRAS for name in PROJECT["optional-dependencies"][extra]]
+    return [requirement_name(line) for line in PROJECT["dependencies"] + extras]
+
+
+def disagreements(constraints: str, environment: str, makefile: str) -> list[str]:
+    """Every way in which the ways of installing do not install the same thing."""
+    pinned, conda = pins(constraints), yaml.safe_load(environment)
+    problems = [f"{name} is pinned {len(v)} times" for name, v in pinned.items() if len(v) > 1]
+    problems += [f"{name} is not pinned" for name in direct() if name not in pinned]
+    pip = next(d["pip"] for d in conda["dependencies"] if isinstance(d, dict))
+    wanted = ["-c constraints.txt", f"-e .[{','.join(EXTRAS)}]"]
+    if pip != wanted:
+        problems.append(f"environment.yml installs {pip}, not {wanted}")
+    if f"-c constraints.txt -e '.[{','.join(EXTRAS)}]'" not in makefile:
+        problems.append("the Makefile does not install the same extras with the same pins")
+    python = next(d for d in conda["dependencies"] if str(d).startswith("python"))
+    if python.split("=")[1] != PROJECT["requires-python"].removeprefix(">="):
+        problems.append(f"environment.yml has {python}, pyproject {PROJECT['requires-python']}")
+    return problems
+
+
+FILES = {
+    name: (ROOT / path).read_text()
+    for name, path in {
+        "constraints": "constraints.txt",
+        "environment": "environment.yml",
+        "makefile": "Makefile",
+    }.items()
+}
+
+
+def test_every_way_of_installing_agrees():
+    assert disagreements(**FILES) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("constraints", "numpy==", "numpi=="),
+        ("constraints", "papermill==", "torch==1.0\npapermill=="),
+        ("environment", "-c constraints.txt", "-c other.txt"),
+        ("environment", "[notebooks,test]", "[test]"),
+        ("environment", "python=3.11", "python=3.10"),
+        ("makefile", "-e '.[notebooks,test]'", "-e ."),
+    ],
+)
+def test_a_disagreement_is_found(file, old, new):
+    assert old in FILES[file]
+    assert disagreements(**(FILES | {file: FILES[file].replace(old, new)}))
+
+
+def test_pins_are_portable():
+    for name, (version,) in pins(FILES["constraints"]).items():
+        assert re.fullmatch(r"\d[\w.]*", version), f"{name}: {version} exists on one index only"
+        assert not name.startswith(("nvidia", "triton")), f"{name} is for some GPUs only"
+
+
+def closure(names: list[str]) -> set[str]:
+    """The installed packages that `names` need, directly or not."""
+    from packaging.requirements import Requirement
+
+    seen, waiting = set(), [(name, "") for name in names]
+    while waiting:
+        name, extra = waiting.pop()
+        for line in metadata.requires(name) or []:
+            needed = Requirement(line)
+            if needed.marker and not needed.marker.evaluate({"extra": extra}):
+                continue
+            for key in [(normal(needed.name), extra) for extra in ("", *needed.extras)]:
+                if key not in seen and not key[0].startswith(("nvidia", "triton", "cuda-")):
+                    seen.add(key)
+                    waiting.append(key)
+    return {name for name, _ in seen} | set(names)
+
+
+def test_everything_needed_is_pinned_and_nothing_else():
+    pinned = set(pins(FILES["constraints"]))
+    needed = closure(direct())
+    assert needed - pinned == set()
+    if sys.version_info[:2] == (3, 11) and sys.platform == "linux":
+        assert pinned - needed <= {"setuptools"}
+
+
+def in_the_project_environment() -> bool:
+    return Path(sys.prefix).resolve() == (ROOT / ".venv").resolve()
+
+
+@pytest.mark.skipif(not in_the_project_environment(), reason="not run by `make test`")
+def test_what_is_installed_is_what_is_pinned():
+    pinned = pins(FILES["constraints"])
+    for name in closure(direct()):
+        assert metadata.version(name).split("+")[0] == pinned[name][0], name
+
+
+# The shim
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def test_importing_the_package_is_light():
+    heavy = "torch", "numpy", "torchvision", "matplotlib", "pandas"
+    done = run_python(f"import sys, paper_utils; print([m for m in {heavy} if m in sys.modules])")
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_torchvision_and_diffusers_import_after_the_package():
+    done = run_python(
+        "import paper_utils, torchvision, diffusers, torch\n"
+        "from torchvision.transforms import v2\n"
+        "from paper_utils import shim\n"
+        "shim.install()\n"
+        "print(shim.torchvision_ops(), tuple(v2.Resize(8)(torch.zeros(3, 32, 32)).shape))"
+    )
+    assert done.stdout.strip() == "() (3, 8, 8)", done.stderr
+
+
+def test_the_shim_declares_what_is_missing_and_only_once():
+    done = run_python(
+        "from paper_utils import shim\n"
+        "import torch\n"
+        "shim._loads = lambda folder: False\n"
+        "print(shim.torchvision_ops(), shim.torchvision_ops(), torch.ops.torchvision.nms)"
+    )
+    assert done.stdout.strip() == "('nms', 'qnms') () torchvision.nms", done.stderr
+
+
+def test_the_shim_does_nothing_without_torchvision():
+    done = run_python(
+        "import sys\n"
+        "from paper_utils import shim\n"
+        "shim.PathFinder = type('Empty', (), {'find_spec': staticmethod(lambda name: None)})\n"
+        "print(shim.torchvision_ops(), 'torch' in sys.modules)"
+    )
+    assert done.stdout.strip() == "() False", done.stderr
+
+
+def test_the_shim_leaves_a_whole_torchvision_alone():
+    done = run_python(
+        "from paper_utils import shim\n"
+        "shim._loads = lambda folder: True\n"
+        "print(shim.torchvision_ops(), shim._libraries)"
+    )
+    assert done.stdout.strip() == "() []", done.stderr
