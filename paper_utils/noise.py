@@ -1,0 +1,71 @@
+"""Noise that depends on nothing but its name: the noise bank and the named random streams."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def seed_of(*key: object) -> int:
+    """A 63-bit seed from any printable key: the same key gives the same seed for ever."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def stream(*key: object, device: str | torch.device = "cpu") -> torch.Generator:
+    """A generator of its own for `key`, e.g. stream(run, "noise", step): streams never collide."""
+    return torch.Generator(device).manual_seed(seed_of(*key))
+
+
+@dataclass(frozen=True)
+class NoiseBank:
+    """Unit normal noises every model shares (the paper compares models on the same noises).
+
+    Noise k is drawn by a counter-based generator keyed by (seed, k), on the CPU, by numpy: it does
+    not depend on the batch it is drawn in, on how many are asked for, or on any device.
+    """
+
+    seed: int = 0
+    shape: tuple[int, ...] = (3, 32, 32)
+
+    @property
+    def name(self) -> str:
+        """What a sample file stores beside its range, e.g. 'bank-0-3x32x32'."""
+        return f"bank-{self.seed}-{'x'.join(map(str, self.shape))}"
+
+    def __getitem__(self, index: int | slice) -> Tensor:
+        """bank[k] -> [*shape]; bank[i:j] -> [j-i, *shape], float32. Slices need a stop.
+
+        Raises IndexError for a negative index or a slice without an end: the bank has no last one.
+        """
+        if isinstance(index, int):
+            return self._draw(index)
+        if index.stop is None or index.stop < 0 or (index.start or 0) < 0:
+            raise IndexError("the noise bank is endless: ask for bank[i:j] with 0 <= i <= j")
+        numbers = range(index.start or 0, index.stop, index.step or 1)
+        if not numbers:
+            return torch.empty(0, *self.shape)
+        return torch.stack([self._draw(k) for k in numbers])
+
+    def _draw(self, k: int) -> Tensor:
+        if k < 0:
+            raise IndexError("the noise bank is endless: noises are numbered from 0")
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, k]))
+        return torch.from_numpy(generator.standard_normal(self.shape, dtype=np.float32))
+
+
+def hyperplane(corners: Tensor, grid: int, low: float = -0.5, high: float = 1.5) -> Tensor:
+    """Noises on the plane through three corners, [grid * grid, C, H, W], beta major.
+
+    eps(alpha, beta) = eps1 + alpha (eps2 - eps1) + beta (eps3 - eps1), alpha and beta from `low` to
+    `high` (paper, section 2; its range was not seen). Divided by its standard deviation
+    sqrt((1-alpha-beta)^2 + alpha^2 + beta^2), so every point is a unit normal noise.
+    corners: [3, C, H, W].
+    """
+    steps = torch.linspace(low, high, grid)
+    beta, alpha = torch.meshgrid(steps, steps, indexing="ij")
+    weights = torch.stack([1 - alpha - beta, alpha, beta], -1).view(-1, 3)
+    weights = weights / weights.norm(dim=1, keepdim=True)
+    return (weights @ corners.flatten(1)).view(-1, *corners.shape[1:])

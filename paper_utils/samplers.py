@@ -1,0 +1,182 @@
+"""Deterministic samplers of the probability-flow ODE du/dsigma = (u - D(u; sigma)) / sigma.
+
+Each sampler is a generator (denoiser, noise, sigmas) that starts at u = sigmas[0] * noise and yields
+u after every step; sigmas is [M+1], decreasing, and may end at 0, where the last step is an Euler
+step (it lands on D). `sample` runs one to its end in batches.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from paper_utils.denoisers import Denoiser
+from paper_utils.errors import UserError, choose
+
+Sampler = Callable[[Denoiser, Tensor, Tensor], Iterator[Tensor]]
+
+
+# --- noise levels -----------------------------------------------------------------------------------
+
+def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7) -> Tensor:
+    """[steps+1] float64 noise levels, the last 0 (Karras et al. 2022, eq. 5)."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+
+
+def log_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """[steps+1] float64 noise levels, uniform in log sigma, then 0 (Lu et al. 2022, section 3.4)."""
+    ramp = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64)
+    return torch.cat([ramp.exp(), torch.zeros(1, dtype=torch.float64)])
+
+
+# --- samplers -----------------------------------------------------------------------------------
+
+def euler(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+    """Euler's method in sigma: DDIM (Song et al. 2021) and DPM-Solver-1 are the same step."""
+    u = sigmas[0] * noise
+    for here, there in pairwise(sigmas):
+        u = _toward(denoiser(u, here), u, here, there)
+        yield u
+
+
+def heun(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+    """Heun's second-order method (Karras et al. 2022, algorithm 1, no churn)."""
+    u = sigmas[0] * noise
+    for here, there in pairwise(sigmas):
+        slope = (u - denoiser(u, here)) / here
+        ahead = u + (there - here) * slope
+        if there > 0:
+            slope = (slope + (ahead - denoiser(ahead, there)) / there) / 2
+            ahead = u + (there - here) * slope
+        u = ahead
+        yield u
+
+
+def dpm_solver_2(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+    """Singlestep DPM-Solver-2 (Lu et al. 2022, algorithm 1): a midpoint step in log sigma."""
+    u = sigmas[0] * noise
+    for here, there in pairwise(sigmas):
+        ahead = denoiser(u, here)
+        if there > 0:
+            middle = (here * there).sqrt()
+            halfway = _toward(ahead, u, here, middle)
+            eps = (halfway - denoiser(halfway, middle)) / middle
+            u = u + (there - here) * eps
+        else:
+            u = ahead
+        yield u
+
+
+def dpm_solver_3(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+    """Singlestep DPM-Solver-3 (Lu et al. 2022, algorithm 2, r1 = 1/3, r2 = 2/3)."""
+    u = sigmas[0] * noise
+    for here, there in pairwise(sigmas):
+        if there > 0:
+            u = _third_order_step(denoiser, u, here, there)
+        else:
+            u = denoiser(u, here)
+        yield u
+
+
+def _third_order_step(denoiser: Denoiser, u: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    h = (here / there).log()
+    first, second = here * (-h / 3).exp(), here * (-2 * h / 3).exp()
+    eps = (u - denoiser(u, here)) / here
+    u1 = u + (first - here) * eps
+    bend1 = (u1 - denoiser(u1, first)) / first - eps
+    u2 = u + (second - here) * eps - second * 2 * (torch.expm1(2 * h / 3) / (2 * h / 3) - 1) * bend1
+    bend2 = (u2 - denoiser(u2, second)) / second - eps
+    return u + (there - here) * eps - there * 1.5 * (torch.expm1(h) / h - 1) * bend2
+
+
+def dpm_multistep_2(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2): second order, one evaluation a step."""
+    u, before, h_before = sigmas[0] * noise, None, None
+    for here, there in pairwise(sigmas):
+        clean = denoiser(u, here)
+        h = (here / there).log()
+        target = clean
+        if before is not None and there > 0:
+            target = clean + (clean - before) * h / (2 * h_before)
+        u = _toward(target, u, here, there)
+        before, h_before = clean, h
+        yield u
+
+
+def _toward(clean: Tensor, u: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    """The exact step from sigma `here` to `there` when D is constant and equal to `clean`."""
+    return clean + (there / here) * (u - clean)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "euler": euler, "ddim": euler, "dpm-solver-1": euler, "heun": heun,
+    "dpm-solver-2": dpm_solver_2, "dpm-solver-3": dpm_solver_3,
+    "dpm-multistep-2": dpm_multistep_2,
+}
+SCHEDULES = {"karras": karras_sigmas, "log": log_sigmas}
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A sampler with its noise levels: what a row of the table of models calls 'solver'."""
+
+    sampler: str = "heun"
+    steps: int = 18
+    schedule: str = "karras"
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self):
+        choose(self.sampler, SAMPLERS, "solver")
+        choose(self.schedule, SCHEDULES, "noise schedule")
+        if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max:
+            raise UserError(f"solver needs steps >= 1 and 0 < sigma_min < sigma_max, not {self}")
+
+    @property
+    def sigmas(self) -> Tensor:
+        """[steps+1] float64, from sigma_max to sigma_min, then 0."""
+        return SCHEDULES[self.schedule](self.steps, self.sigma_min, self.sigma_max)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations (NFE) of one run, counted by running it."""
+        calls = []
+        noise = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        _last(SAMPLERS[self.sampler](lambda u, sigma: calls.append(1) or u, noise, self.sigmas))
+        return len(calls)
+
+
+@torch.no_grad()
+def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
+           labels: Tensor | None = None, batch: int = 128, progress: str = "") -> Tensor:
+    """x0 [B, C, H, W] float32 at the end of the ODE, the state kept in float64.
+
+    noise: [B, C, H, W] unit normal; labels: [B] or None; progress: a title for a progress bar.
+    """
+    sampler, parts = SAMPLERS[solver.sampler], []
+    rows = range(0, len(noise), batch)
+    for start in _bar(rows, progress):
+        part = noise[start:start + batch]
+        conditioned = denoiser if labels is None else \
+            partial(denoiser, labels=labels[start:start + batch])
+        parts.append(_last(sampler(conditioned, part.double(), solver.sigmas.to(part.device))))
+    return torch.cat(parts).float() if parts else noise.float()
+
+
+def _last(states: Iterator[Tensor]) -> Tensor:
+    for state in states:
+        pass
+    return state
+
+
+def _bar(rows: range, title: str):
+    if not title:
+        return rows
+    from tqdm.auto import tqdm
+    return tqdm(rows, desc=title, leave=False)

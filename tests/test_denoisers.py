@@ -1,0 +1,210 @@
+"""Frameworks against their published definitions, closed forms against brute force."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from paper_utils import data, denoisers
+from paper_utils.denoisers import (FRAMEWORKS, GaussianDenoiser, OptimalDenoiser, Preconditioned,
+                                   framework, from_diffusers)
+from paper_utils.errors import UserError
+from paper_utils.samplers import Solver, sample
+
+SIGMAS = torch.tensor([0.01, 0.05, 0.3, 1.0, 4.0, 30.0], dtype=torch.float64)
+
+
+class Recorder(nn.Module):
+    """A network that keeps what it was given and answers with a constant."""
+
+    num_classes = 0
+
+    def __init__(self, answer: torch.Tensor):
+        super().__init__()
+        self.answer = nn.Parameter(answer)
+
+    def forward(self, x, noise_label, labels=None):
+        self.x, self.noise_label = x, noise_label
+        return self.answer.expand_as(x)
+
+
+def beta_integral(t: float) -> float:
+    """The integral of beta(s) = 0.1 + 19.9 s by the midpoint rule: exact for a linear function."""
+    n = 1000
+    return sum(0.1 + 19.9 * (k + 0.5) * t / n for k in range(n)) * t / n
+
+
+@pytest.mark.parametrize("t", [0.01, 0.3, 0.9])
+def test_vp_undoes_its_own_diffusion(t):
+    """x_t = alpha x0 + sqrt(1 - alpha^2) eps with a perfect eps-network gives x0 back."""
+    alpha = math.exp(-beta_integral(t) / 2)
+    check_perfect_epsilon("vp", alpha, math.sqrt(1 - alpha**2), 999 * t)
+
+
+@pytest.mark.parametrize("t", [0.01, 0.3, 0.9])
+def test_subvp_undoes_its_own_diffusion(t):
+    """sub-VP: the standard deviation is 1 - alpha^2 (Song et al. 2021, eq. 29)."""
+    alpha = math.exp(-beta_integral(t) / 2)
+    check_perfect_epsilon("subvp", alpha, 1 - alpha**2, 999 * t)
+
+
+@pytest.mark.parametrize("step", [0, 10, 500, 999])
+def test_discrete_vp_sees_the_index_of_ddpm(step):
+    alphas = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+    alpha = alphas[step].sqrt().item()
+    check_perfect_epsilon("vp-discrete", alpha, math.sqrt(1 - alpha**2), step)
+
+
+def check_perfect_epsilon(name: str, alpha: float, spread: float, label: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    clean, eps = torch.randn(2, 1, 3, 4, 4, generator=rng, dtype=torch.float64)
+    denoiser = Preconditioned(Recorder(eps), framework(name))
+    found = denoiser((alpha * clean + spread * eps) / alpha, spread / alpha)
+    torch.testing.assert_close(found, clean)
+    torch.testing.assert_close(denoiser.network.x, alpha * clean + spread * eps)
+    assert denoiser.network.noise_label.item() == pytest.approx(label, rel=1e-6, abs=1e-6)
+
+
+def test_v_prediction_undoes_its_own_diffusion():
+    rng = torch.Generator().manual_seed(0)
+    clean, eps = torch.randn(2, 1, 3, 4, 4, generator=rng, dtype=torch.float64)
+    alpha, spread = math.cos(0.7), math.sin(0.7)
+    denoiser = Preconditioned(Recorder(alpha * eps - spread * clean), framework("v"))
+    found = denoiser((alpha * clean + spread * eps) / alpha, spread / alpha)
+    torch.testing.assert_close(found, clean)
+    assert denoiser.network.noise_label.item() == pytest.approx(999 * 0.7 / (math.pi / 2))
+
+
+def test_ve_predicts_the_score_times_sigma():
+    rng = torch.Generator().manual_seed(0)
+    clean, eps = torch.randn(2, 1, 3, 4, 4, generator=rng, dtype=torch.float64)
+    denoiser = Preconditioned(Recorder(-eps), framework("ve"))
+    torch.testing.assert_close(denoiser(clean + 3 * eps, 3.0), clean)
+    assert denoiser.network.noise_label.item() == pytest.approx(math.log(1.5))
+
+
+def test_edm_input_and_target_have_unit_variance():
+    """Karras et al. 2022, appendix B.6: for data of std 0.5, c_in u and the target of F do."""
+    c_skip, c_out, c_in, c_noise = framework("edm").precondition(SIGMAS)
+    torch.testing.assert_close(c_in**2 * (0.25 + SIGMAS**2), torch.ones_like(SIGMAS))
+    target = ((1 - c_skip) ** 2 * 0.25 + c_skip**2 * SIGMAS**2) / c_out**2
+    torch.testing.assert_close(target, torch.ones_like(SIGMAS))
+    torch.testing.assert_close(c_noise, SIGMAS.log() / 4)
+
+
+def test_edm_noise_levels_are_log_normal():
+    quantiles = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    logs = framework("edm").noise_level(quantiles).log()
+    assert logs.mean().item() == pytest.approx(-1.2, abs=1e-3)
+    assert logs.std().item() == pytest.approx(1.2, abs=5e-3)
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_training_noise_levels_grow_with_the_quantile_within_reach(name):
+    sigmas = framework(name).noise_level(torch.linspace(0.001, 0.999, 99, dtype=torch.float64))
+    assert (sigmas.diff() >= 0).all() and sigmas[0] > 0 and sigmas[-1] < 200
+
+
+def test_labels_for_an_unconditional_model_are_refused():
+    denoiser = Preconditioned(Recorder(torch.zeros(1, 3, 4, 4)), framework("edm"))
+    with pytest.raises(UserError, match="unconditional"):
+        denoiser(torch.zeros(2, 3, 4, 4), 1.0, torch.zeros(2, dtype=torch.long))
+
+
+def test_unknown_framework_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'subvp'"):
+        framework("sub-vp")
+
+
+# --- closed forms ---------------------------------------------------------------------------------
+
+def small_images(n: int = 40) -> torch.Tensor:
+    return data.load("bundled").pixels[:n, :, ::4, ::4].contiguous()
+
+
+@pytest.mark.parametrize("sigma", [0.002, 0.3, 2.0, 80.0])
+@pytest.mark.parametrize("block", [7, 4096])
+def test_optimal_denoiser_is_the_sum_over_images(sigma, block):
+    pixels = small_images()
+    images = data.to_unit(pixels).double()
+    u = images[:5] + sigma * torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0),
+                                         dtype=torch.float64)
+    distances = (u[:, None] - images[None]).square().sum((2, 3, 4))
+    weights = (-distances / (2 * sigma**2)).softmax(1)
+    expected = torch.einsum("bn,nchw->bchw", weights, images)
+    found = OptimalDenoiser(pixels, block)(u, sigma)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
+
+
+def test_optimal_denoiser_takes_a_noise_level_per_row():
+    denoiser, u = OptimalDenoiser(small_images()), torch.randn(3, 3, 8, 8)
+    levels = torch.tensor([0.1, 1.0, 10.0])
+    rows = torch.cat([denoiser(u[k:k + 1], levels[k]) for k in range(3)])
+    torch.testing.assert_close(denoiser(u, levels), rows, rtol=1e-4, atol=1e-5)
+
+
+def test_the_optimal_denoisers_ode_ends_on_training_images():
+    """The theorem of the paper's appendix B: every sample is a training image."""
+    pixels = data.load("bundled").pixels[:64]
+    noise = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = sample(OptimalDenoiser(pixels), noise, Solver("heun", 18))
+    distances = torch.cdist(found.flatten(1), data.to_unit(pixels).flatten(1),
+                            compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    assert distances.max() < 0.01
+
+
+def test_gaussian_denoiser_is_the_wiener_filter():
+    """D = mean + C (C + sigma^2)^-1 (u - mean), by a linear solve instead of an eigenbasis."""
+    pixels = small_images(256)
+    flat = data.to_unit(pixels).double().flatten(1)
+    covariance = torch.cov(flat.T, correction=0)
+    u = torch.randn(4, 192, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shrunk = torch.linalg.solve(covariance + 0.09 * torch.eye(192), (u - flat.mean(0)).T).T
+    expected = flat.mean(0) + shrunk @ covariance
+    found = GaussianDenoiser.fit(pixels)(u.view(4, 3, 8, 8), 0.3)
+    torch.testing.assert_close(found.flatten(1), expected, rtol=0, atol=1e-4)
+
+
+# --- diffusers --------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def pipeline():
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8, 16),
+                       layers_per_block=1, norm_num_groups=4, attention_head_dim=8,
+                       down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+                       up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+    return DDPMPipeline(unet, DDPMScheduler(clip_sample=False))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_a_diffusers_pipeline_is_a_denoiser(pipeline, prediction):
+    """Our D equals the pred_original_sample of the pipeline's own scheduler at every timestep."""
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config,
+                                                     prediction_type=prediction)
+    denoiser = from_diffusers(type(pipeline)(pipeline.unet, scheduler))
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for t in (0, 400, 999):
+        with torch.no_grad():
+            out = pipeline.unet(x, t).sample
+            expected = scheduler.step(out, t, x).pred_original_sample
+            alpha = scheduler.alphas_cumprod[t].double().sqrt()
+            found = denoiser(x.double() / alpha, (1 - alpha**2).sqrt() / alpha)
+        torch.testing.assert_close(found.float(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_saved_pipeline_loads_by_the_path_of_the_hub(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "ddpm")
+    u = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(from_diffusers(tmp_path / "ddpm")(u, 1.0),
+                                   from_diffusers(pipeline)(u, 1.0))
+
+
+def test_a_missing_pipeline_is_one_clear_line(tmp_path):
+    with pytest.raises(UserError, match="no diffusers pipeline") as error:
+        from_diffusers(tmp_path / "nothing")
+    assert "\n" not in str(error.value)

@@ -1,0 +1,190 @@
+"""Samplers against diffusers' schedulers on a dummy denoiser and against a Gaussian's exact flow."""
+
+import math
+
+import pytest
+import torch
+
+from paper_utils import samplers
+from paper_utils.denoisers import GaussianDenoiser, vp_discrete
+from paper_utils.errors import UserError
+from paper_utils.samplers import SAMPLERS, Solver, karras_sigmas, log_sigmas
+
+SHAPE = (2, 3, 4, 4)
+
+
+def gaussian(seed: int = 0) -> GaussianDenoiser:
+    rng = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(48, 48, generator=rng, dtype=torch.float64)).Q
+    values = torch.logspace(-2, 0.5, 48, dtype=torch.float64)
+    mean = torch.randn(SHAPE[1:], generator=rng, dtype=torch.float64) / 4
+    return GaussianDenoiser(mean, values, basis)
+
+
+def noise(seed: int = 1) -> torch.Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def final(name: str, sigmas: torch.Tensor, denoiser) -> torch.Tensor:
+    *_, last = SAMPLERS[name](denoiser, noise(), sigmas)
+    return last
+
+
+ORDERS = {"euler": 1, "heun": 2, "dpm-solver-2": 2, "dpm-solver-3": 3, "dpm-multistep-2": 2}
+
+
+@pytest.mark.parametrize("name, order", ORDERS.items())
+def test_order_of_convergence_on_a_gaussian(name, order):
+    """Halving the step divides the error by 2^order; the solution is known in closed form."""
+    denoiser, high, low = gaussian(), 20.0, 0.1
+    exact = denoiser.flow(high * noise(), high, low)
+
+    def error(steps: int) -> float:
+        sigmas = log_sigmas(steps + 1, low, high)[:-1]
+        return (final(name, sigmas, denoiser) - exact).norm().item()
+
+    observed = math.log2(error(80) / error(160))
+    assert order - 0.25 < observed < order + 0.6
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_ending_at_zero_lands_on_the_data(name):
+    denoiser = gaussian()
+    exact = denoiser.flow(80 * noise(), 80, 0)
+    found = final(name, karras_sigmas(120, 0.002, 80), denoiser)
+    # a step error of first order is the largest; the mean image is about 1 in norm per pixel
+    assert (found - exact).abs().max() < (0.12 if ORDERS.get(name, 1) == 1 else 0.01)
+
+
+def test_the_flow_of_a_gaussian_composes():
+    denoiser, u = gaussian(), noise() * 80
+    there = denoiser.flow(denoiser.flow(u, 80, 3), 3, 0.5)
+    torch.testing.assert_close(there, denoiser.flow(u, 80, 0.5))
+
+
+# --- against diffusers --------------------------------------------------------------------------
+
+def eps_model(x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """A dummy eps-prediction of the VP state x = alpha u at u-noise sigma: nonlinear in both."""
+    return torch.tanh(0.7 * x + 0.3 * torch.log(sigma)) * (1 + 0.1 * alpha)
+
+
+def dummy(u: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    alpha = 1 / (1 + sigma**2).sqrt()
+    return u - sigma * eps_model(alpha * u, alpha, sigma)
+
+
+def vp_noise_levels(timesteps) -> torch.Tensor:
+    alphas = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+    return ((1 - alphas) / alphas).sqrt()[timesteps]
+
+
+def test_ddim_is_diffusers_ddim():
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=True)
+    scheduler.set_timesteps(20)
+    steps = torch.as_tensor(scheduler.timesteps)
+    sigmas = torch.cat([vp_noise_levels(steps), torch.zeros(1, dtype=torch.float64)])
+    alpha = 1 / (1 + sigmas[0] ** 2).sqrt()
+    x = alpha * sigmas[0] * noise()
+    for t, sigma in zip(steps, sigmas):
+        eps = eps_model(x, 1 / (1 + sigma**2).sqrt(), sigma)
+        x = scheduler.step(eps, t, x).prev_sample
+    torch.testing.assert_close(final("ddim", sigmas, dummy), x, rtol=1e-4, atol=1e-4)
+
+
+def test_heun_is_diffusers_heun():
+    from diffusers import HeunDiscreteScheduler
+
+    scheduler = HeunDiscreteScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+    scheduler.set_timesteps(12)
+    sigmas = torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1::2]]).double()
+    u = sigmas[0] * noise()
+    for t in scheduler.timesteps:
+        sigma = scheduler.sigmas[scheduler.step_index or 0].double()
+        eps = (u - dummy(u, sigma)) / sigma
+        u = scheduler.step(eps, t, u).prev_sample
+    torch.testing.assert_close(final("heun", sigmas, dummy), u, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name, algorithm, order", [
+    ("dpm-solver-2", "dpmsolver", 2), ("dpm-solver-3", "dpmsolver", 3)])
+def test_singlestep_dpm_solver_is_diffusers(name, algorithm, order):
+    """diffusers steps through the inner stages too, so its grid is ours with the stages in it.
+
+    The second stage of the published DPM-Solver-3 is what diffusers calls 'heun', the third (and
+    the second order's own) what it calls 'midpoint', so the test switches between them.
+    """
+    from diffusers import DPMSolverSinglestepScheduler
+
+    steps = 4
+    scheduler = DPMSolverSinglestepScheduler(
+        algorithm_type=algorithm, solver_order=order, beta_schedule="linear", beta_start=1e-4,
+        beta_end=0.02, lower_order_final=False, final_sigmas_type="sigma_min")
+    scheduler.set_timesteps(steps * order)
+    grid = log_sigmas(steps * order + 1, 0.05, 50.0)[:-1]
+    scheduler.sigmas = grid
+    scheduler.order_list = list(range(1, order + 1)) * steps
+    alpha = 1 / (1 + grid[0] ** 2).sqrt()
+    x = alpha * grid[0] * noise()
+    for k, (t, sigma) in enumerate(zip(scheduler.timesteps, grid)):
+        inner = order == 3 and k % order == 1
+        scheduler.register_to_config(solver_type="heun" if inner else "midpoint")
+        x = scheduler.step(eps_model(x, 1 / (1 + sigma**2).sqrt(), sigma), t, x).prev_sample
+    u = x * (1 + grid[-1] ** 2).sqrt()
+    torch.testing.assert_close(final(name, grid[::order], dummy), u, rtol=1e-6, atol=1e-6)
+
+
+def test_multistep_2_is_diffusers_dpm_solver_plus_plus():
+    from diffusers import DPMSolverMultistepScheduler
+
+    scheduler = DPMSolverMultistepScheduler(
+        algorithm_type="dpmsolver++", solver_order=2, beta_schedule="linear", beta_start=1e-4,
+        beta_end=0.02, lower_order_final=False, final_sigmas_type="zero")
+    scheduler.set_timesteps(15)
+    grid = torch.cat([log_sigmas(15, 0.05, 50.0)])
+    scheduler.sigmas = grid
+    alpha = 1 / (1 + grid[0] ** 2).sqrt()
+    x = alpha * grid[0] * noise()
+    for t, sigma in zip(scheduler.timesteps, grid):
+        x = scheduler.step(eps_model(x, 1 / (1 + sigma**2).sqrt(), sigma), t, x).prev_sample
+    torch.testing.assert_close(final("dpm-multistep-2", grid, dummy), x, rtol=1e-5, atol=1e-5)
+
+
+# --- schedules and solvers ----------------------------------------------------------------------
+
+def test_karras_noise_levels_are_those_of_the_paper():
+    sigmas = karras_sigmas(18, 0.002, 80)
+    assert len(sigmas) == 19 and sigmas[-1] == 0
+    assert sigmas[0] == pytest.approx(80) and sigmas[17] == pytest.approx(0.002)
+    expected = (80 ** (1 / 7) + 5 / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    assert sigmas[5] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("solver, evaluations", [
+    (Solver("heun", 18), 35), (Solver("ddim", 50), 50), (Solver("dpm-solver-2", 25), 49),
+    (Solver("dpm-solver-3", 15), 43), (Solver("dpm-multistep-2", 30), 30)])
+def test_evaluations_are_counted(solver, evaluations):
+    assert solver.evaluations == evaluations
+
+
+def test_samples_do_not_depend_on_the_batch():
+    denoiser, many = gaussian(), torch.randn(7, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    whole = samplers.sample(denoiser, many, batch=7)
+    torch.testing.assert_close(samplers.sample(denoiser, many, batch=2), whole)
+    assert whole.dtype == torch.float32
+
+
+@pytest.mark.parametrize("change", [{"sampler": "huen"}, {"schedule": "karas"}, {"steps": 0},
+                                    {"sigma_min": 0.0}, {"sigma_max": 0.001}])
+def test_a_bad_solver_is_refused_in_one_line(change):
+    with pytest.raises(UserError) as error:
+        Solver(**change)
+    assert "\n" not in str(error.value)
+    if "sampler" in change:
+        assert "did you mean 'heun'" in str(error.value)
+
+
+def test_ddpm_noise_levels_span_the_solvers_range():
+    assert vp_discrete().sigma_min < 0.011 and vp_discrete().sigma_max > 150
