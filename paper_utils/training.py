@@ -1,0 +1,233 @@
+"""One training loop, a generator: the caller owns logging, checkpoints and when to stop.
+
+    for training in train(spec, images):
+        if training.step % 1000 == 0:
+            save_checkpoint(training, path)
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from paper_utils import artifacts, data, denoisers, networks, noise
+from paper_utils.denoisers import Framework, Preconditioned
+from paper_utils.errors import UserError
+from paper_utils.samplers import Solver
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that makes a model: the same specification gives the same weights on the same CPU.
+
+    images_seen is the training budget; warmup and ema_half_life are in images seen too. images is
+    the size of the nested subset ('first n'). precision 'bf16' autocasts the forward pass; weights,
+    EMA and optimizer stay float32.
+    """
+
+    name: str
+    network: str
+    network_args: dict = field(default_factory=dict)
+    framework: str = "edm"
+    images: int = 50_000
+    images_seen: int = 1_000_000
+    batch: int = 128
+    learning_rate: float = 1e-3
+    warmup: int = 20_000
+    ema_half_life: int = 20_000
+    seed: int = 0
+    precision: str = "float32"
+    solver: Solver = Solver()
+    note: str = ""
+
+    @property
+    def run(self) -> str:
+        """Names every random stream of this run."""
+        return f"{self.name}/{self.seed}"
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.images_seen / self.batch)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Spec":
+        values = {k: v for k, v in json.loads(text).items() if k in {f.name for f in fields(cls)}}
+        return cls(**values | {"solver": Solver(**values["solver"])})
+
+
+def build(spec: Spec) -> Preconditioned:
+    """The untrained denoiser of `spec`, initialised from its own seed; global streams untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(noise.seed_of(spec.run, "init"))
+        network = networks.build(spec.network, **spec.network_args)
+    return Preconditioned(network, denoisers.framework(spec.framework))
+
+
+def denoising_loss(denoiser: nn.Module, framework: Framework, clean: Tensor, sigma: Tensor,
+                   eps: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Mean of weight(sigma) |D(x0 + sigma eps; sigma) - x0|^2 over batch and pixels."""
+    scale = denoisers.column(sigma, clean)
+    error = denoiser(clean + scale * eps, sigma, labels) - clean
+    return (framework.weight(scale) * error**2).mean()
+
+
+@lru_cache(maxsize=4)
+def _permutation(run: str, epoch: int, n: int) -> Tensor:
+    return torch.randperm(n, generator=noise.stream(run, "order", epoch))
+
+
+def batch_rows(run: str, step: int, batch: int, n: int) -> Tensor:
+    """The rows of step `step`: [batch] int64, each epoch its own permutation of n images."""
+    start, rows = step * batch, []
+    while start < (step + 1) * batch:
+        epoch, offset = divmod(start, n)
+        part = _permutation(run, epoch, n)[offset:offset + (step + 1) * batch - start]
+        rows.append(part)
+        start += len(part)
+    return torch.cat(rows)
+
+
+class Training:
+    """A run in progress: the denoiser that learns, its EMA, the optimizer and the step."""
+
+    def __init__(self, spec: Spec, images: data.Images, device: str = "cpu"):
+        if len(images) != spec.images:
+            raise UserError(f"{spec.name} trains on {spec.images} images but was given "
+                            f"{len(images)}: pass images.first({spec.images})")
+        self.spec, self.images, self.device = spec, images, torch.device(device)
+        self.denoiser = build(spec).to(self.device, memory_format=torch.channels_last)
+        self.ema = build(spec).to(self.device).eval().requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=spec.learning_rate)
+        self.step, self.loss = 0, math.nan
+        self._pixels, self._labels = images.pixels.to(self.device), images.labels.to(self.device)
+
+    @property
+    def images_seen(self) -> int:
+        return self.step * self.spec.batch
+
+    def advance(self) -> None:
+        """One optimizer step. All its randomness comes from (run, stream, step)."""
+        spec, ramp = self.spec, max(self.spec.warmup, 1)
+        rate = spec.learning_rate * min((self.images_seen + spec.batch) / ramp, 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._loss()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        self._average()
+        self.loss = loss.detach()
+
+    def _loss(self) -> Tensor:
+        spec, framework = self.spec, self.denoiser.framework
+        rows = batch_rows(spec.run, self.step, spec.batch, spec.images).to(self.device)
+        clean = data.to_unit(self._pixels[rows])
+        stream = noise.stream(spec.run, "noise", self.step, device=self.device)
+        # stratified quantiles: one noise level in every 1/batch of the training distribution
+        quantile = torch.rand((), generator=stream, device=self.device)
+        quantile = (quantile + torch.arange(spec.batch, device=self.device) / spec.batch) % 1
+        eps = torch.randn(clean.shape, generator=stream, device=self.device)
+        labels = self._labels[rows] if spec.network_args.get("num_classes") else None
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(noise.seed_of(spec.run, "dropout", self.step))
+            with torch.autocast(self.device.type, torch.bfloat16, spec.precision == "bf16"):
+                return denoising_loss(self.denoiser, framework, clean,
+                                      framework.noise_level(quantile), eps, labels)
+
+    def _average(self) -> None:
+        """EMA with a half-life that grows with the run at first (Karras et al. 2022, ramp 0.05)."""
+        half_life = min(self.spec.ema_half_life, 0.05 * self.images_seen)
+        keep = 0.5 ** (self.spec.batch / max(half_life, 1e-8))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.denoiser.parameters()),
+                                 1 - keep)
+            for mine, other in zip(self.ema.buffers(), self.denoiser.buffers()):
+                mine.copy_(other)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Flat tensors: network.*, ema.*, optimizer.<parameter>.<moment>, step."""
+        moments = self.optimizer.state_dict()["state"]
+        return {
+            **{f"network.{k}": v for k, v in self.denoiser.network.state_dict().items()},
+            **{f"ema.{k}": v for k, v in self.ema.network.state_dict().items()},
+            **{f"optimizer.{i}.{k}": v for i, s in moments.items() for k, v in s.items()},
+            "step": torch.tensor(self.step),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.denoiser.network.load_state_dict(below("network.", state))
+        self.ema.network.load_state_dict(below("ema.", state))
+        optimizer, moments = self.optimizer.state_dict(), {}
+        for key, value in below("optimizer.", state).items():
+            index, moment = key.split(".")
+            moments.setdefault(int(index), {})[moment] = value
+        self.optimizer.load_state_dict({**optimizer, "state": moments})
+        self.step = int(state["step"])
+
+
+def below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def train(spec: Spec, images: data.Images, checkpoint: Path | None = None,
+          device: str = "cpu") -> Iterator[Training]:
+    """Train `spec` on `images` (exactly spec.images of them); yields after every step.
+
+    checkpoint: a file to go on from if it exists; on the CPU the weights at the end are, bit for
+    bit, those of a run that was never stopped. Raises UserError for a checkpoint of another
+    specification or a damaged one, and for CUDA where there is none.
+    """
+    check_device(device)
+    training = Training(spec, images, device)
+    if checkpoint and Path(checkpoint).exists():
+        load_checkpoint(training, checkpoint)
+    while training.step < spec.steps:
+        training.advance()
+        yield training
+
+
+def check_device(device: str) -> str:
+    """Return `device`; UserError when it is CUDA and there is none."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r} was asked for, but this machine has no CUDA GPU: "
+                        "use device='cpu'")
+    return device
+
+
+def save_checkpoint(training: Training, path: Path) -> None:
+    """Write the run so that `train` can go on from it; the old file stays until this is whole.
+
+    Raises UserError when there is no room or no permission.
+    """
+    tensors = {k: v.contiguous() for k, v in training.state_dict().items()}
+    metadata = {"spec": training.spec.to_json(), "subset": training.images.hash}
+    artifacts.replace_file(Path(path), save(tensors, metadata))
+
+
+def load_checkpoint(training: Training, path: Path) -> None:
+    """Restore a run; UserError when the file is damaged or belongs to another specification."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {k: file.get_tensor(k) for k in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"checkpoint {path} is damaged ({error}): move it away to train from the "
+                        "start") from None
+    if not metadata.keys() >= {"spec", "subset"} or "step" not in state:
+        raise UserError(f"{path} is no checkpoint of this project: give this run a file of its own")
+    mine = Spec.from_json(training.spec.to_json())  # through JSON, where tuples are lists
+    if (Spec.from_json(metadata["spec"]), metadata["subset"]) != (mine, training.images.hash):
+        raise UserError(f"checkpoint {path} belongs to another specification or subset of images: "
+                        "give this run a file of its own")
+    training.load_state_dict(state)

@@ -1,0 +1,323 @@
+"""Training: its order, its losses against their native forms, exact resume, refused checkpoints."""
+
+import errno
+import math
+import multiprocessing
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from paper_utils import data, denoisers, training
+from paper_utils.denoisers import Preconditioned
+from paper_utils.errors import UserError
+from paper_utils.samplers import Solver
+from paper_utils.training import Spec, Training, batch_rows, denoising_loss, train
+
+TINY = Spec("tiny", "unet", dict(width=8, channel_mult=(1, 1), blocks=1, attention=(8,), patch=2,
+                                 dropout=0.1), images=24, images_seen=49, batch=7, warmup=20,
+            ema_half_life=30)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return data.load("bundled").first(24)
+
+
+def finish(spec, images, checkpoint=None):
+    """The state at the end of a run, copied; the global generator is disturbed at every step."""
+    for run in train(spec, images, checkpoint):
+        torch.rand(3)
+    return {k: v.clone() for k, v in run.state_dict().items()}
+
+
+def stop_at(step, spec, images, checkpoint):
+    """Train until `step` and leave a checkpoint, as a killed process would."""
+    for run in train(spec, images, checkpoint):
+        if run.step == step:
+            training.save_checkpoint(run, checkpoint)
+            return run
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    different = [k for k in a if a[k].dtype != b[k].dtype or not torch.equal(a[k], b[k])]
+    assert not different
+
+
+# --- order and randomness -----------------------------------------------------------------------
+
+@pytest.mark.parametrize("n, batch", [(10, 4), (10, 10), (10, 25), (7, 3), (1, 3)])
+def test_every_epoch_shows_every_image_once(n, batch):
+    rows = torch.cat([batch_rows("run", step, batch, n) for step in range(3 * n)])
+    epochs = rows[:len(rows) // n * n].view(-1, n)
+    assert torch.equal(epochs.sort(1).values, torch.arange(n).expand_as(epochs))
+    assert n < 7 or len({tuple(e) for e in epochs.tolist()}) > len(epochs) // 2
+
+
+def test_the_order_is_that_of_the_run_and_of_nothing_else():
+    def order(run):
+        return [batch_rows(run, step, 8, 100).tolist() for step in range(5)]
+
+    first = order("a/0")
+    torch.manual_seed(99)
+    assert order("a/0") == first and order("a/1") != first
+    assert batch_rows("a/0", 4, 8, 100).tolist() == first[4]
+
+
+def test_global_generators_are_left_alone(images):
+    state = torch.get_rng_state()
+    training.build(TINY)
+    assert torch.equal(torch.get_rng_state(), state)
+    run = Training(TINY, images)
+    run.advance()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_is_initialised_by_its_own_seed(images):
+    torch.manual_seed(1)
+    first = training.build(TINY).state_dict()
+    torch.manual_seed(2)
+    assert_same(first, training.build(TINY).state_dict())
+    other = training.build(replace(TINY, seed=1)).state_dict()
+    assert any(not torch.equal(first[k], other[k]) for k in first)
+
+
+def test_warm_up_is_linear_and_the_budget_is_kept(images):
+    rates, seen = [], []
+    for run in train(TINY, images):
+        rates.append(run.optimizer.param_groups[0]["lr"])
+        seen.append(run.images_seen)
+    assert rates == pytest.approx([1e-3 * min(7 * k / 20, 1) for k in range(1, 8)])
+    assert seen[-1] == 49 == TINY.images_seen and len(seen) == TINY.steps
+
+
+def test_the_average_is_that_of_the_weights(images):
+    """Half-life min(30, 5 % of what was seen), written out for one parameter."""
+    weights, name = [], "network.out.weight"
+    for run in train(TINY, images):
+        name = name if name in run.state_dict() else next(
+            k for k, v in run.state_dict().items() if k.startswith("network.") and v.ndim == 4)
+        weights.append(run.state_dict()[name].clone())
+    average = training.build(TINY).state_dict()[name]
+    for step, value in enumerate(weights, 1):
+        keep = 0.5 ** (7 / min(30, 0.05 * 7 * step))
+        average = keep * average + (1 - keep) * value
+    torch.testing.assert_close(run.state_dict()["ema" + name.removeprefix("network")], average)
+
+
+# --- losses against their native forms ----------------------------------------------------------
+
+class Dummy(nn.Module):
+    """A network that depends on the image and on its noise label, smoothly."""
+
+    num_classes = 0
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Conv2d(3, 3, 3, padding=1).double()
+
+    def forward(self, x, noise_label, labels=None):
+        return torch.tanh(self.mix(x)) * (1 + 0.1 * torch.sin(noise_label)[:, None, None, None])
+
+
+def process(name: str, t):
+    """(scale, std, noise label) of x_t = scale x0 + std eps, as each method's paper has them."""
+    integral = 0.1 * t + 19.9 * t**2 / 2  # of beta: score-SDE's linear schedule
+    if name == "vp":
+        return torch.exp(-integral / 2), torch.sqrt(1 - torch.exp(-integral)), 999 * t
+    if name == "subvp":
+        return torch.exp(-integral / 2), 1 - torch.exp(-integral), 999 * t
+    if name == "vp-discrete":
+        k = (t * 1000).long()
+        bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[k]
+        return bar.sqrt(), (1 - bar).sqrt(), k.double()
+    if name == "v":
+        return torch.cos(t * math.pi / 2), torch.sin(t * math.pi / 2), 999 * t
+    sigma = 0.02 * 5000**t
+    if name == "ve":
+        return torch.ones_like(t), sigma, (sigma / 2).log()
+    scale = 1 / (sigma**2 + 0.25).sqrt()
+    return scale, sigma * scale, sigma.log() / 4
+
+
+def target(name: str, x0, eps, scale, std):
+    """What the network is regressed on, with weight one everywhere."""
+    if name in ("vp", "vp-discrete", "subvp"):
+        return eps
+    if name == "ve":  # the network is sigma times the score
+        return -eps
+    if name == "v":
+        return scale * eps - std * x0
+    sigma = std / scale  # Karras et al. 2022, eq. 8: (x0 - c_skip u) / c_out
+    skip, out = 0.25 / (sigma**2 + 0.25), sigma * 0.5 / (sigma**2 + 0.25).sqrt()
+    return (x0 - skip * (x0 + sigma * eps)) / out
+
+
+@pytest.mark.parametrize("name", denoisers.FRAMEWORKS)
+def test_the_loss_is_the_native_one(name):
+    rng, network, kind = torch.Generator().manual_seed(3), Dummy(), denoisers.framework(name)
+    x0 = torch.rand(6, 3, 8, 8, generator=rng, dtype=torch.float64) * 2 - 1
+    eps = torch.randn(x0.shape, generator=rng, dtype=torch.float64)
+    t = torch.tensor([0.03, 0.1, 0.3, 0.5, 0.8, 0.97]).double().view(6, 1, 1, 1)
+    scale, std, label = process(name.removesuffix("-f"), t)
+    error = network(scale * x0 + std * eps, label.flatten()) - target(name, x0, eps, scale, std)
+    sigma = (std / scale).flatten()
+    for rows in [*torch.arange(6).split(1), torch.arange(6)]:  # each noise level, then all
+        found = denoising_loss(Preconditioned(network, kind), kind, x0[rows], sigma[rows],
+                               eps[rows])
+        torch.testing.assert_close(found, (error[rows] ** 2).mean(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["edm", "vp", "v", "ve-f"])
+def test_the_loss_falls_on_four_images(images, name):
+    spec = replace(TINY, framework=name, images=4, batch=8, images_seen=8 * 60, warmup=1,
+                   learning_rate=4e-3, network_args=TINY.network_args | {"dropout": 0.0})
+    kind, clean = denoisers.framework(name), data.to_unit(images.pixels[:4]).repeat(16, 1, 1, 1)
+    eps = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    sigma = kind.noise_level(torch.linspace(0.01, 0.99, 64))
+
+    def loss(denoiser):
+        with torch.no_grad():
+            return denoising_loss(denoiser, kind, clean, sigma, eps)
+
+    before = loss(training.build(spec))
+    for run in train(spec, images.first(4)):
+        assert run.loss.isfinite()
+    assert loss(run.denoiser) < 0.85 * before and loss(run.ema) < 0.95 * before
+
+
+# --- resume -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_stopped_run_ends_with_the_same_bits(images, tmp_path, precision):
+    spec = replace(TINY, precision=precision)
+    straight = finish(spec, images)
+    for k, step in enumerate(random.Random(0).sample(range(1, 7), 2)):
+        stop_at(step, spec, images, tmp_path / f"{k}")
+        assert_same(finish(spec, images, tmp_path / f"{k}"), straight)
+
+
+def test_a_run_stopped_at_every_step_ends_with_the_same_bits(images, tmp_path):
+    for step in range(1, 7):
+        run = stop_at(step, TINY, images, tmp_path / "checkpoint")
+        assert run.step == step
+    assert_same(finish(TINY, images, tmp_path / "checkpoint"), finish(TINY, images))
+
+
+def test_a_finished_run_does_not_go_on(images, tmp_path):
+    stop_at(7, TINY, images, tmp_path / "checkpoint")
+    assert list(train(TINY, images, tmp_path / "checkpoint")) == []
+
+
+def _train_and_save(spec, images, checkpoint):
+    for run in train(spec, images, checkpoint):
+        training.save_checkpoint(run, checkpoint)
+
+
+def test_a_killed_process_goes_on_with_the_same_bits(images, tmp_path):
+    spec, checkpoint = replace(TINY, images_seen=7 * 15), tmp_path / "checkpoint"
+    worker = multiprocessing.get_context("fork").Process(target=_train_and_save,
+                                                         args=(spec, images, checkpoint))
+    worker.start()
+    while not checkpoint.exists() and worker.is_alive():
+        time.sleep(0.01)
+    time.sleep(random.Random(1).uniform(0, 0.3))
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    assert checkpoint.exists()
+    assert_same(finish(spec, images, checkpoint), finish(spec, images))
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(images, tmp_path, monkeypatch):
+    checkpoint = tmp_path / "checkpoint"
+    run = stop_at(2, TINY, images, checkpoint)
+    left = checkpoint.read_bytes()
+    run.advance()
+
+    def full_disk(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(UserError, match="No space left"):
+        training.save_checkpoint(run, checkpoint)
+    assert checkpoint.read_bytes() == left and list(tmp_path.iterdir()) == [checkpoint]
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("change", [dict(framework="vp"), dict(learning_rate=2e-3), dict(seed=1),
+                                    dict(network_args=TINY.network_args | {"width": 12})])
+def test_a_checkpoint_of_another_specification_is_refused(images, tmp_path, change):
+    stop_at(2, TINY, images, tmp_path / "checkpoint")
+    with pytest.raises(UserError, match="another specification") as failure:
+        next(train(replace(TINY, **change), images, tmp_path / "checkpoint"))
+    assert str(tmp_path / "checkpoint") in str(failure.value) and "\n" not in str(failure.value)
+
+
+def test_a_checkpoint_of_another_subset_is_refused(images, tmp_path):
+    stop_at(2, TINY, images, tmp_path / "checkpoint")
+    with pytest.raises(UserError, match="subset"):
+        next(train(TINY, data.load("bundled").half(1, 24), tmp_path / "checkpoint"))
+
+
+@pytest.mark.parametrize("damage", [
+    lambda path: path.write_bytes(path.read_bytes()[:-100]), lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(b"\xff" * 16 + path.read_bytes()[16:]),
+    lambda path: torch.save({"step": 3}, path),
+])
+def test_a_damaged_checkpoint_is_refused_and_kept(images, tmp_path, damage):
+    checkpoint = tmp_path / "checkpoint"
+    stop_at(2, TINY, images, checkpoint)
+    damage(checkpoint)
+    left = checkpoint.read_bytes()
+    with pytest.raises(UserError, match="is damaged") as failure:
+        next(train(TINY, images, checkpoint))
+    assert str(checkpoint) in str(failure.value) and checkpoint.read_bytes() == left
+
+
+def test_weights_given_as_a_checkpoint_are_refused(images, tmp_path):
+    save_file({"x": torch.zeros(3)}, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match="no checkpoint"):
+        next(train(TINY, images, tmp_path / "weights.safetensors"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU here")
+def test_cuda_is_refused_where_there_is_none(images):
+    with pytest.raises(UserError, match="device='cpu'"):
+        next(train(TINY, images, device="cuda"))
+
+
+def test_a_wrong_number_of_images_is_refused(images):
+    with pytest.raises(UserError, match=r"images.first\(24\)"):
+        next(train(TINY, data.load("bundled")))
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(framework="edn"), "did you mean 'edm'"), (dict(network="unett"), "did you mean 'unet'"),
+    (dict(network_args={"widht": 8}), "did you mean 'width'"),
+])
+def test_unknown_names_are_refused(images, change, words):
+    with pytest.raises(UserError, match=words):
+        training.build(replace(TINY, **change))
+
+
+# --- the specification --------------------------------------------------------------------------
+
+def test_a_specification_survives_json():
+    spec = replace(TINY, solver=Solver("ddim", 30, "log", 0.01, 50.0), seed=4, note="a note")
+    again = Spec.from_json(spec.to_json())
+    assert again.to_json() == spec.to_json() and again.solver == spec.solver
+    assert replace(again, network_args=spec.network_args) == spec
+    assert Spec.from_json(again.to_json()) == again
+
+
+def test_a_newer_specification_can_be_read():
+    text = TINY.to_json()[:-1] + ', "invented_later": 3}'
+    assert Spec.from_json(text) == Spec.from_json(TINY.to_json())
