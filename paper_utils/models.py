@@ -1,0 +1,303 @@
+"""The models of section 2, each one a function from the shared noise to an image.
+
+A model may be trained on the spot, loaded from zoo/, or closed-form; what compares them does not
+know which.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from paper_utils import (artifacts, contrast, data, denoisers, local_score, networks, profiles,
+                         samplers, training, zoo)
+from paper_utils.errors import UserError, choose
+from paper_utils.noise import NoiseBank, hyperplane
+from paper_utils.profiles import Profile
+from paper_utils.samplers import Solver
+
+LIVE_TOLERANCE = 1.0  # mean absolute difference of an image, in 8-bit levels
+BANK = NoiseBank()
+CLOSED_FORMS = ("optimal", "gaussian", "local")
+TRANSFORMERS = ("uvit", "dit")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A row of the table of models.
+
+    generate: unit normal noise [B, 3, 32, 32] -> x0 [B, 3, 32, 32] in [-1, 1]. identity: all that
+    decides what it generates (names its samples in the artifact store). images_seen: the training
+    budget; 0 for a closed form.
+    """
+
+    name: str
+    family: str              # 'U-Net', 'transformer', 'closed form', 'GAN' or 'VAE'
+    architecture: str
+    framework: str
+    solver: str
+    evaluations: int
+    parameters: int
+    images: int
+    images_seen: int
+    identity: dict
+    generate: Callable[..., Tensor]
+
+    @property
+    def trained_diffusion(self) -> bool:
+        return self.family in ("U-Net", "transformer")
+
+
+# --- making models ------------------------------------------------------------------------------
+
+def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: str) -> Model:
+    """A trained denoiser with the solver of its specification; `weights` is their hash."""
+    family = "transformer" if spec.network in TRANSFORMERS else "U-Net"
+    device = next(denoiser.parameters()).device
+
+    def generate(noise: Tensor, progress: str = "") -> Tensor:
+        x0 = samplers.sample(denoiser, noise.to(device), spec.solver, progress=progress)
+        return x0.cpu()
+
+    return Model(spec.name, family, _architecture(spec), denoiser.framework.label,
+                 f"{spec.solver.sampler}, {spec.solver.steps} steps", spec.solver.evaluations,
+                 networks.count_parameters(denoiser), spec.images, spec.images_seen,
+                 {"weights": weights, "solver": asdict(spec.solver), "code": _sampling_code()},
+                 generate)
+
+
+def _architecture(spec: training.Spec) -> str:
+    args = spec.network_args
+    if spec.network in TRANSFORMERS:
+        return f"{spec.network}, {args['dim']} wide, {args['depth']} deep, patch {args['patch']}"
+    if spec.network == "diffusers_unet":
+        return f"UNet2DModel {'-'.join(map(str, args['block_out_channels']))}"
+    patch = f", {args['patch']}x{args['patch']} patches" if args.get("patch", 1) > 1 else ""
+    mult = "-".join(str(args["width"] * m) for m in args["channel_mult"])
+    return f"{spec.network} {mult}{patch}"
+
+
+def contrast_model(name: str, spec: contrast.Spec, network: nn.Module, weights: str,
+                   images: int) -> Model:
+    """A GAN or VAE on the same noises, in one evaluation."""
+    def generate(noise: Tensor, progress: str = "") -> Tensor:
+        return contrast.sample(network, noise).cpu()
+
+    return Model(name, spec.kind.upper(), f"convolutional, width {spec.width}", spec.kind.upper(),
+                 "one step", 1, networks.count_parameters(network), images, spec.images_seen,
+                 {"weights": weights, "code": artifacts.code_version(contrast)}, generate)
+
+
+def closed_forms(images: data.Images, bag: int) -> dict[str, Model]:
+    """The optimal denoiser, the Gaussian denoiser and the local equivariant score of `images`.
+
+    All through the same solver (Heun, 18 steps). They are built when first asked for a sample.
+    """
+    makers = {"optimal": lambda: denoisers.OptimalDenoiser(images.pixels),
+              "gaussian": lambda: gaussian(images),
+              "local": lambda: local_score.LocalEquivariantDenoiser(images, patches=bag)}
+    labels = {"optimal": "optimal denoiser (empirical)", "gaussian": "Gaussian (Wiener) denoiser",
+              "local": f"local equivariant score, {bag} patches"}
+    return {name: _closed_form(name, labels[name], makers[name], images, bag)
+            for name in CLOSED_FORMS}
+
+
+def _closed_form(name: str, label: str, make: Callable, images: data.Images, bag: int) -> Model:
+    solver, built = Solver(), []
+
+    def generate(noise: Tensor, progress: str = "") -> Tensor:
+        if not built:
+            built.append(make())
+        return samplers.sample(built[0], noise, solver, batch=64, progress=progress)
+
+    identity = {"closed form": name, "images": images.hash, "code": _sampling_code()}
+    return Model(name, "closed form", label, "closed form", f"heun, {solver.steps} steps",
+                 solver.evaluations, 0, len(images), 0,
+                 identity | ({"bag": bag} if name == "local" else {}), generate)
+
+
+def gaussian(images: data.Images) -> denoisers.GaussianDenoiser:
+    """The Gaussian denoiser of these images; its eigendecomposition is an artifact."""
+    def compute() -> artifacts.Tensors:
+        fitted = denoisers.GaussianDenoiser.fit(images.pixels)
+        return {"mean": fitted.mean, "eigenvalues": fitted.eigenvalues,
+                "eigenvectors": fitted.eigenvectors}
+
+    spec = {"images": images.hash, "code": artifacts.code_version(denoisers)}
+    return denoisers.GaussianDenoiser(**artifacts.remember("gaussian", spec, compute))
+
+
+def _sampling_code() -> str:
+    return artifacts.code_version(samplers, denoisers, networks, local_score)
+
+
+# --- training on the spot -------------------------------------------------------------------------
+
+def train(spec: training.Spec, images: data.Images,
+          device: str = "cpu") -> tuple[Model, Tensor]:
+    """The trained model of `spec` and its loss at every step, from the artifact store or else now.
+
+    A run that was killed goes on from its checkpoint; progress is a bar in a notebook, plain lines
+    in a batch log. Raises UserError as training.train does.
+    """
+    training.check_device(device)
+    made = {"spec": json.loads(spec.to_json()), "images": images.hash,
+            "code": artifacts.code_version(training, denoisers, networks)}
+    path = artifacts.path_of("model", made)
+
+    def compute() -> artifacts.Tensors:
+        checkpoint, saved = path.with_name(f"{path.stem}.checkpoint"), time.monotonic()
+        losses = []
+        for run in reported(training.train(spec, images, checkpoint, device), spec):
+            losses.append(run.loss)
+            if run.step < spec.steps and time.monotonic() - saved > 60:
+                training.save_checkpoint(run, checkpoint)
+                saved = time.monotonic()
+        checkpoint.unlink(missing_ok=True)
+        return {f"network.{k}": v for k, v in run.ema.network.state_dict().items()} | {
+            "loss": torch.stack(losses).float().cpu()}
+
+    tensors = artifacts.remember("model", made, compute)
+    denoiser = training.build(spec)
+    denoiser.network.load_state_dict(training.below("network.", tensors))
+    return diffusion(spec, denoiser.to(device).eval(), path.stem), tensors["loss"]
+
+
+def reported(runs: Iterator[training.Training], spec: training.Spec) -> Iterator[training.Training]:
+    """Pass the steps of a training through, showing how far it is and its loss."""
+    from tqdm.auto import tqdm
+
+    with tqdm(runs, total=spec.steps, desc=spec.name, unit="step", mininterval=5,
+              leave=False) as bar:
+        for run in bar:
+            bar.n = run.step
+            if run.step % 50 == 0:
+                bar.set_postfix_str(f"loss {float(run.loss):.4f}", refresh=False)
+            yield run
+
+
+def train_contrast(name: str, spec: contrast.Spec, images: data.Images) -> Model:
+    """The trained GAN or VAE of `spec`, from the artifact store or else trained now."""
+    made = {"spec": asdict(spec), "images": images.hash, "code": artifacts.code_version(contrast)}
+
+    def compute() -> artifacts.Tensors:
+        for state in contrast.train(spec, images):
+            pass
+        return contrast.trained(spec, state).state_dict()
+
+    network = contrast.build(spec.kind, spec.width)
+    network.load_state_dict(artifacts.remember("contrast", made, compute))
+    return contrast_model(name, spec, network, artifacts.path_of("contrast", made).stem,
+                          len(images))
+
+
+# --- the models of a profile ------------------------------------------------------------------------
+
+def unconditional(profile: Profile, images: data.Images, device: str = "cpu") -> dict[str, Model]:
+    """Every model of section 2 by name: trained diffusion models, closed forms, GANs and VAEs.
+
+    The laptop profile takes the trained ones from zoo/; the others train them on `images`.
+    """
+    if profile.shipped:
+        trained = {name: shipped(name) for name, row in zoo.entries().items()
+                   if row.kind != "closed form"}
+    else:
+        trained = {name: train(spec, images.first(spec.images), device)[0]
+                   for name, spec in profiles.specs(profile.name).items()}
+        trained |= {name: train_contrast(name, spec, images)
+                    for name, spec in profiles.contrast_specs(profile.name).items()}
+    last = {name: m for name, m in trained.items() if not m.trained_diffusion}
+    first = {name: m for name, m in trained.items() if m.trained_diffusion}
+    return first | closed_forms(images, profile.bag) | last
+
+
+def shipped(name: str) -> Model:
+    """A model of zoo/ with its weights; UserError for an unknown name or damaged weights."""
+    row = zoo.entry(name)
+    tensors, values = row.load_weights()
+    if row.kind == "contrast":
+        images = values.pop("images")
+        spec = contrast.Spec(**values)
+        network = contrast.build(spec.kind, spec.width)
+        load_into(network, tensors, row.weights)
+        return contrast_model(name, spec, network, row.weights_sha256, images)
+    spec = training.Spec.from_json(json.dumps(values))
+    denoiser = training.build(spec).eval()
+    load_into(denoiser.network, tensors, row.weights)
+    return diffusion(spec, denoiser, row.weights_sha256)
+
+
+def load_into(network: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Load a state dict; UserError when it belongs to another architecture."""
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError:
+        mine, theirs = set(network.state_dict()), set(tensors)
+        odd = sorted(mine ^ theirs) or sorted(
+            k for k in mine if network.state_dict()[k].shape != tensors[k].shape)
+        raise UserError(f"{where} belongs to another architecture than {type(network).__name__} "
+                        f"(first difference: {odd[0]})") from None
+
+
+# --- samples ---------------------------------------------------------------------------------------
+
+def samples(model: Model, n: int, start: int = 0, bank: NoiseBank = BANK) -> Tensor:
+    """The model's 8-bit images of noises start..start+n-1: uint8 [n, 3, 32, 32], an artifact."""
+    spec = {"model": model.identity, "bank": bank.name, "noises": [start, start + n]}
+
+    def compute() -> artifacts.Tensors:
+        noise = bank[start:start + n]
+        return {"images": data.to_bytes(model.generate(noise, progress=model.name))}
+
+    return artifacts.remember("samples", spec, compute)["images"]
+
+
+def all_samples(models: dict[str, Model], profile: Profile) -> dict[str, Tensor]:
+    """Images of the first profile.noises noises from every model, uint8 [n, 3, 32, 32] each.
+
+    The laptop profile reads the shipped sheets, as far as they reach; see `check_sheets`.
+    """
+    sheets = zoo.entries() if profile.shipped else {}
+    return {name: sheets[name].load_sheet()[:profile.noises]
+            if name in sheets and sheets[name].noises >= profile.noises
+            else samples(model, profile.noises) for name, model in models.items()}
+
+
+def check_sheets(models: dict[str, Model], sheets: dict[str, Tensor], live: int) -> pd.DataFrame:
+    """Generate the first `live` images of every model again and compare with the sheets.
+
+    Columns: model, images, largest (of any pixel, 8-bit levels), mean (of the worst image).
+    Raises UserError naming the models whose weights do not reproduce their sheet.
+    """
+    rows = []
+    for name, model in models.items():
+        # a key of its own, so that a sheet is never compared with itself
+        again = data.to_bytes(model.generate(BANK[:live]))
+        gap = (again.short() - sheets[name][:live].short()).abs()
+        rows.append((name, live, int(gap.max()), gap.flatten(1).float().mean(1).max().item()))
+    table = pd.DataFrame(rows, columns=["model", "images", "largest", "mean of worst image"])
+    wrong = table.model[table["mean of worst image"] > LIVE_TOLERANCE].tolist()
+    if wrong:
+        raise UserError(f"the weights of {', '.join(wrong)} do not reproduce their sheet "
+                        f"(difference over {LIVE_TOLERANCE} level): make the sheet again")
+    return table
+
+
+def hyperplane_samples(model: Model, grid: int, extent: tuple[float, float] = (-0.5, 1.5),
+                       bank: NoiseBank = BANK) -> tuple[Tensor, Tensor]:
+    """The model's images on the plane through noises 0, 1, 2, an artifact.
+
+    Returns the corners' images uint8 [3, 3, 32, 32] and the grid's [grid * grid, 3, 32, 32].
+    """
+    spec = {"model": model.identity, "bank": bank.name, "grid": grid, "extent": extent}
+
+    def compute() -> artifacts.Tensors:
+        noise = torch.cat([bank[:3], hyperplane(bank[:3], grid, *extent)])
+        return {"images": data.to_bytes(model.generate(noise, progress=f"{model.name}, plane"))}
+
+    images = artifacts.remember("hyperplane", spec, compute)["images"]
+    return images[:3], images[3:]

@@ -1,0 +1,149 @@
+"""Sizes as data: what each profile computes, and the models each scale trains.
+
+smoke   a minute on any machine, bundled images, tiny models trained on the spot
+laptop  the default: CIFAR-10, the weights of zoo/, two cores and no GPU
+gpu     CIFAR-10, models trained from nothing on one GPU in minutes each
+paper   CIFAR-10, the authors' recipe and 10,000 noises: clusters
+"""
+
+from dataclasses import dataclass, fields, replace
+
+from paper_utils import contrast, networks
+from paper_utils.errors import UserError, choose
+from paper_utils.samplers import Solver
+from paper_utils.training import Spec
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes of one profile. noises: per model; live: noises sampled again to check the sheets."""
+
+    name: str
+    dataset: str
+    noises: int
+    live: int
+    held_out: int            # held-out real images, for the baselines
+    hyperplane: int          # the noise hyperplane is a grid of this many noises squared
+    bag: int                 # patches in the bag of the local score
+    resamples: int           # of the bootstrap
+    shipped: bool = False    # models and sheets come from zoo/
+
+
+SIZES = tuple(field.name for field in fields(Profile) if field.type is int)
+
+PROFILES = {
+    "smoke": Profile("smoke", "bundled", noises=32, live=4, held_out=64, hyperplane=5, bag=256,
+                     resamples=200),
+    "laptop": Profile("laptop", "cifar10", noises=512, live=16, held_out=2_000, hyperplane=15,
+                      bag=8192, resamples=1_000, shipped=True),
+    "gpu": Profile("gpu", "cifar10", noises=2_048, live=64, held_out=10_000, hyperplane=50,
+                   bag=32_768, resamples=1_000),
+    "paper": Profile("paper", "cifar10", noises=10_000, live=64, held_out=10_000, hyperplane=100,
+                     bag=65_536, resamples=1_000),
+}
+
+
+def get(name: str, **overrides: int | None) -> Profile:
+    """The profile of that name with single sizes overridden (None or 0 keeps the profile's own).
+
+    Raises UserError for an unknown profile or size, or a size that is not a positive integer.
+    """
+    profile = PROFILES[choose(name, PROFILES, "profile")]
+    for size, value in overrides.items():
+        choose(size, SIZES, "size")
+        if value is not None and (type(value) is not int or value < 0):
+            raise UserError(f"{size}={value!r}: give a positive whole number, or 0 for the "
+                            f"{name} profile's own {getattr(profile, size)}")
+    return replace(profile, **{k: v for k, v in overrides.items() if v})
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the trained models are. Budgets are in images seen."""
+
+    width: int
+    blocks: int
+    channel_mult: tuple[int, ...]
+    patch: int               # space-to-depth factor of the U-Nets
+    tokens_patch: int        # patch of the transformers
+    dim: int
+    depth: int
+    images: int
+    unet_budget: int
+    transformer_budget: int
+    batch: int
+    dropout: float = 0.0
+    precision: str = "float32"
+    prediction: str = ""     # "-f": EDM's output parameterization, see denoisers.f_prediction
+
+
+SCALES = {
+    "smoke": Scale(16, 1, (1, 2), 2, 8, 32, 2, 256, 1_024, 1_024, 32, prediction="-f"),
+    "laptop": Scale(32, 1, (1, 2, 2), 2, 4, 128, 6, 50_000, 160_000, 128_000, 64,
+                    precision="bf16", prediction="-f"),
+    "gpu": Scale(64, 2, (1, 2, 2), 1, 2, 256, 12, 50_000, 8_000_000, 8_000_000, 256,
+                 precision="bf16"),
+    "paper": Scale(128, 4, (2, 2, 2), 1, 2, 512, 12, 50_000, 50_000_000, 50_000_000, 128,
+                   dropout=0.13, precision="bf16"),
+}
+
+
+def specs(profile: str) -> dict[str, Spec]:
+    """The diffusion models of section 2 as `profile` trains them, by name.
+
+    Names say what each is; the paper's own rows were not all seen. Raises UserError for an unknown
+    profile.
+    """
+    scale = SCALES[choose(profile, SCALES, "profile")]
+    spec = Spec("", "", images=scale.images, batch=scale.batch, precision=scale.precision,
+                warmup=scale.unet_budget // 20, ema_half_life=scale.unet_budget // 25)
+    unet = dict(width=scale.width, channel_mult=scale.channel_mult, blocks=scale.blocks,
+                attention=(16 // scale.patch,), patch=scale.patch, dropout=scale.dropout)
+    tokens = dict(patch=scale.tokens_patch, dim=scale.dim, depth=scale.depth, heads=scale.dim // 32)
+    u = replace(spec, images_seen=scale.unet_budget)
+    t = replace(spec, images_seen=scale.transformer_budget, learning_rate=5e-4)
+    kind = scale.prediction
+    rows = [
+        replace(u, name="ddpm-vp", network="unet", network_args=networks.DDPM | unet,
+                framework="vp-discrete" + kind, solver=Solver("ddim", 50, "karras", 0.01, 80)),
+        replace(u, name="ddpm-subvp", network="unet", network_args=networks.DDPMPP | unet,
+                framework="subvp" + kind, solver=Solver("dpm-solver-2", 25, "log", 0.004, 80)),
+        replace(u, name="ncsnpp-ve", network="unet", network_args=networks.NCSNPP | unet,
+                framework="ve" + kind, solver=Solver("heun", 18, "karras", 0.02, 80)),
+        replace(u, name="edm", network="unet", network_args=networks.DDPMPP | unet,
+                framework="edm", solver=Solver("heun", 18)),
+        replace(u, name="edm-seed1", network="unet", network_args=networks.DDPMPP | unet,
+                framework="edm", solver=Solver("heun", 18), seed=1),
+        replace(u, name="multistage", network="multistage", framework="vp" + kind,
+                network_args=networks.DDPMPP | unet | {"boundaries": (442.0, 630.0)},
+                solver=Solver("dpm-solver-3", 15, "log", 0.01, 80)),
+        replace(t, name="uvit", network="uvit", network_args=tokens, framework="vp-discrete" + kind,
+                solver=Solver("dpm-solver-3", 15, "log", 0.01, 80)),
+        replace(t, name="dit", network="dit", network_args=tokens, framework="v",
+                solver=Solver("dpm-multistep-2", 30, "karras")),
+        replace(u, name="diffusers-vp", network="diffusers_unet", framework="vp-discrete" + kind,
+                network_args=_diffusers_unet(scale), solver=Solver("ddim", 50, "karras", 0.01, 80)),
+    ]
+    return {row.name: row for row in rows}
+
+
+def _diffusers_unet(scale: Scale) -> dict:
+    """diffusers' own UNet2DModel at this scale; it has no space-to-depth, so its first level works
+    on the full image with fewer channels."""
+    widths = tuple(scale.width * m // scale.patch for m in (1, *scale.channel_mult[1:]))
+    down = ["DownBlock2D"] * len(widths)
+    up = ["UpBlock2D"] * len(widths)
+    down[1], up[-2] = "AttnDownBlock2D", "AttnUpBlock2D"
+    return dict(sample_size=32, in_channels=3, out_channels=3, block_out_channels=widths,
+                layers_per_block=scale.blocks, down_block_types=tuple(down),
+                up_block_types=tuple(up), norm_num_groups=min(8, widths[0] // 2),
+                attention_head_dim=8)
+
+
+def contrast_specs(profile: str) -> dict[str, contrast.Spec]:
+    """Two GANs and two VAEs of different width as `profile` trains them, by name."""
+    choose(profile, SCALES, "profile")
+    if profile != "smoke":
+        return dict(contrast.PRESETS)
+    return {f"{kind}-{width}": contrast.Spec(kind, width, 512, batch=32)
+            for kind in contrast.KINDS for width in (8, 16)}

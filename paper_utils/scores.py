@@ -1,0 +1,139 @@
+"""The paper's scores, each with a bootstrap interval and a baseline.
+
+Two models are always compared on the same noises: row k of both samples comes from noise k.
+Features are L2-normalised descriptors [N, d]; images are uint8 [N, 3, H, W].
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from paper_utils.descriptors import max_similarity, similarity
+from paper_utils.errors import UserError
+from paper_utils.noise import stream
+
+MAE_THRESHOLD = 15.0  # on the 0..255 scale, strict (paper, section 2)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A proportion with its 95 % percentile-bootstrap interval over n noises.
+
+    Where no, or every, noise is a hit the bootstrap interval is a point: it cannot see beyond what
+    was sampled (the rule of three bounds the truth by 3 / n).
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def proportion(hits: Tensor, resamples: int = 1_000) -> Score:
+    """Mean of hits [n] (bool) with its interval. Raises UserError for no hits at all to average."""
+    if not len(hits):
+        raise UserError("a score needs at least one noise")
+    values, n = hits.double(), len(hits)
+    rng = stream("bootstrap", n, resamples)
+    means = torch.cat([values[torch.randint(n, (part, n), generator=rng)].mean(1)
+                       for part in _parts(resamples)])
+    low, high = means.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+    return Score(values.mean().item(), low, high, n)
+
+
+def _parts(total: int, size: int = 100) -> list[int]:
+    return [min(size, total - done) for done in range(0, total, size)]
+
+
+def copies(a: Tensor, b: Tensor, threshold: float) -> Tensor:
+    """[n] bool: M(a_k, b_k) > threshold, strictly (paper, section 2). a, b: features [n, d]."""
+    return similarity(*_paired(a, b)) > threshold
+
+
+def close(a: Tensor, b: Tensor) -> Tensor:
+    """[n] bool: mean |a_k - b_k| < 15 on the 0..255 scale (MAE score). a, b: uint8 images."""
+    a, b = _paired(a, b)
+    difference = (a.short() - b.short()).abs().flatten(1).float().mean(1)
+    return difference < MAE_THRESHOLD
+
+
+def _paired(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    if a.shape != b.shape:
+        raise UserError(f"models are compared on the same noises, but the samples are "
+                        f"{tuple(a.shape)} and {tuple(b.shape)}")
+    return a, b
+
+
+def shuffled(rows: Tensor) -> Tensor:
+    """The same rows, none in its own place: the chance level of a paired score."""
+    return rows.roll(max(len(rows) // 2, 1), 0)
+
+
+def gl(features: Tensor, training: Tensor, threshold: float, resamples: int = 1_000) -> Score:
+    """Generalization: 1 - P(max_i M(x, y_i) > threshold), y_i the training images (paper, section 3).
+
+    features [n, d], training [N, d]. 0: every sample is a copy; 1: none is.
+    """
+    return proportion(max_similarity(features, training) <= threshold, resamples)
+
+
+def pairwise(rows: Mapping[str, Tensor], hits: Callable[[Tensor, Tensor], Tensor],
+             resamples: int = 1_000) -> pd.DataFrame:
+    """Every pair of models: columns model, other, score, low, high, shuffled, n.
+
+    rows: by model, features or images; hits: which of two models' rows agree, [n] bool.
+    `shuffled` is the same score on mismatched noises: what two unrelated samples would reach.
+    """
+    table = []
+    for a, b in combinations(rows, 2):
+        found = proportion(hits(rows[a], rows[b]), resamples)
+        chance = hits(rows[a], shuffled(rows[b])).double().mean().item()
+        table.append((a, b, found.value, found.low, found.high, chance, found.n))
+    columns = ["model", "other", "score", "low", "high", "shuffled", "n"]
+    return pd.DataFrame(table, columns=columns)
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance between Gaussians fitted to features a [n, d] and b [m, d].
+
+    |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al. 2017), in any feature space:
+    always name the space and n, on which it depends.
+    """
+    (mean_a, cov_a), (mean_b, cov_b) = _moments(a), _moments(b)
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    return ((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item()
+
+
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    features = features.double()
+    return features.mean(0), torch.cov(features.T)
+
+
+def hyperplane_map(corners: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Which corner each point of the noise plane is most similar to, and how similar.
+
+    corners: features [3, d]; points: [g * g, d] -> winner int64 [g, g], cosine [g, g].
+    """
+    side = round(len(points) ** 0.5)
+    best = (points @ corners.T).max(1)
+    return best.indices.view(side, side), best.values.view(side, side)
+
+
+def map_agreement(winners: Mapping[str, Tensor]) -> tuple[dict[tuple[str, str], float], float]:
+    """For every two models the share of points with the same winner, and what chance would give.
+
+    Chance is the highest agreement of two maps that keep their shares of winners but not places.
+    """
+    pairs = {(a, b): (winners[a] == winners[b]).double().mean().item()
+             for a, b in combinations(winners, 2)}
+    shares = {name: w.flatten().bincount(minlength=3) / w.numel() for name, w in winners.items()}
+    return pairs, max((shares[a] @ shares[b]).item() for a, b in pairs)

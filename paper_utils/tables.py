@@ -1,0 +1,76 @@
+"""The tables of section 2, from samples and features; each returns a DataFrame."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from torch import Tensor
+
+from paper_utils import artifacts, data, descriptors, models, scores
+from paper_utils.descriptors import Descriptor
+from paper_utils.errors import UserError
+from paper_utils.models import Model
+
+
+def features_of(descriptor: Descriptor, images: data.Images) -> Tensor:
+    """Features of a whole dataset, [N, d], an artifact."""
+    spec = {"descriptor": descriptor.name, "images": images.hash}
+
+    def compute() -> artifacts.Tensors:
+        return {"features": descriptors.features(descriptor, images.pixels, progress=True)}
+
+    return artifacts.remember("features", spec, compute)["features"]
+
+
+def gl_table(features: Mapping[str, Tensor], training: Mapping[str, Tensor], threshold: float,
+             resamples: int = 1_000) -> pd.DataFrame:
+    """GL of every set of features against its own training images: columns model, gl, low, high, n.
+
+    training: features of the training images, by the same names.
+    """
+    found = {name: scores.gl(rows, training[name], threshold, resamples)
+             for name, rows in features.items()}
+    return pd.DataFrame([(name, s.value, s.low, s.high, s.n) for name, s in found.items()],
+                        columns=["model", "GL", "low", "high", "n"])
+
+
+def model_table(found: Mapping[str, Model], features: Mapping[str, Tensor], gl: pd.DataFrame,
+                real: Tensor, space: str) -> pd.DataFrame:
+    """The table of models: what each is, its training budget, GL and Fréchet distance.
+
+    real: features of real held-out images in the feature space named `space`. The last row is a
+    sample of real images of the same size against the rest: the least distance to expect.
+    """
+    distance = f"FD ({space})"
+    gl = gl.set_index("model")["GL"]
+    n = len(next(iter(features.values())))
+    rows = [{"model": name, "architecture": m.architecture, "framework": m.framework,
+             "solver": m.solver, "NFE": m.evaluations, "parameters": m.parameters,
+             "training images": m.images, "images seen": m.images_seen, "GL": gl[name],
+             distance: scores.frechet(features[name], real[n:])} for name, m in found.items()]
+    rows.append({"model": "real images", "architecture": "held-out CIFAR-10", "GL": gl["held-out"],
+                 distance: scores.frechet(real[:n], real[n:])})
+    return pd.DataFrame(rows)
+
+
+def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str], n: int,
+                     resamples: int = 1_000) -> pd.DataFrame:
+    """RP of every pair of models on the first n noises under each descriptor, one row per descriptor.
+
+    Columns: descriptor, dim, threshold, lowest, median and highest RP over pairs, the highest RP of
+    shuffled noises, n. A descriptor that cannot be loaded has a row that says so.
+    """
+    rows = []
+    for name in names:
+        try:
+            descriptor = descriptors.load(name)
+        except UserError:
+            rows.append({"descriptor": f"{name} (not installed)"})
+            continue
+        features = {k: descriptors.features(descriptor, v[:n]) for k, v in samples.items()}
+        pairs = scores.pairwise(features, lambda a, b: scores.copies(a, b, descriptor.threshold),
+                                resamples)
+        rows.append({"descriptor": name, "dim": descriptor.dim, "threshold": descriptor.threshold,
+                     "lowest RP": pairs.score.min(), "median RP": pairs.score.median(),
+                     "highest RP": pairs.score.max(), "highest shuffled": pairs.shuffled.max(),
+                     "noises": n})
+    return pd.DataFrame(rows)

@@ -1,0 +1,144 @@
+"""The models this project trained and ships: weights, sample sheets and how each was made.
+
+zoo.toml has a table per model: kind, specification, files with their sha256, noises, provenance.
+Weights are half-precision safetensors; a sheet is a lossless PNG, 32 images a row, one per noise.
+"""
+
+import json
+import tomllib
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from paper_utils import artifacts
+from paper_utils.errors import UserError, choose
+from paper_utils.noise import NoiseBank
+
+FOLDER = Path(__file__).resolve().parents[1] / "zoo"
+COLUMNS = 32
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One table of zoo.toml. kind: 'diffusion', 'contrast' or 'closed form' (no weights)."""
+
+    name: str
+    kind: str
+    sheet: str
+    sheet_sha256: str
+    noises: int
+    bank: str
+    made: str
+    weights: str = ""
+    weights_sha256: str = ""
+
+    def load_weights(self, folder: Path = FOLDER) -> tuple[dict[str, Tensor], dict]:
+        """float32 tensors and the specification from the metadata; UserError if damaged."""
+        path = self._whole(folder / self.weights, self.weights_sha256)
+        tensors, metadata = artifacts.load_tensors(path)
+        floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+        return floats, json.loads(metadata["spec"])
+
+    def load_sheet(self, folder: Path = FOLDER) -> Tensor:
+        """The samples, uint8 [noises, 3, 32, 32], row k from noise k; UserError if damaged."""
+        path = self._whole(folder / self.sheet, self.sheet_sha256)
+        with Image.open(path) as image:
+            if image.text.get("bank") != self.bank:
+                raise UserError(f"{path} is from {image.text.get('bank')}, not {self.bank}: restore "
+                                f"it with `git checkout -- zoo/{path.name}`")
+            return unpack(np.array(image))[:self.noises]
+
+    @staticmethod
+    def _whole(path: Path, digest: str) -> Path:
+        restore = f"restore it with `git checkout -- zoo/{path.name}`"
+        if not path.exists():
+            raise UserError(f"{path} is missing: {restore}")
+        if artifacts.sha256(path) != digest:
+            raise UserError(f"{path} is damaged (its sha256 is not that of zoo.toml): {restore}")
+        return path
+
+
+def entries(folder: Path = FOLDER) -> dict[str, Entry]:
+    """Every shipped model by name, in the order of zoo.toml. UserError for a bad zoo.toml."""
+    path = folder / "zoo.toml"
+    try:
+        tables = tomllib.loads(path.read_text())
+        return {name: Entry(name, **table) for name, table in tables.items()}
+    except (OSError, tomllib.TOMLDecodeError, TypeError, UnicodeDecodeError) as error:
+        state = "damaged" if path.exists() else "missing"
+        raise UserError(f"{path} is {state} ({error}): restore it with `git checkout -- "
+                        "zoo/zoo.toml`") from None
+
+
+def entry(name: str, folder: Path = FOLDER) -> Entry:
+    """The shipped model of that name; UserError listing the names there are."""
+    found = entries(folder)
+    return found[choose(name, found, "zoo model")]
+
+
+def add(name: str, kind: str, samples: Tensor, bank: NoiseBank, made: str,
+        weights: dict[str, Tensor] | None = None, spec: dict | None = None,
+        folder: Path = FOLDER) -> Entry:
+    """Put a model into the zoo: its files first, its table in zoo.toml last.
+
+    samples: uint8 [N, 3, 32, 32] from noises 0..N-1 of `bank`; weights are stored in half precision
+    with `spec` (JSON values) and `made` in the metadata.
+    """
+    label = name.replace(" ", "-")
+    new = Entry(name, kind, f"{label}.png", "", len(samples), bank.name, made)
+    new = replace(new, sheet_sha256=_write(folder / new.sheet, _png(samples, name, bank, made)))
+    if weights is not None:
+        half = {k: v.half().contiguous() if v.is_floating_point() else v.contiguous()
+                for k, v in weights.items()}
+        path = folder / f"{label}.safetensors"
+        content = artifacts.save(half, {"spec": json.dumps(spec), "made": made, "license": "MIT"})
+        new = replace(new, weights=path.name, weights_sha256=_write(path, content))
+    known = entries(folder) if (folder / "zoo.toml").exists() else {}
+    artifacts.replace_file(folder / "zoo.toml", _toml(known | {name: new}).encode())
+    return new
+
+
+def _write(path: Path, content: bytes) -> str:
+    artifacts.replace_file(path, content)
+    return artifacts.sha256(path)
+
+
+def _toml(found: dict[str, Entry]) -> str:
+    lines = ["# Every file of the zoo and how it was made; written by paper_utils.zoo.add."]
+    for name, row in found.items():
+        lines.append(f"\n[{json.dumps(name)}]")
+        fields = {k: v for k, v in vars(row).items() if k != "name" and (v != "" or k == "made")}
+        lines += [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
+    return "\n".join(lines) + "\n"
+
+
+def pack(samples: Tensor) -> np.ndarray:
+    """uint8 [N, 3, H, W] -> one picture [rows*H, 32*W, 3], row by row, black where N ends."""
+    n, channels, height, width = samples.shape
+    rows = -(-n // COLUMNS)
+    cells = torch.zeros(rows * COLUMNS, channels, height, width, dtype=torch.uint8)
+    cells[:n] = samples
+    grid = cells.view(rows, COLUMNS, channels, height, width).permute(0, 3, 1, 4, 2)
+    return grid.reshape(rows * height, COLUMNS * width, channels).numpy()
+
+
+def unpack(picture: np.ndarray) -> Tensor:
+    """The inverse of `pack`: uint8 [rows*H, 32*W, 3] -> [rows*32, 3, H, W], square images."""
+    side = picture.shape[1] // COLUMNS
+    grid = torch.from_numpy(picture).view(-1, side, COLUMNS, side, 3).permute(0, 2, 4, 1, 3)
+    return grid.reshape(-1, 3, side, side).contiguous()
+
+
+def _png(samples: Tensor, name: str, bank: NoiseBank, made: str) -> bytes:
+    text = PngImagePlugin.PngInfo()
+    for key, value in {"model": name, "bank": bank.name, "noises": f"0:{len(samples)}",
+                       "made": made}.items():
+        text.add_text(key, value)
+    buffer = BytesIO()
+    Image.fromarray(pack(samples)).save(buffer, "PNG", pnginfo=text, optimize=True)
+    return buffer.getvalue()
