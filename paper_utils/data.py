@@ -225,3 +225,36 @@ def download(url: str, path: Path) -> Path:
         raise OSError(f"{url} was cut off ({error})") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+# --- taking CIFAR-10 to a machine without a network ---------------------------------------------
+
+def pack(folder: Path, images: int = 10_000) -> list[Path]:
+    """Write the training images as lossless WebP sheets of about 17 MB, labels beside them."""
+    train = load("cifar10", "train")
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "labels.npy", train.labels.numpy().astype(np.uint8))
+    paths = []
+    for k, part in enumerate(train.pixels.split(images)):
+        side = int(len(part) ** 0.5)
+        grid = part.view(side, side, 3, 32, 32).permute(0, 3, 1, 4, 2).reshape(32 * side, -1, 3)
+        paths.append(folder / f"train_{k}.webp")
+        Image.fromarray(grid.numpy()).save(paths[-1], lossless=True, method=0)
+    return paths
+
+
+def unpack(folder: Path, cache: Path | None = None) -> None:
+    """Put the sheets that `pack` wrote into the cache; UserError if they are not CIFAR-10."""
+    cache = cache or cache_dir()
+    parts = []
+    for path in sorted(folder.glob("train_*.webp")):
+        sheet = np.array(Image.open(path))
+        side = len(sheet) // 32
+        parts.append(sheet.reshape(side, 32, side, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3))
+    if not parts or not (folder / "labels.npy").exists():
+        raise UserError(f"{folder} has no train_*.webp with labels.npy: make them with `fleet pack`")
+    pixels, labels = np.concatenate(parts), np.load(folder / "labels.npy")
+    _check(pixels, labels, "train", str(folder))
+    cache.mkdir(parents=True, exist_ok=True)
+    np.savez(cache / "unpacked.npz", pixels=pixels, labels=labels)
+    (cache / "unpacked.npz").replace(cache / "cifar10_train.npz")

@@ -1,7 +1,7 @@
 """Everything is a denoiser in sigma coordinates: D(u, sigma, labels=None) -> x0_hat.
 
-Every diffusion process is written x_t = s(t) (x0 + sigma(t) eps) and handled as u = x_t / s. u and
-x0_hat are [B, C, H, W] with data in [-1, 1]; sigma is a scalar or [B]; labels are int64 [B] or None.
+Every diffusion process is written x_t = s(t) (x0 + sigma(t) eps) and handled as u = x_t / s. u
+and x0_hat are [B, C, H, W], data in [-1, 1]; sigma is a scalar or [B]; labels int64 [B] or None.
 A framework (VP, sub-VP, VE, EDM, v-prediction) is a preconditioning: how u and sigma become the
 network's input and its output becomes x0_hat. The closed forms are denoisers as they stand.
 """
@@ -31,7 +31,7 @@ def column(sigma: Tensor | float, like: Tensor) -> Tensor:
     return sigma.expand(len(like)).view(-1, *[1] * (like.ndim - 1))
 
 
-# --- frameworks -----------------------------------------------------------------------------------
+# --- frameworks ---------------------------------------------------------------------------------
 
 Coefficients = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -192,7 +192,7 @@ def vp_discrete() -> Framework:
 
 
 def ve() -> Framework:
-    """VE-SDE with a geometric range of noise levels (Song et al. 2021; as in Karras et al. 2022)."""
+    """VE-SDE, a geometric range of noise levels (Song et al. 2021; as in Karras et al. 2022)."""
     low, high = 0.02, 100.0
     log_sigma = _between(math.log(low), math.log(high))
 
@@ -277,14 +277,14 @@ def from_diffusers(source) -> Preconditioned:
             source = DDPMPipeline.from_pretrained(str(source), use_safetensors=True)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"no diffusers pipeline with safetensors at {str(source)!r} ({reason}): "
+            raise UserError(f"no diffusers pipeline with safetensors at '{source}' ({reason}): "
                             "give a folder saved by save_pretrained or a hub name") from None
     scheduler = source.scheduler
     kind = discrete(scheduler.alphas_cumprod, scheduler.config.prediction_type)
     return Preconditioned(DiffusersUNet(source.unet), kind).eval()
 
 
-# --- closed forms -----------------------------------------------------------------------------------
+# --- closed forms -------------------------------------------------------------------------------
 
 class OptimalDenoiser:
     """The minimizer of the denoising loss on finitely many images (paper, theorem 1, appendix B).

@@ -150,7 +150,7 @@ def losses(features: Tensor, sources: Tensor, temperature: float) -> tuple[Tenso
     return contrastive, entropy
 
 
-# --- augmentation: batched, each image its own draw, values in [0, 1] -----------------------------
+# --- augmentation: batched, each image its own draw, values in [0, 1] ---------------------------
 
 def augment(pixels: Tensor, g: torch.Generator) -> Tensor:
     """Strong random distortion of pixels float [B, 3, H, W] in [0, 1]; 8-bit values come back.
@@ -307,7 +307,7 @@ def normal(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
 
 
 
-# --- command line --------------------------------------------------------------------------------
+# --- command line -------------------------------------------------------------------------------
 
 def save(path: Path, recipe: Recipe, state: State, left_out: Tensor) -> dict:
     """Calibrate on left-out images and write half-precision weights; returns what is recorded.

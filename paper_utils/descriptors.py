@@ -29,7 +29,7 @@ SSCD_URL = ("https://dl.fbaipublicfiles.com/sscd-copy-detection/"
 WEIGHTS = Path(__file__).parents[1] / "zoo" / "descriptor.safetensors"
 # Cosine above which two images count as the same. The paper's for SSCD; for the others the value
 # that 5 in a million pairs of real images exceed, as copy_detection.py measures it.
-THRESHOLDS = {"sscd": 0.6, "pixels": 0.9, "imgsim": 0.9, "inception": 0.9}
+THRESHOLDS = {"sscd": 0.6, "pixels": 0.8704, "imgsim": 0.9, "inception": 0.9}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -80,7 +80,7 @@ def features(descriptor: Descriptor, images: Tensor, batch: int = 256,
     return found
 
 
-# --- similarities --------------------------------------------------------------------------------
+# --- similarities -------------------------------------------------------------------------------
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of matching rows, a and b: unit rows [N, D] -> [N] (the paper's M)."""
@@ -99,7 +99,7 @@ def max_similarity(features: Tensor, reference: Tensor, chunk: int = 8192) -> Te
     return best
 
 
-# --- preprocessing -------------------------------------------------------------------------------
+# --- preprocessing ------------------------------------------------------------------------------
 
 def resize_bytes(images: Tensor, size: int) -> Tensor:
     """Bilinear resize of 8-bit images to size x size: [B, 3, H, W] -> [B, 3, size, size], uint8.
@@ -134,7 +134,7 @@ def _interpolation(inputs: int, outputs: int) -> Tensor:
     return (1 - distance).clamp(min=0)
 
 
-# --- the descriptors -----------------------------------------------------------------------------
+# --- the descriptors ----------------------------------------------------------------------------
 
 def _load_sscd(device: torch.device, weights: Path | None) -> Descriptor:
     path = weights or data.cache_dir() / SSCD_URL.rsplit("/", 1)[1]
@@ -237,7 +237,7 @@ _LOADERS = {"sscd": _load_sscd, "cifar-copy": _load_own, "pixels": _load_pixels,
 NAMES = tuple(_LOADERS)
 
 
-# --- the project's own descriptor ------------------------------------------------------------------
+# --- the project's own descriptor ---------------------------------------------------------------
 
 @dataclass(frozen=True)
 class CopyNetSpec:

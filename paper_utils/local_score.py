@@ -126,7 +126,8 @@ def denoising_errors(images: Images, held_out: Images, sigmas: Sequence[float],
                      sizes: Sequence[int] = SIZES, patches: int = 8192, seed: int = 0) -> Tensor:
     """Mean squared denoising error on `held_out` for each sigma and patch size.
 
-    Returns [len(sigmas), len(sizes)]. Every size sees the same noise: one draw per held-out image, scaled by sigma.
+    Returns [len(sigmas), len(sizes)]. Every size sees the same noise: one draw per held-out
+    image, scaled by sigma.
     """
     clean = to_unit(held_out.pixels)
     noise = torch.randn(clean.shape, generator=stream("local-score", seed, "calibration"))

@@ -6,21 +6,19 @@ know which.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from paper_utils import (artifacts, contrast, data, denoisers, local_score, networks, profiles,
                          samplers, training, zoo)
-from paper_utils.errors import UserError, choose
+from paper_utils.errors import UserError
 from paper_utils.noise import NoiseBank, hyperplane
 from paper_utils.profiles import Profile
 from paper_utils.samplers import Solver
 
-LIVE_TOLERANCE = 1.0  # mean absolute difference of an image, in 8-bit levels
 BANK = NoiseBank()
 CLOSED_FORMS = ("optimal", "gaussian", "local")
 TRANSFORMERS = ("uvit", "dit")
@@ -135,7 +133,7 @@ def _sampling_code() -> str:
     return artifacts.code_version(samplers, denoisers, networks, local_score)
 
 
-# --- training on the spot -------------------------------------------------------------------------
+# --- training on the spot -----------------------------------------------------------------------
 
 def train(spec: training.Spec, images: data.Images,
           device: str = "cpu") -> tuple[Model, Tensor]:
@@ -195,7 +193,7 @@ def train_contrast(name: str, spec: contrast.Spec, images: data.Images) -> Model
                           len(images))
 
 
-# --- the models of a profile ------------------------------------------------------------------------
+# --- the models of a profile --------------------------------------------------------------------
 
 def unconditional(profile: Profile, images: data.Images, device: str = "cpu") -> dict[str, Model]:
     """Every model of section 2 by name: trained diffusion models, closed forms, GANs and VAEs.
@@ -210,6 +208,9 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
                    for name, spec in profiles.specs(profile.name).items()}
         trained |= {name: train_contrast(name, spec, images)
                     for name, spec in profiles.contrast_specs(profile.name).items()}
+    order = [*profiles.specs(profile.name), *profiles.contrast_specs(profile.name)]
+    trained = dict(sorted(trained.items(), key=lambda item: order.index(item[0])
+                          if item[0] in order else len(order)))
     last = {name: m for name, m in trained.items() if not m.trained_diffusion}
     first = {name: m for name, m in trained.items() if m.trained_diffusion}
     return first | closed_forms(images, profile.bag) | last
@@ -218,17 +219,27 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
 def shipped(name: str) -> Model:
     """A model of zoo/ with its weights; UserError for an unknown name or damaged weights."""
     row = zoo.entry(name)
+    if not row.weights:
+        raise UserError(f"{name} is a closed form, it has no weights: see models.closed_forms")
     tensors, values = row.load_weights()
-    if row.kind == "contrast":
-        images = values.pop("images")
-        spec = contrast.Spec(**values)
+    return assembled(name, row.kind, values, tensors, row.weights, row.weights_sha256)
+
+
+def assembled(name: str, kind: str, values: dict, weights: dict[str, Tensor], where: str,
+              digest: str) -> Model:
+    """A trained model from its specification (JSON values) and weights, as the zoo stores them.
+
+    Raises UserError when the weights, which came from `where`, belong to another architecture.
+    """
+    if kind == "contrast":
+        spec = contrast.Spec(**{k: v for k, v in values.items() if k != "images"})
         network = contrast.build(spec.kind, spec.width)
-        load_into(network, tensors, row.weights)
-        return contrast_model(name, spec, network, row.weights_sha256, images)
+        load_into(network, weights, where)
+        return contrast_model(name, spec, network, digest, values["images"])
     spec = training.Spec.from_json(json.dumps(values))
     denoiser = training.build(spec).eval()
-    load_into(denoiser.network, tensors, row.weights)
-    return diffusion(spec, denoiser, row.weights_sha256)
+    load_into(denoiser.network, weights, where)
+    return diffusion(spec, denoiser, digest)
 
 
 def load_into(network: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
@@ -243,7 +254,7 @@ def load_into(network: nn.Module, tensors: dict[str, Tensor], where: str) -> Non
                         f"(first difference: {odd[0]})") from None
 
 
-# --- samples ---------------------------------------------------------------------------------------
+# --- samples ------------------------------------------------------------------------------------
 
 def samples(model: Model, n: int, start: int = 0, bank: NoiseBank = BANK) -> Tensor:
     """The model's 8-bit images of noises start..start+n-1: uint8 [n, 3, 32, 32], an artifact."""
@@ -259,32 +270,12 @@ def samples(model: Model, n: int, start: int = 0, bank: NoiseBank = BANK) -> Ten
 def all_samples(models: dict[str, Model], profile: Profile) -> dict[str, Tensor]:
     """Images of the first profile.noises noises from every model, uint8 [n, 3, 32, 32] each.
 
-    The laptop profile reads the shipped sheets, as far as they reach; see `check_sheets`.
+    The laptop profile reads the shipped sheets, as far as they reach; see `tables.check_sheets`.
     """
     sheets = zoo.entries() if profile.shipped else {}
     return {name: sheets[name].load_sheet()[:profile.noises]
             if name in sheets and sheets[name].noises >= profile.noises
             else samples(model, profile.noises) for name, model in models.items()}
-
-
-def check_sheets(models: dict[str, Model], sheets: dict[str, Tensor], live: int) -> pd.DataFrame:
-    """Generate the first `live` images of every model again and compare with the sheets.
-
-    Columns: model, images, largest (of any pixel, 8-bit levels), mean (of the worst image).
-    Raises UserError naming the models whose weights do not reproduce their sheet.
-    """
-    rows = []
-    for name, model in models.items():
-        # a key of its own, so that a sheet is never compared with itself
-        again = data.to_bytes(model.generate(BANK[:live]))
-        gap = (again.short() - sheets[name][:live].short()).abs()
-        rows.append((name, live, int(gap.max()), gap.flatten(1).float().mean(1).max().item()))
-    table = pd.DataFrame(rows, columns=["model", "images", "largest", "mean of worst image"])
-    wrong = table.model[table["mean of worst image"] > LIVE_TOLERANCE].tolist()
-    if wrong:
-        raise UserError(f"the weights of {', '.join(wrong)} do not reproduce their sheet "
-                        f"(difference over {LIVE_TOLERANCE} level): make the sheet again")
-    return table
 
 
 def hyperplane_samples(model: Model, grid: int, extent: tuple[float, float] = (-0.5, 1.5),

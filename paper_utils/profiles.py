@@ -26,6 +26,7 @@ class Profile:
     hyperplane: int          # the noise hyperplane is a grid of this many noises squared
     bag: int                 # patches in the bag of the local score
     resamples: int           # of the bootstrap
+    descriptors: tuple[str, ...] = ("cifar-copy", "pixels", "imgsim", "inception")
     shipped: bool = False    # models and sheets come from zoo/
 
 
@@ -33,13 +34,14 @@ SIZES = tuple(field.name for field in fields(Profile) if field.type is int)
 
 PROFILES = {
     "smoke": Profile("smoke", "bundled", noises=32, live=4, held_out=64, hyperplane=5, bag=256,
-                     resamples=200),
+                     resamples=200, descriptors=("cifar-copy", "pixels")),
     "laptop": Profile("laptop", "cifar10", noises=512, live=16, held_out=2_000, hyperplane=15,
                       bag=8192, resamples=1_000, shipped=True),
     "gpu": Profile("gpu", "cifar10", noises=2_048, live=64, held_out=10_000, hyperplane=50,
                    bag=32_768, resamples=1_000),
     "paper": Profile("paper", "cifar10", noises=10_000, live=64, held_out=10_000, hyperplane=100,
-                     bag=65_536, resamples=1_000),
+                     bag=65_536, resamples=1_000,
+                     descriptors=("cifar-copy", "pixels", "imgsim", "inception", "sscd")),
 }
 
 

@@ -1,7 +1,7 @@
 """Deterministic samplers of the probability-flow ODE du/dsigma = (u - D(u; sigma)) / sigma.
 
-Each sampler is a generator (denoiser, noise, sigmas) that starts at u = sigmas[0] * noise and yields
-u after every step; sigmas is [M+1], decreasing, and may end at 0, where the last step is an Euler
+Each sampler is a generator (denoiser, noise, sigmas) that starts at u = sigmas[0] * noise and
+yields u after every step; sigmas is [M+1], decreasing, and may end at 0, where the last step is an Euler
 step (it lands on D). `sample` runs one to its end in batches.
 """
 
@@ -20,7 +20,7 @@ from paper_utils.errors import UserError, choose
 Sampler = Callable[[Denoiser, Tensor, Tensor], Iterator[Tensor]]
 
 
-# --- noise levels -----------------------------------------------------------------------------------
+# --- noise levels -------------------------------------------------------------------------------
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7) -> Tensor:
     """[steps+1] float64 noise levels, the last 0 (Karras et al. 2022, eq. 5)."""

@@ -5,20 +5,51 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from torch import Tensor
 
-from paper_utils import artifacts, data, descriptors, models, scores
+from paper_utils import artifacts, data, descriptors, scores, zoo
 from paper_utils.descriptors import Descriptor
 from paper_utils.errors import UserError
-from paper_utils.models import Model
+from paper_utils.models import BANK, Model
+
+LIVE_TOLERANCE = 1.0  # mean absolute difference of an image, in 8-bit levels
+
+
+def check_sheets(found: Mapping[str, Model], sheets: Mapping[str, Tensor], live: int) -> pd.DataFrame:
+    """Generate the first `live` images of every model again and compare with the sheets.
+
+    Columns: model, images, largest (of any pixel, 8-bit levels), mean (of the worst image).
+    Raises UserError naming the models whose weights do not reproduce their sheet.
+    """
+    rows = []
+    for name, model in found.items():
+        again = data.to_bytes(model.generate(BANK[:live]))
+        gap = (again.short() - sheets[name][:live].short()).abs()
+        rows.append((name, live, int(gap.max()), gap.flatten(1).float().mean(1).max().item()))
+    table = pd.DataFrame(rows, columns=["model", "images", "largest", "mean of worst image"])
+    wrong = table.model[table["mean of worst image"] > LIVE_TOLERANCE].tolist()
+    if wrong:
+        raise UserError(f"the weights of {', '.join(wrong)} do not reproduce their sheet "
+                        f"(difference over {LIVE_TOLERANCE} level): make the sheet again")
+    return table
 
 
 def features_of(descriptor: Descriptor, images: data.Images) -> Tensor:
     """Features of a whole dataset, [N, d], an artifact."""
-    spec = {"descriptor": descriptor.name, "images": images.hash}
+    probe = descriptor(images.pixels[:4]).mul(1_000).round().int().tolist()  # which weights it has
+    spec = {"descriptor": descriptor.name, "probe": probe, "images": images.hash}
 
     def compute() -> artifacts.Tensors:
         return {"features": descriptors.features(descriptor, images.pixels, progress=True)}
 
     return artifacts.remember("features", spec, compute)["features"]
+
+
+def copy_detection() -> pd.DataFrame:
+    """How well each descriptor finds distorted copies of test images it never saw.
+
+    Measured once by `python -m paper_utils.copy_detection` (an hour for the large ones on two
+    cores) and shipped in zoo/; the command's help says how it is done.
+    """
+    return pd.read_csv(zoo.FOLDER / "copy_detection.csv")
 
 
 def gl_table(features: Mapping[str, Tensor], training: Mapping[str, Tensor], threshold: float,

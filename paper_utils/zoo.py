@@ -112,8 +112,8 @@ def _toml(found: dict[str, Entry]) -> str:
     lines = ["# Every file of the zoo and how it was made; written by paper_utils.zoo.add."]
     for name, row in found.items():
         lines.append(f"\n[{json.dumps(name)}]")
-        fields = {k: v for k, v in vars(row).items() if k != "name" and (v != "" or k == "made")}
-        lines += [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
+        lines += [f"{key} = {json.dumps(value)}" for key, value in vars(row).items()
+                  if key != "name" and (value != "" or key == "made")]
     return "\n".join(lines) + "\n"
 
 

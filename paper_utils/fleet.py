@@ -1,0 +1,157 @@
+"""Train models for the zoo, several at once, and add what came of it.
+
+    python -m paper_utils.fleet train edm uvit --profile gpu --device cuda --out runs --minutes 9
+    python -m paper_utils.fleet add runs/edm.safetensors --made "one H200, 9 minutes"
+    python -m paper_utils.fleet closed optimal gaussian local
+    python -m paper_utils.fleet pack FOLDER       and, on a machine without a network, unpack FOLDER
+
+`train` needs torch, numpy, Pillow and safetensors alone, prints plain lines, writes a checkpoint a
+minute and goes on from it when it is called again. `add` samples the sheet of a finished training
+and writes zoo.toml, `closed` the sheets of the closed forms, which have no weights.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.multiprocessing as processes
+
+from paper_utils import artifacts, contrast, data, models, profiles, training, zoo
+from paper_utils.errors import UserError, choose
+from paper_utils.models import BANK
+
+Run = tuple[int, int, torch.Tensor, Callable[[], None]]  # step, steps, loss, save
+
+
+def train_one(name: str, profile: str, device: str, out: Path, deadline: float) -> None:
+    """Train one model until its budget or `deadline` (time.time()), checkpointing every minute."""
+    torch.set_num_threads(1)
+    diffusion, path = profiles.specs(profile), out / f"{name}.safetensors"
+    images = data.load(profiles.get(profile).dataset)
+    if name in diffusion:
+        runs = _diffusion(diffusion[name], images, path, device)
+    else:
+        runs = _contrast(profiles.contrast_specs(profile)[name], images, path, device)
+    saved = time.time()
+    for step, steps, loss, save in runs:
+        late = time.time() > deadline
+        if late or time.time() - saved > 60 or step == steps:
+            save()
+            saved = time.time()
+            print(f"{name:<14} step {step:>7,} of {steps:,}  loss {float(loss):.4f}", flush=True)
+        if late:
+            return
+
+
+def _diffusion(spec: training.Spec, images: data.Images, path: Path, device: str) -> Iterator[Run]:
+    for run in training.train(spec, images.first(spec.images), path, device):
+        yield run.step, spec.steps, run.loss, lambda: training.save_checkpoint(run, path)
+
+
+def _contrast(spec: contrast.Spec, images: data.Images, path: Path, device: str) -> Iterator[Run]:
+    state = artifacts.load_tensors(path)[0] if path.exists() else None
+    metadata = {"spec": json.dumps(asdict(spec) | {"images": len(images)})}
+    for state in contrast.train(spec, images, state, device):
+        losses = [v for k, v in state.items() if k.startswith("loss")]
+        content = lambda: artifacts.save({k: v.contiguous() for k, v in state.items()}, metadata)
+        yield (int(state["step"]), spec.steps, sum(losses),
+               lambda: artifacts.replace_file(path, content()))
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train options.models, options.at_once of them at a time, each in a process of its own."""
+    training.check_device(options.device)
+    known = profiles.specs(options.profile) | profiles.contrast_specs(options.profile)
+    waiting = [choose(name, known, "model") for name in options.models]
+    options.out.mkdir(parents=True, exist_ok=True)
+    deadline = time.time() + 60 * options.minutes
+    spawn, running = processes.get_context("spawn"), []
+    while waiting or running:
+        while waiting and len(running) < options.at_once:
+            arguments = (waiting.pop(0), options.profile, options.device, options.out, deadline)
+            running.append(spawn.Process(target=train_one, args=arguments))
+            running[-1].start()
+        time.sleep(0.5)
+        if any(p.exitcode for p in running):
+            raise UserError("a training failed (its error is above); the others' checkpoints are "
+                            f"in {options.out}: run the same command again")
+        running = [p for p in running if p.is_alive()]
+
+
+def add(options: argparse.Namespace) -> None:
+    """Sample the sheet of a finished training and put it and the weights into the zoo.
+
+    The sheet is sampled from the weights as they are shipped, in half precision.
+    """
+    tensors, metadata = artifacts.load_tensors(options.checkpoint)
+    values = json.loads(metadata.get("spec", "{}"))
+    kind = "contrast" if "kind" in values else "diffusion"
+    if kind == "contrast":
+        spec = contrast.Spec(**{k: v for k, v in values.items() if k != "images"})
+        name, weights = options.checkpoint.stem, contrast.trained(spec, tensors).state_dict()
+    else:
+        spec = training.Spec.from_json(metadata["spec"])
+        name, weights = spec.name, training.below("ema.", tensors)
+    if int(tensors["step"]) < spec.steps:
+        raise UserError(f"{options.checkpoint} is at step {int(tensors['step'])} of {spec.steps}: "
+                        "finish its training first")
+    weights = {k: v.half().float() if v.is_floating_point() else v for k, v in weights.items()}
+    model = models.assembled(name, kind, values, weights, str(options.checkpoint), "")
+    samples = data.to_bytes(model.generate(BANK[:options.noises], progress=name))
+    zoo.add(name, kind, samples, BANK, options.made, weights, values)
+    print(f"{name}: weights and {options.noises} samples added to {zoo.FOLDER.name}/")
+
+
+def closed(options: argparse.Namespace) -> None:
+    """Sample the sheets of closed forms of the laptop profile's training images."""
+    profile = profiles.get("laptop")
+    known = models.closed_forms(data.load(profile.dataset), profile.bag)
+    for name in options.models:
+        model = known[choose(name, known, "closed form")]
+        samples = data.to_bytes(model.generate(BANK[:options.noises], progress=name))
+        zoo.add(name, "closed form", samples, BANK, f"{model.architecture}; {model.solver}")
+        print(f"{name}: {options.noises} samples added to {zoo.FOLDER.name}/")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; a user's mistake is one line on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m paper_utils.fleet", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(required=True)
+    one = actions.add_parser("train")
+    one.add_argument("models", nargs="+")
+    one.add_argument("--profile", default="gpu")
+    one.add_argument("--device", default="cpu")
+    one.add_argument("--out", type=Path, default=Path("runs"))
+    one.add_argument("--minutes", type=float, default=float("inf"))
+    one.add_argument("--at-once", type=int, default=1)
+    one.set_defaults(action=train)
+    two = actions.add_parser("add")
+    two.add_argument("checkpoint", type=Path)
+    two.add_argument("--made", required=True, help="how it was trained, for zoo.toml")
+    two.add_argument("--noises", type=int, default=512)
+    two.set_defaults(action=add)
+    four = actions.add_parser("closed")
+    four.add_argument("models", nargs="+")
+    four.add_argument("--noises", type=int, default=512)
+    four.set_defaults(action=closed)
+    for name, action in (("pack", data.pack), ("unpack", data.unpack)):
+        three = actions.add_parser(name)
+        three.add_argument("folder", type=Path)
+        three.set_defaults(action=lambda options, action=action: action(options.folder))
+    options = parser.parse_args(arguments)
+    try:
+        options.action(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""The benchmark compares like with like; its numbers are no test's business."""
+
+import numpy as np
+import torch
+
+from paper_utils import bench
+
+
+def test_the_loop_is_the_definition():
+    samples, images = bench.unit_features(130, "a"), bench.unit_features(7, "b")
+    expected = [max(float(np.dot(x, y)) for y in images.numpy()) for x in samples.numpy()]
+    np.testing.assert_allclose(bench.mscore(samples.numpy(), images.numpy()), expected, atol=1e-6)
+    torch.testing.assert_close(samples.norm(dim=1), torch.ones(130))
+
+
+def test_works_take_turns():
+    order = []
+    first, second = bench.in_turns(3, lambda: order.append("a"), lambda: order.append("b"))
+    assert len(first) == len(second) == 3
+    assert order.count("a") == order.count("b") == 3 and order[:4] in (list("abba"), list("baab"))
+
+
+def test_a_missed_target_is_said(capsys):
+    bench.show([bench.Row("GL", "60x", ">= 50x", True), bench.Row("ddim", "1.20", "<= 1.0", False)])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("target >= 50x: met") and second.endswith("target <= 1.0: MISSED")

@@ -1,0 +1,159 @@
+"""Claims: the paper's numbers, and rules that decide on both sides of every threshold."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from paper_utils import claims
+from paper_utils.plots import Output
+
+MODELS = "DDPMv4 DDPMv6 Multistagev1 EDMv1 UViT CT Progressivev1".split()
+RP = np.array([  # the published heat map, symmetric, row by row
+    [1.00, .89, .86, .83, .81, .81, .88],
+    [.89, 1.00, .84, .83, .78, .80, .87],
+    [.86, .84, 1.00, .78, .80, .76, .86],
+    [.83, .83, .78, 1.00, .74, .76, .85],
+    [.81, .78, .80, .74, 1.00, .70, .82],
+    [.81, .80, .76, .76, .70, 1.00, .91],
+    [.88, .87, .86, .85, .82, .91, 1.00]])
+MAE = np.array([
+    [1.00, .92, .85, .85, .84, .75, .88],
+    [.92, 1.00, .87, .87, .82, .77, .90],
+    [.85, .87, 1.00, .81, .76, .77, .87],
+    [.85, .87, .81, 1.00, .76, .72, .86],
+    [.84, .82, .76, .76, 1.00, .68, .84],
+    [.75, .77, .77, .72, .68, 1.00, .83],
+    [.88, .90, .87, .86, .84, .83, 1.00]])
+
+
+def table(*rows: tuple) -> pd.DataFrame:
+    """Pairs (model, other, score[, half width[, shuffled]])."""
+    full = [(*row, 0.02, 0.01)[:5] if len(row) == 3 else (*row, 0.01)[:5] for row in rows]
+    return pd.DataFrame([(a, b, s, s - w, s + w, chance, 100) for a, b, s, w, chance in full],
+                        columns=["model", "other", "score", "low", "high", "shuffled", "n"])
+
+
+# --- the paper's numbers ------------------------------------------------------------------------
+
+@pytest.mark.parametrize("numbers, published", [(claims.PAPER_RP, RP), (claims.PAPER_MAE, MAE)])
+def test_the_papers_numbers_are_those_published(numbers, published):
+    assert (published == published.T).all()
+    pairs = claims.paper_pairs(numbers)
+    assert len(pairs) == 21 and len({frozenset(pair) for pair in pairs}) == 21
+    assert pairs == {(MODELS[i], MODELS[j]): published[i, j]
+                     for i in range(7) for j in range(i + 1, 7)}
+
+
+def test_every_number_of_the_paper_stands_beside_ours():
+    ours = table(("edm", "ddpm-vp", 0.83), ("uvit", "edm", 0.60), ("uvit", "dit", 0.99))
+    found = claims.beside_the_paper(ours, table(("ddpm-vp", "edm", 0.95)))
+    assert len(found) == 42 and found.score.value_counts().to_dict() == {"RP": 21, "MAE": 21}
+    rows = found.set_index(["score", "paper's model", "paper's other"])
+    assert rows.loc[("RP", "DDPMv4", "EDMv1"), "verdict"] == "agrees"
+    assert rows.loc[("RP", "EDMv1", "UViT"), "verdict"] == "ours is lower"
+    assert rows.loc[("MAE", "DDPMv4", "EDMv1"), "verdict"] == "ours is higher"
+    assert rows.loc[("RP", "CT", "Progressivev1"), "verdict"] == "no counterpart yet"
+    assert rows.loc[("RP", "DDPMv4", "CT"), "our other"] == "-"
+    assert (found.verdict == "no counterpart yet").sum() == 42 - 3
+    assert found[found.verdict == "no counterpart yet"].ours.isna().all()
+
+
+@pytest.mark.parametrize("paper, verdict", [
+    (0.599, "ours is higher"), (0.60, "agrees"), (0.65, "agrees"), (0.70, "agrees"),
+    (0.701, "ours is lower"),
+])
+def test_a_number_agrees_inside_the_interval_ends_included(paper, verdict):
+    row = next(pd.DataFrame([(0.60, 0.65, 0.70)], columns=["low", "score", "high"]).itertuples())
+    assert claims.verdict_on_number(paper, row) == verdict
+    assert claims.verdict_on_number(paper, None) == "no counterpart yet"
+
+
+# --- choosing pairs -----------------------------------------------------------------------------
+
+def test_pairs_among_and_across():
+    pairs = table(("a", "b", .1), ("a", "x", .2), ("x", "b", .3), ("x", "y", .4))
+    assert claims.among(pairs, ["a", "b"]).score.tolist() == [.1]
+    assert claims.across(pairs, ["a", "b"], ["x", "y"]).score.tolist() == [.2, .3]
+    assert claims.across(pairs, "xy", "ab").score.tolist() == [.2, .3]
+
+
+# --- the rules ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("lowest, half_width, chance, verdict", [
+    (0.70, 0.02, 0.01, "reproduced"),
+    (0.699, 0.02, 0.01, "partly: above chance, lower than the paper"),
+    (0.05, 0.02, 0.029, "partly: above chance, lower than the paper"),
+    (0.05, 0.02, 0.031, "not reproduced"),
+])
+def test_high_for_every_pair(lowest, half_width, chance, verdict):
+    pairs = table(("a", "b", 0.9), ("a", "c", lowest, half_width, chance))
+    claim = claims.high_for_every_pair("RP", pairs, 0.70)
+    assert claim.verdict == verdict
+    assert f"lowest {lowest:.2f} (a, c)" in claim.measured and "highest 0.90" in claim.measured
+
+
+@pytest.mark.parametrize("highest, verdict", [
+    (0.49, "reproduced"), (0.50, "not reproduced"), (0.51, "not reproduced")])
+def test_lower_without_diffusion(highest, verdict):
+    diffusion = table(("a", "b", 0.5), ("a", "c", 0.8))
+    contrast = table(("gan", "vae", 0.1), ("gan", "gan2", highest))
+    assert claims.lower_without_diffusion("RP", diffusion, contrast).verdict == verdict
+
+
+@pytest.mark.parametrize("reference, verdict", [
+    ((0.1, 0.49), "yes"), ((0.1, 0.5), "in the median only"), ((0.2, 0.75), "in the median only"),
+    ((0.7, 0.7), "no: the models may agree because each is near it"),
+    ((0.6, 0.9), "no: the models may agree because each is near it"),
+])
+def test_more_than_a_closed_form(reference, verdict):
+    models = table(("a", "b", 0.5), ("a", "c", 0.7), ("b", "c", 0.8))
+    closed = table(*[("a", "gaussian", score) for score in reference])
+    assert claims.more_than("RP", models, closed, "the Gaussian").verdict == verdict
+
+
+@pytest.mark.parametrize("lowest, verdict", [(0.96, "reproduced"), (0.91, "reproduced"),
+                                             (0.89, "not reproduced")])
+def test_nothing_copied(lowest, verdict):
+    claim = claims.nothing_copied({"a": 0.99, "b": lowest}, held_out=0.95)
+    assert claim.verdict == verdict and "(b)" in claim.measured and "0.95" in claim.measured
+
+
+@pytest.mark.parametrize("worst, verdict", [
+    (0.71, "reproduced"), (0.70, "partly: above chance"), (0.41, "partly: above chance"),
+    (0.40, "not reproduced"), (0.2, "not reproduced")])
+def test_maps_alike(worst, verdict):
+    agreement = {("a", "b"): 0.99, ("a", "c"): worst}
+    assert claims.maps_alike(agreement, chance=0.40).verdict == verdict
+
+
+def test_the_claims_of_section_2_take_each_number_from_its_place():
+    rp = table(("a", "b", 0.72), ("a", "gan", 0.05), ("gan", "vae", 0.30), ("a", "gaussian", 0.40),
+               ("b", "gaussian", 0.60), ("gan", "gaussian", 0.95))
+    mae = table(("a", "b", 0.69), ("gan", "vae", 0.75), ("a", "gaussian", 0.80))
+    gl = pd.DataFrame({"model": ["a", "b", "gan", "held-out"], "GL": [1.0, 0.97, 0.1, 0.99]})
+    found = claims.unconditional(rp, mae, ["a", "b"], ["gan", "vae"], gl, {("a", "b"): 0.9}, 0.4)
+    assert [claim.verdict for claim in found] == [
+        "reproduced", "reproduced", "yes",
+        "reproduced", "not reproduced", "no: the models may agree because each is near it",
+        "reproduced", "reproduced"]
+    assert "0.70" in found[0].rule and "0.68" in found[3].rule  # the lowest of each heat map
+
+
+# --- saving -------------------------------------------------------------------------------------
+
+def test_sections_share_one_file(tmp_path):
+    def claim(verdict):
+        return claims.Claim("models agree", "at least 0.70", "0.71", verdict)
+
+    output = Output(tmp_path)
+    shown = claims.save([claim("reproduced"), claim("no")], "01", output)
+    claims.save([claim("later")], "02", output)
+    claims.save([claim("again")], "01", output)
+    found = json.loads((tmp_path / "claims.json").read_text())
+    assert {k: [c["verdict"] for c in v] for k, v in found.items()} == {"01": ["again"],
+                                                                        "02": ["later"]}
+    assert shown.verdict.tolist() == ["reproduced", "no"]
+    assert pd.read_csv(tmp_path / "tab_claims_01.csv").verdict.tolist() == ["again"]
+    assert (tmp_path / "tab_claims_02.tex").exists()

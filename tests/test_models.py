@@ -1,0 +1,270 @@
+"""Models: samples are computed once and per noise, training goes on, wrong weights are refused."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from paper_utils import contrast, data, models, networks, profiles, tables, training, zoo
+from paper_utils.errors import UserError
+from paper_utils.models import Model
+from paper_utils.noise import NoiseBank
+from paper_utils.samplers import Solver
+from paper_utils.training import Spec
+
+BANK = NoiseBank()
+TINY = Spec("tiny", "unet", dict(width=8, channel_mult=(1, 1), blocks=1, attention=(8,), patch=2),
+            images=16, images_seen=48, batch=8, warmup=1, solver=Solver("heun", 4))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of this test's own; the user's is never written."""
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def images():
+    return data.load("bundled").first(16)
+
+
+def fake(name: str = "fake", shift: float = 0.0, **identity) -> Model:
+    """A model whose image is its noise; it notes how many noises it was given."""
+    calls = []
+
+    def generate(noise, progress=""):
+        calls.append(len(noise))
+        return (noise / 5 + shift).clamp(-1, 1)
+
+    model = Model(name, "U-Net", "fake", "fake", "none", 1, 0, 1, 1,
+                  {"fake": name, "shift": shift} | identity, generate)
+    object.__setattr__(model, "calls", calls)
+    return model
+
+
+def perturbed(module: nn.Module) -> nn.Module:
+    """Every weight away from its initial value: no layer is zero."""
+    rng = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=rng))
+    return module.eval()
+
+
+# --- samples ------------------------------------------------------------------------------------
+
+def test_samples_are_computed_once():
+    model = fake()
+    first = models.samples(model, 6)
+    assert first.shape == (6, 3, 32, 32) and first.dtype == torch.uint8
+    assert torch.equal(models.samples(model, 6), first)
+    assert torch.equal(models.samples(fake(), 6), first)
+    assert model.calls == [6]
+
+
+def test_samples_of_other_noises_banks_and_models_are_others():
+    model = fake()
+    first = models.samples(model, 4)
+    assert torch.equal(models.samples(model, 2, start=2), first[2:])
+    assert not torch.equal(models.samples(model, 4, bank=NoiseBank(1)), first)
+    assert not torch.equal(models.samples(fake(shift=0.1), 4), first)
+    assert model.calls == [4, 2, 4]
+
+
+def test_damaged_samples_are_generated_again(cache):
+    model = fake()
+    first = models.samples(model, 4)
+    [path] = (cache / "artifacts").glob("samples-*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="damaged"):
+        assert torch.equal(models.samples(model, 4), first)
+    assert model.calls == [4, 4]
+
+
+def test_the_plane_holds_the_corners():
+    model = fake()
+    corners, points = models.hyperplane_samples(model, grid=5)
+    assert torch.equal(corners, models.samples(model, 3))
+    assert points.shape == (25, 3, 32, 32)
+    for row, corner in {(1, 1): 0, (1, 3): 1, (3, 1): 2}.items():  # (beta, alpha) in steps of 1/2
+        gap = points[row[0] * 5 + row[1]].short() - corners[corner].short()
+        assert gap.abs().max() <= 1
+    models.hyperplane_samples(model, grid=5)
+    assert model.calls == [28, 3]
+
+
+@pytest.mark.parametrize("network, args", [
+    ("unet", TINY.network_args), ("unet", networks.NCSNPP | TINY.network_args),
+    ("dit", dict(patch=8, dim=16, depth=1, heads=2)),
+    ("uvit", dict(patch=8, dim=16, depth=2, heads=2)),
+])
+def test_a_sample_does_not_depend_on_its_batch(network, args):
+    spec = replace(TINY, network=network, network_args=args)
+    model = models.diffusion(spec, perturbed(training.build(spec)), "hash")
+    together = model.generate(BANK[:5])
+    apart = torch.cat([model.generate(BANK[:1]), model.generate(BANK[1:5])])
+    torch.testing.assert_close(apart, together, atol=1e-4, rtol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+def test_a_gan_sample_does_not_depend_on_its_batch():
+    network = perturbed(contrast.build("gan", 4))
+    model = models.contrast_model("gan", contrast.Spec("gan", 4, 8), network, "hash", 16)
+    apart = torch.cat([model.generate(BANK[k:k + 1]) for k in range(4)])
+    torch.testing.assert_close(apart, model.generate(BANK[:4]), atol=1e-5, rtol=1e-4)
+    assert not model.trained_diffusion
+
+
+def test_the_optimal_denoiser_lands_on_training_images(images):
+    optimal = models.closed_forms(images, bag=64)["optimal"]
+    found = models.samples(optimal, 4)
+    gaps = (found[:, None].short() - images.pixels[None].short()).abs().flatten(2).amax(2)
+    assert gaps.amin(1).max() <= 1 and optimal.family == "closed form"
+
+
+def test_closed_forms_of_other_images_are_other_models(images):
+    other = data.load("bundled").half(1, 16)
+    one = models.closed_forms(images, 64)
+    assert one.keys() == set(models.CLOSED_FORMS)
+    for second in (images, other):
+        two = models.closed_forms(second, 64)
+        assert all((one[k].identity == two[k].identity) is (second is images) for k in one)
+    bags = [models.closed_forms(images, bag)["local"].identity for bag in (64, 128)]
+    assert bags[0] != bags[1]
+
+
+# --- sheets -------------------------------------------------------------------------------------
+
+def test_sheets_that_are_reproduced():
+    pair = {"a": fake("a"), "b": fake("b", 0.2)}
+    sheets = {name: models.samples(model, 4) for name, model in pair.items()}
+    sheets["a"] = sheets["a"].clone()
+    sheets["a"][1, 2, 3, 4] ^= 3
+    before = list(pair["a"].calls)
+    table = tables.check_sheets(pair, sheets, live=3)
+    assert pair["a"].calls == [*before, 3]  # really generated again, not read from the store
+    assert table.model.tolist() == ["a", "b"] and table.images.tolist() == [3, 3]
+    assert 1 <= table.largest[0] <= 3 and table.largest[1] == 0
+
+
+@pytest.mark.parametrize("levels, wrong", [(1, False), (2, True)])
+def test_a_wrong_sheet_is_an_error_naming_the_model(levels, wrong):
+    pair = {name: fake(name, shift) for name, shift in (("good", 0.0), ("bad", 0.1))}
+    sheets = {name: models.samples(model, 4) for name, model in pair.items()}
+    middle = sheets["bad"].clone().clamp(10, 240)
+    pair["bad"] = replace(pair["bad"], generate=lambda noise: data.to_unit(middle[:len(noise)]))
+    sheets["bad"] = middle.clone()
+    sheets["bad"][2] += levels
+    if not wrong:
+        tables.check_sheets(pair, sheets, live=4)
+        return
+    with pytest.raises(UserError, match="of bad do not reproduce") as failure:
+        tables.check_sheets(pair, sheets, live=4)
+    assert "good" not in str(failure.value) and "\n" not in str(failure.value)
+
+
+def test_shipped_sheets_are_used_as_far_as_they_reach(tmp_path, monkeypatch):
+    folder = tmp_path / "zoo"
+    sheet = models.samples(fake(), 5) + 1
+    zoo.add("sheet", "diffusion", sheet, BANK, "by hand", folder=folder)
+    monkeypatch.setattr(zoo, "entries", lambda entries=zoo.entries: entries(folder))
+    monkeypatch.setattr(zoo.Entry.load_sheet, "__defaults__", (folder,))
+    pair = {"sheet": fake("sheet"), "other": fake("other")}
+    laptop = profiles.get("laptop", noises=4)
+    found = models.all_samples(pair, laptop)
+    assert torch.equal(found["sheet"], sheet[:4]) and pair["sheet"].calls == []
+    assert found["other"].shape == (4, 3, 32, 32) and pair["other"].calls == [4]
+    longer = models.all_samples(pair, profiles.get("laptop", noises=6))
+    assert all(len(images) == 6 for images in longer.values())
+    assert pair["sheet"].calls == [6]
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+def test_weights_are_loaded():
+    network, source = nn.Linear(3, 2), nn.Linear(3, 2)
+    models.load_into(network, source.state_dict(), "weights.safetensors")
+    assert torch.equal(network.weight, source.weight)
+
+
+@pytest.mark.parametrize("tensors, first", [
+    ({"weight": torch.zeros(2, 3)}, "bias"),
+    ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "extra": torch.zeros(1)}, "extra"),
+    ({"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, "weight"),
+    ({"a.weight": torch.zeros(2, 3), "bias": torch.zeros(2)}, "a.weight"),
+])
+def test_weights_of_another_architecture_are_refused(tensors, first):
+    with pytest.raises(UserError, match=rf"another architecture.*Linear.*: {first}\)") as failure:
+        models.load_into(nn.Linear(3, 2), tensors, "zoo/edm.safetensors")
+    assert "zoo/edm.safetensors" in str(failure.value) and "\n" not in str(failure.value)
+
+
+def test_the_zoo_gives_back_the_model_that_was_put_in(tmp_path, monkeypatch):
+    folder, network = tmp_path / "zoo", perturbed(training.build(TINY))
+    made = models.diffusion(TINY, network, "hash")
+    zoo.add("tiny", "diffusion", data.to_bytes(made.generate(BANK[:2])), BANK, "here",
+            network.network.state_dict(), {**vars(TINY), "solver": vars(TINY.solver)}, folder)
+    monkeypatch.setattr(zoo, "entry", lambda name: zoo.entries(folder)[name])
+    monkeypatch.setattr(zoo.Entry.load_weights, "__defaults__", (folder,))
+    again = models.shipped("tiny")
+    assert (again.architecture, again.evaluations, again.parameters, again.images_seen) == (
+        made.architecture, 7, networks.count_parameters(network), 48)
+    tables.check_sheets({"tiny": again}, {"tiny": zoo.entry("tiny").load_sheet(folder)}, live=2)
+
+
+# --- training on the spot -----------------------------------------------------------------------
+
+def weights_of(model: Model) -> torch.Tensor:
+    return model.generate(BANK[:2])
+
+
+def test_a_model_is_trained_once(images, monkeypatch):
+    first, losses = models.train(TINY, images)
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
+    again, losses_again = models.train(TINY, images)
+    assert again.identity == first.identity and torch.equal(losses_again, losses)
+    assert losses.shape == (TINY.steps,) and losses.isfinite().all()
+    assert torch.equal(weights_of(again), weights_of(first))
+
+
+@pytest.mark.parametrize("stop", [3, 6])
+def test_a_killed_training_goes_on(images, cache, monkeypatch, stop):
+    """Killed after `stop` of 6 steps, the last just before its weights are stored."""
+    clock, steps, reported = itertools.count(0, 61), [], models.reported
+
+    def killed(runs, spec):
+        for run in reported(runs, spec):
+            yield run
+            steps.append(run.step)
+            if run.step == stop and len(steps) == stop:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "reported", killed)
+    monkeypatch.setattr(models.time, "monotonic", lambda: next(clock))
+    with pytest.raises(KeyboardInterrupt):
+        models.train(TINY, images)
+    model, _ = models.train(TINY, images)
+    assert steps == [*range(1, stop + 1), *range(min(stop, 5) + 1, 7)]
+    assert not list((cache / "artifacts").glob("*.checkpoint"))
+    for run in training.train(TINY, images):
+        pass
+    straight = models.diffusion(TINY, run.ema, "hash")
+    assert torch.equal(weights_of(model), weights_of(straight))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU here")
+def test_cuda_is_refused_where_there_is_none(images, cache):
+    with pytest.raises(UserError, match="device='cpu'"):
+        models.train(TINY, images, device="cuda")
+    assert not cache.exists()
+
+
+def test_a_contrast_model_is_trained_once(images, monkeypatch):
+    spec = contrast.Spec("vae", 4, 16, batch=8)
+    first = models.train_contrast("vae-4", spec, images)
+    monkeypatch.setattr(contrast, "train", lambda *_: pytest.fail("trained again"))
+    assert torch.equal(weights_of(models.train_contrast("vae-4", spec, images)), weights_of(first))
+    assert first.family == "VAE" and first.images == 16

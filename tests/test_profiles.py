@@ -1,0 +1,87 @@
+"""Profiles: sizes as data, their overrides, and the models each scale trains."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from paper_utils import contrast, data, networks, profiles
+from paper_utils.denoisers import FRAMEWORKS
+from paper_utils.errors import UserError
+from paper_utils.training import Spec
+
+
+def test_overrides_replace_single_sizes():
+    profile = profiles.get("laptop", noises=100, live=0, bag=None)
+    assert profile == replace(profiles.PROFILES["laptop"], noises=100)
+    assert profiles.get("laptop") == profiles.PROFILES["laptop"]
+
+
+@pytest.mark.parametrize("name, sizes, words", [
+    ("labtop", {}, "did you mean 'laptop'"), ("huge", {}, "smoke, laptop, gpu, paper"),
+    ("smoke", {"noise": 3}, "did you mean 'noises'"), ("smoke", {"colour": 3}, "noises, live"),
+    ("smoke", {"noises": -1}, "noises=-1"), ("smoke", {"noises": 2.5}, "whole number"),
+    ("smoke", {"noises": "many"}, "profile's own 32"), ("smoke", {"noises": True}, "noises=True"),
+    ("smoke", {"dataset": 3}, "unknown size 'dataset'"), ("smoke", {"shipped": 1}, "unknown size"),
+])
+def test_mistakes_name_what_is_valid(name, sizes, words):
+    with pytest.raises(UserError, match=words) as failure:
+        profiles.get(name, **sizes)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("make", [profiles.specs, profiles.contrast_specs])
+def test_models_of_an_unknown_profile(make):
+    with pytest.raises(UserError, match="did you mean 'smoke'"):
+        make("smok")
+
+
+def test_profiles_grow_and_the_paper_one_is_the_papers():
+    sizes = [profiles.PROFILES[name] for name in ("smoke", "laptop", "gpu", "paper")]
+    for size in profiles.SIZES:
+        values = [getattr(profile, size) for profile in sizes]
+        assert values == sorted(values) and values[0] > 0, size
+    assert sizes[-1].noises == 10_000 and sizes[-1].hyperplane == 100
+    assert sizes[1].noises >= 512 and sizes[1].live >= 16
+    assert all(p.live <= p.noises for p in sizes)
+
+
+def test_the_smoke_profile_fits_the_bundled_images():
+    bundled = len(data.load("bundled", "test"))
+    assert profiles.PROFILES["smoke"].held_out <= bundled
+    for spec in [*profiles.specs("smoke").values()]:
+        assert spec.images <= len(data.load("bundled"))
+
+
+@pytest.mark.parametrize("profile", profiles.SCALES)
+def test_every_framework_and_architecture_is_trained(profile):
+    specs = profiles.specs(profile)
+    assert {"ddpm-vp", "ddpm-subvp", "ncsnpp-ve", "edm", "edm-seed1", "multistage", "uvit",
+            "dit"} <= specs.keys()
+    assert all(name == spec.name for name, spec in specs.items())
+    processes = {spec.framework.removesuffix("-f") for spec in specs.values()}
+    assert processes == {name for name in FRAMEWORKS if not name.endswith("-f")}
+    assert {spec.network for spec in specs.values()} == networks.ARCHITECTURES.keys()
+    first, second = specs["edm"], specs["edm-seed1"]
+    assert second == replace(first, name="edm-seed1", seed=1) and first.run != second.run
+
+
+@pytest.mark.parametrize("profile", profiles.SCALES)
+def test_specifications_survive_json(profile):
+    """Through JSON tuples become lists; the networks they build are the same."""
+    import torch
+
+    for spec in profiles.specs(profile).values():
+        again = Spec.from_json(spec.to_json())
+        assert json.loads(again.to_json()) == json.loads(spec.to_json())
+        with torch.device("meta"):
+            shapes = [{k: v.shape for k, v in networks.build(s.network, **s.network_args)
+                       .state_dict().items()} for s in (spec, again)]
+        assert shapes[0] == shapes[1]
+
+
+def test_the_contrast_models_are_two_of_each_kind_of_different_width():
+    for profile in profiles.SCALES:
+        specs = profiles.contrast_specs(profile).values()
+        for kind in contrast.KINDS:
+            assert len({spec.width for spec in specs if spec.kind == kind}) == 2

@@ -1,0 +1,240 @@
+"""Scores on cases made by hand, against brute force, and against closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from paper_utils import scores
+from paper_utils.errors import UserError
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def unit(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(n, d, generator=rng(seed)), dim=1)
+
+
+def plain(*pixels: int) -> torch.Tensor:
+    """Images of one grey level each: uint8 [n, 3, 32, 32]."""
+    return torch.tensor(pixels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+
+
+# --- agreement of pairs -------------------------------------------------------------------------
+
+def test_copies_by_hand():
+    a = torch.tensor([[1.0, 0.0]]).expand(4, 2)
+    b = torch.tensor([[0.6, 0.8], [0.8, 0.6], [0.0, 1.0], [1.0, 0.0]])
+    assert scores.copies(a, b, 0.7).tolist() == [False, True, False, True]
+
+
+def test_the_copy_threshold_is_strict():
+    a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, math.sqrt(0.75)]])
+    assert not scores.copies(a, b, 0.5).item()
+    assert scores.copies(a, b, 0.5 - 1e-7).item()
+
+
+def test_close_by_hand_and_strict():
+    a, b = plain(100, 100, 100, 100, 100), plain(100, 114, 115, 116, 86)
+    assert scores.close(a, b).tolist() == [True, True, False, False, True]
+
+
+def test_close_does_not_wrap_around():
+    """In uint8, 3 - 250 is 9 and 0 - 255 is 1."""
+    assert scores.close(plain(3, 250, 0), plain(250, 3, 255)).tolist() == [False] * 3
+
+
+def test_close_is_the_mean_over_all_pixels():
+    a, b = plain(0, 0).clone(), plain(0, 0).clone()
+    b[0, 0] = 44  # a third of all values: 14.67
+    b[1, 0] = 46  # 15.33
+    assert scores.close(a, b).tolist() == [True, False]
+
+
+def test_one_pixel_short_of_the_threshold_counts():
+    a, b = plain(100).clone(), plain(115).clone()
+    b[0, 2, 31, 31] = 114
+    assert scores.close(a, b).item()
+
+
+@pytest.mark.parametrize("compare", [
+    lambda: scores.copies(unit(4, 8), unit(5, 8), 0.5), lambda: scores.close(plain(1, 2), plain(1)),
+    lambda: scores.copies(unit(4, 8), unit(4, 9), 0.5), lambda: scores.copies(unit(4, 8), unit(1, 8), 0.5),
+])
+def test_unequal_samples_are_refused(compare):
+    with pytest.raises(UserError, match="same noises"):
+        compare()
+
+
+def test_shuffled_rows_are_all_elsewhere():
+    for n in (2, 3, 10, 101):
+        rows = torch.arange(n)
+        mixed = scores.shuffled(rows)
+        assert (mixed != rows).all() and torch.equal(mixed.sort().values, rows)
+
+
+# --- proportions and intervals ------------------------------------------------------------------
+
+def binomial_quantile(n: int, p: float, level: float) -> float:
+    total = 0.0
+    for k in range(n + 1):
+        total += math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+                          + k * math.log(p) + (n - k) * math.log1p(-p))
+        if total >= level:
+            return k / n
+    return 1.0
+
+
+@pytest.mark.parametrize("n, hits", [(400, 120), (512, 450), (100, 50)])
+def test_the_interval_is_that_of_the_bootstrap_distribution(n, hits):
+    """Resampling n bits of which a share p is set is binomial: its quantiles are known."""
+    found = scores.proportion(torch.arange(n) < hits, 4_000)
+    assert found.value == hits / n and found.n == n
+    for value, level in ((found.low, 0.025), (found.high, 0.975)):
+        assert abs(value - binomial_quantile(n, hits / n, level)) < 1.5 / n + 0.0025
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    covered = [s.low <= 0.3 <= s.high for s in (
+        scores.proportion(torch.rand(120, generator=rng(k)) < 0.3, 400) for k in range(300))]
+    assert 0.90 < np.mean(covered) < 0.985
+
+
+def test_proportion_is_deterministic_and_leaves_the_global_generator_alone():
+    hits, state = torch.rand(50, generator=rng()) < 0.5, torch.get_rng_state()
+    first = scores.proportion(hits)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(7)
+    assert scores.proportion(hits) == first
+    assert first.low < first.value < first.high
+
+
+def test_extreme_proportions_are_points():
+    for value in (0.0, 1.0):
+        found = scores.proportion(torch.full((20,), bool(value)))
+        assert (found.value, found.low, found.high) == (value, value, value)
+    assert str(scores.Score(0.5, 0.25, 0.75, 9)) == "0.50 [0.25, 0.75]"
+
+
+def test_no_noise_at_all_is_refused():
+    with pytest.raises(UserError, match="at least one"):
+        scores.proportion(torch.zeros(0, dtype=torch.bool))
+
+
+# --- GL -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("threshold", [0.2, 0.4, 0.6])
+def test_gl_is_that_of_brute_force(threshold):
+    samples, training = unit(150, 12), unit(90, 12, seed=1)
+    copied = 0
+    for x in samples.double().numpy():
+        copied += max(float(np.dot(x, y)) for y in training.double().numpy()) > threshold
+    found = scores.gl(samples, training, threshold, resamples=50)
+    assert found.value == pytest.approx(1 - copied / 150)
+
+
+def test_gl_streams_over_samples_and_training_images():
+    """More rows than a block on both sides; the copies sit in the last, incomplete blocks."""
+    samples, training = unit(1_030, 16), unit(8_200, 16, seed=1)
+    training[8_199] = samples[1_029]
+    training[8_191] = samples[3]
+    best = scores.max_similarity(samples, training)
+    expected = (samples.numpy() @ training.numpy().T).max(1)
+    np.testing.assert_allclose(best.numpy(), expected, atol=1e-6)
+    assert best[1_029] == pytest.approx(1) and best[3] == pytest.approx(1)
+
+
+def test_gl_ends_and_strictness():
+    training = torch.eye(5)
+    assert scores.gl(training[:3], training, 0.6).value == 0
+    assert scores.gl(training[:3], training[3:], 0.6).value == 1
+    half = torch.tensor([[0.5, math.sqrt(0.75), 0, 0, 0]])
+    assert scores.gl(half, training[:1], 0.5).value == 1  # exactly at the threshold: no copy
+    assert scores.gl(half, training[:1], 0.4999).value == 0
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+def test_the_pairwise_table():
+    same, opposite = plain(*range(0, 250, 50)), plain(*range(250, 0, -50))
+    rows = {"a": same, "b": same + 10, "c": opposite}
+    table = scores.pairwise(rows, scores.close, resamples=50)
+    assert list(table.columns) == ["model", "other", "score", "low", "high", "shuffled", "n"]
+    assert list(zip(table.model, table.other)) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert table.score.tolist() == [1.0, 0.0, 0.0] and table.n.tolist() == [5] * 3
+    assert table.shuffled[0] == 0
+    assert ((table.low <= table.score) & (table.score <= table.high)).all()
+
+
+def test_shuffled_is_the_chance_level():
+    """Two models that always draw one of two images agree half the time by chance."""
+    rng_ = rng(3)
+    coins = {name: plain(*(200 * torch.randint(0, 2, (2_000,), generator=rng_)).tolist())
+             for name in "ab"}
+    coins["c"] = coins["a"]
+    table = scores.pairwise(coins, scores.close, resamples=20).set_index(["model", "other"])
+    assert table.score["a", "c"] == 1
+    assert table.shuffled.to_numpy() == pytest.approx(0.5, abs=0.05)
+    assert table.score["a", "b"] == pytest.approx(0.5, abs=0.05)
+
+
+# --- Fréchet distance ---------------------------------------------------------------------------
+
+def with_moments(mean: torch.Tensor, deviations: torch.Tensor, n: int, seed: int) -> torch.Tensor:
+    """n rows whose sample mean and covariance are exactly `mean` and diag(deviations^2)."""
+    z = torch.randn(n, len(mean), generator=rng(seed), dtype=torch.float64)
+    z = z - z.mean(0)
+    whiten = torch.linalg.inv(torch.linalg.cholesky(torch.cov(z.T)))
+    return z @ whiten.T * deviations + mean
+
+
+def test_frechet_of_diagonal_gaussians():
+    """|mu_a - mu_b|^2 + sum (s_a - s_b)^2."""
+    mean_a, mean_b = torch.randn(2, 6, generator=rng(1), dtype=torch.float64)
+    dev_a, dev_b = torch.rand(2, 6, generator=rng(2), dtype=torch.float64) + 0.1
+    a, b = with_moments(mean_a, dev_a, 50, 3), with_moments(mean_b, dev_b, 70, 4)
+    expected = ((mean_a - mean_b) ** 2 + (dev_a - dev_b) ** 2).sum().item()
+    assert scores.frechet(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_of_any_gaussians():
+    linalg = pytest.importorskip("scipy.linalg")
+    mix = torch.randn(2, 8, 8, generator=rng(5), dtype=torch.float64)
+    z = torch.randn(2, 60, 8, generator=rng(6), dtype=torch.float64)
+    a, b = z[0] @ mix[0], z[1] @ mix[1] + 0.3
+    cov_a, cov_b = np.cov(a.numpy().T), np.cov(b.numpy().T)
+    root = linalg.sqrtm(cov_a @ cov_b).real
+    expected = (((a.mean(0) - b.mean(0)) ** 2).sum().item()
+                + np.trace(cov_a + cov_b - 2 * root))
+    assert scores.frechet(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+def test_frechet_is_a_distance_even_with_fewer_rows_than_dimensions():
+    a, b = unit(20, 64), unit(30, 64, seed=1)
+    assert scores.frechet(a, a) == pytest.approx(0, abs=1e-6)
+    assert scores.frechet(a, b) == pytest.approx(scores.frechet(b, a), rel=1e-6)
+    assert scores.frechet(a, b) > 0.1
+
+
+# --- maps of the noise plane --------------------------------------------------------------------
+
+def test_the_map_names_the_nearest_corner():
+    corners = torch.eye(3)
+    points = torch.nn.functional.normalize(torch.tensor(
+        [[3.0, 1, 0], [0, 2, 1], [0, 1, 4], [5, 0, 0]]), dim=1)
+    winner, strength = scores.hyperplane_map(corners, points)
+    assert winner.tolist() == [[0, 1], [2, 0]]
+    torch.testing.assert_close(strength, torch.tensor(
+        [[3 / 10**0.5, 2 / 5**0.5], [4 / 17**0.5, 1.0]]))
+
+
+def test_map_agreement_by_hand():
+    maps = {"a": torch.tensor([[0, 0], [1, 2]]), "b": torch.tensor([[0, 1], [1, 2]]),
+            "c": torch.tensor([[2, 2], [2, 2]])}
+    pairs, chance = scores.map_agreement(maps)
+    assert pairs == {("a", "b"): 0.75, ("a", "c"): 0.25, ("b", "c"): 0.25}
+    # shares a (1/2, 1/4, 1/4), b (1/4, 1/2, 1/4), c (0, 0, 1): products .3125, .25, .25
+    assert chance == pytest.approx(0.3125)

@@ -1,0 +1,182 @@
+"""The zoo: what is put in comes out, damage is named, and what ships is whole and reproducible."""
+
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from paper_utils import artifacts, models, tables, zoo
+from paper_utils.errors import UserError
+from paper_utils.noise import NoiseBank
+
+BANK = NoiseBank()
+SHIPPED = (zoo.FOLDER / "zoo.toml").exists()
+needs_zoo = pytest.mark.skipif(not SHIPPED, reason="zoo/zoo.toml is not there yet")
+
+
+def pictures(n: int, seed: int = 0) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, 3, 32, 32), generator=rng, dtype=torch.uint8)
+
+
+def weights() -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    return {"layer.weight": torch.randn(40, 30, generator=rng), "count": torch.tensor(70_001),
+            "small": torch.tensor([1e-6, -3e-5, 0.0])}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    zoo.add("a model", "diffusion", pictures(40), BANK, "by hand, 'quoted' \"twice\", 2σ",
+            weights(), {"width": 8, "mult": [1, 2]}, folder=tmp_path)
+    zoo.add("closed", "closed form", pictures(3, 2), BANK, "no weights", folder=tmp_path)
+    return tmp_path
+
+
+# --- the round trip -----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 64, 100])
+def test_unpack_undoes_pack(n):
+    sheet = zoo.pack(pictures(n))
+    assert sheet.shape == (-(-n // 32) * 32, 1024, 3)
+    found = zoo.unpack(sheet)
+    assert torch.equal(found[:n], pictures(n)) and not found[n:].any()
+
+
+def test_a_sheet_is_read_like_a_page():
+    sheet = zoo.pack(pictures(70))
+    for k in (0, 1, 31, 32, 69):
+        y, x = 32 * (k // 32), 32 * (k % 32)
+        assert (sheet[y:y + 32, x:x + 32] == pictures(70)[k].permute(1, 2, 0).numpy()).all()
+
+
+def test_a_sheet_comes_back_bit_for_bit(folder):
+    assert torch.equal(zoo.entry("a model", folder).load_sheet(folder), pictures(40))
+    assert torch.equal(zoo.entry("closed", folder).load_sheet(folder), pictures(3, 2))
+    with Image.open(folder / "a-model.png") as image:
+        assert image.text["bank"] == "bank-0-3x32x32" and image.text["noises"] == "0:40"
+
+
+def test_weights_come_back_to_half_precision(folder):
+    tensors, spec = zoo.entry("a model", folder).load_weights(folder)
+    assert spec == {"width": 8, "mult": [1, 2]} and tensors.keys() == weights().keys()
+    for key, value in weights().items():
+        assert tensors[key].dtype == value.dtype
+        torch.testing.assert_close(tensors[key], value, rtol=2**-11, atol=2**-25)
+    assert tensors["count"] == 70_001
+
+
+def test_the_table_says_how_it_was_made(folder):
+    row = tomllib.loads((folder / "zoo.toml").read_text())["a model"]
+    assert row["made"] == "by hand, 'quoted' \"twice\", 2σ" and row["noises"] == 40
+    assert row["weights_sha256"] == artifacts.sha256(folder / row["weights"])
+    assert list(zoo.entries(folder)) == ["a model", "closed"]
+
+
+def test_many_added_in_a_row_are_all_kept(tmp_path):
+    for k in range(20):
+        zoo.add(f"m{k}", "closed form", pictures(1), BANK, "", folder=tmp_path)
+        assert list(zoo.entries(tmp_path)) == [f"m{j}" for j in range(k + 1)]
+
+
+def test_adding_again_replaces(folder):
+    zoo.add("a model", "diffusion", pictures(5, 9), BANK, "anew", weights(), {}, folder=folder)
+    row = zoo.entry("a model", folder)
+    assert row.made == "anew" and torch.equal(row.load_sheet(folder), pictures(5, 9))
+    assert list(zoo.entries(folder)) == ["a model", "closed"]
+
+
+# --- damage -------------------------------------------------------------------------------------
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 8
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage, words", [
+    (flip_a_byte, "is damaged"), (truncate, "is damaged"), (lambda path: path.unlink(), "missing")])
+@pytest.mark.parametrize("file, load", [("a-model.safetensors", "load_weights"),
+                                        ("a-model.png", "load_sheet")])
+def test_damage_is_named_with_its_cure(folder, file, load, damage, words):
+    damage(folder / file)
+    with pytest.raises(UserError, match=words) as failure:
+        getattr(zoo.entry("a model", folder), load)(folder)
+    message = str(failure.value)
+    assert str(folder / file) in message and "\n" not in message
+    assert f"git checkout -- zoo/{file}" in message
+
+
+def test_a_sheet_of_another_bank_is_refused(tmp_path):
+    zoo.add("m", "closed form", pictures(1), NoiseBank(7), "", folder=tmp_path)
+    table = (tmp_path / "zoo.toml").read_text().replace("bank-7", "bank-0")
+    (tmp_path / "zoo.toml").write_text(table)
+    with pytest.raises(UserError, match="is from bank-7"):
+        zoo.entry("m", tmp_path).load_sheet(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[half a tab", "x = 3", "[m]\nkind = 'diffusion'\n",
+                                  "[m]\ninvented = 1\n", "\xff\xfe"])
+def test_a_damaged_table_is_named(tmp_path, text):
+    (tmp_path / "zoo.toml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="zoo.toml is damaged.*git checkout -- zoo/zoo.toml"):
+        zoo.entries(tmp_path)
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(UserError, match="zoo.toml is missing.*git checkout"):
+        zoo.entry("edm", tmp_path)
+
+
+def test_an_unknown_name_lists_the_names(folder):
+    with pytest.raises(UserError, match="did you mean 'a model'.*a model, closed"):
+        zoo.entry("a modl", folder)
+
+
+# --- what ships ---------------------------------------------------------------------------------
+
+@needs_zoo
+def test_every_shipped_file_is_the_one_of_the_table():
+    for row in zoo.entries().values():
+        assert artifacts.sha256(zoo.FOLDER / row.sheet) == row.sheet_sha256, row.name
+        assert row.made and row.bank == BANK.name
+        if row.kind != "closed form":
+            assert artifacts.sha256(zoo.FOLDER / row.weights) == row.weights_sha256, row.name
+
+
+@needs_zoo
+def test_the_zoo_is_small_and_holds_nothing_unnamed():
+    files = [path for path in zoo.FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 150e6
+    named = {name for row in zoo.entries().values() for name in (row.sheet, row.weights)}
+    binary = {str(path.relative_to(zoo.FOLDER)) for path in files
+              if path.suffix not in (".toml", ".md", ".py", ".txt")}
+    assert binary - named <= {"descriptor.safetensors"}
+
+
+@needs_zoo
+def test_shipped_sheets_hold_512_different_images():
+    for row in zoo.entries().values():
+        sheet = row.load_sheet()
+        assert len(sheet) == row.noises >= 512, row.name
+        distinct = {image.numpy().tobytes() for image in sheet}
+        assert len(distinct) > 100, row.name
+        assert np.std(sheet.numpy()) > 10, row.name
+
+
+@needs_zoo
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n, row in (zoo.entries() if SHIPPED else {}).items()
+                                  if row.kind != "closed form"])
+def test_shipped_weights_reproduce_their_sheet(name):
+    model = models.shipped(name)
+    sheet = zoo.entry(name).load_sheet()
+    tables.check_sheets({name: model}, {name: sheet}, live=2)
+    with pytest.raises(UserError, match=f"{name} do not reproduce"):
+        tables.check_sheets({name: model}, {name: sheet.roll(1, 0)}, live=1)
