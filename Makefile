@@ -58,4 +58,4 @@ constraints:
 	mv constraints.new constraints.txt && rm -rf .venv-pin
 
 clean:
-	rm -rf $(VENV) .venv-pin figures .snakemake .pytest_cache *.egg-info
+	rm -rf $(VENV) .venv-pin figures/*/ .snakemake .pytest_cache *.egg-info

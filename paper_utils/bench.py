@@ -1,4 +1,4 @@
-"""Ratios against the code that people would write otherwise: `python -m paper_utils.bench [--quick]`.
+"""Ratios against the code people would write otherwise: `python -m paper_utils.bench [--quick]`.
 
 Both sides of a ratio are timed in the same run, turn by turn; the median of the repeats counts.
 Let nothing else run meanwhile.

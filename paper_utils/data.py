@@ -159,8 +159,8 @@ def fetch(cache: Path) -> None:
                 np.savez(part, pixels=arrays[0], labels=arrays[1])
                 part.replace(cache / f"cifar10_{split}.npz")
     except OSError as error:
-        raise UserError(f"cannot write CIFAR-10 to {cache} ({error.strerror or error}): free 500 MB "
-                        "or set PAPER_UTILS_CACHE to a folder with room") from None
+        raise UserError(f"cannot write CIFAR-10 to {cache} ({error.strerror or error}): free 500 "
+                        "MB or set PAPER_UTILS_CACHE to a folder with room") from None
 
 
 def _from_any_source(scratch: Path) -> Arrays:
@@ -252,7 +252,7 @@ def unpack(folder: Path, cache: Path | None = None) -> None:
         side = len(sheet) // 32
         parts.append(sheet.reshape(side, 32, side, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3))
     if not parts or not (folder / "labels.npy").exists():
-        raise UserError(f"{folder} has no train_*.webp with labels.npy: make them with `fleet pack`")
+        raise UserError(f"{folder} has no train_*.webp with labels.npy: make them by `fleet pack`")
     pixels, labels = np.concatenate(parts), np.load(folder / "labels.npy")
     _check(pixels, labels, "train", str(folder))
     cache.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ class Model:
 
     generate: unit normal noise [B, 3, 32, 32] -> x0 [B, 3, 32, 32] in [-1, 1]. identity: all that
     decides what it generates (names its samples in the artifact store). images_seen: the training
-    budget; 0 for a closed form.
+    budget; 0 for a closed form, None where it is not known.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Model:
     evaluations: int
     parameters: int
     images: int
-    images_seen: int
+    images_seen: int | None
     identity: dict
     generate: Callable[..., Tensor]
 
@@ -65,6 +65,25 @@ def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: 
                  f"{spec.solver.sampler}, {spec.solver.steps} steps", spec.solver.evaluations,
                  networks.count_parameters(denoiser), spec.images, spec.images_seen,
                  {"weights": weights, "solver": asdict(spec.solver), "code": _sampling_code()},
+                 generate)
+
+
+def from_hub(source: str, device: str = "cpu") -> Model:
+    """A diffusers pipeline, by hub name or folder, as one more model (DDIM, 50 steps).
+
+    Raises UserError when it cannot be loaded.
+    """
+    denoiser = denoisers.from_diffusers(source).to(device)
+    solver = Solver("ddim", 50, "karras", 0.01, 80)
+
+    def generate(noise: Tensor, progress: str = "") -> Tensor:
+        return samplers.sample(denoiser, noise.to(device), solver, progress=progress).cpu()
+
+    widths = "-".join(map(str, denoiser.network.unet.config.block_out_channels))
+    identity = {"source": source, "solver": asdict(solver), "code": _sampling_code()}
+    return Model(source.rstrip("/").split("/")[-1], "U-Net", f"UNet2DModel {widths}",
+                 denoiser.framework.label, f"{solver.sampler}, {solver.steps} steps",
+                 solver.evaluations, networks.count_parameters(denoiser), 50_000, None, identity,
                  generate)
 
 
@@ -198,7 +217,8 @@ def train_contrast(name: str, spec: contrast.Spec, images: data.Images) -> Model
 def unconditional(profile: Profile, images: data.Images, device: str = "cpu") -> dict[str, Model]:
     """Every model of section 2 by name: trained diffusion models, closed forms, GANs and VAEs.
 
-    The laptop profile takes the trained ones from zoo/; the others train them on `images`.
+    The laptop profile takes the trained ones from zoo/; the others train them on `images`, and the
+    paper profile adds a released model from the hub.
     """
     if profile.shipped:
         trained = {name: shipped(name) for name, row in zoo.entries().items()
@@ -208,6 +228,8 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
                    for name, spec in profiles.specs(profile.name).items()}
         trained |= {name: train_contrast(name, spec, images)
                     for name, spec in profiles.contrast_specs(profile.name).items()}
+    hub = [from_hub(source, device) for source in profile.hub]
+    trained |= {model.name: model for model in hub}
     order = [*profiles.specs(profile.name), *profiles.contrast_specs(profile.name)]
     trained = dict(sorted(trained.items(), key=lambda item: order.index(item[0])
                           if item[0] in order else len(order)))

@@ -28,20 +28,22 @@ class Profile:
     resamples: int           # of the bootstrap
     descriptors: tuple[str, ...] = ("cifar-copy", "pixels", "imgsim", "inception")
     shipped: bool = False    # models and sheets come from zoo/
+    hub: tuple[str, ...] = ()  # diffusers pipelines that join the models
 
 
 SIZES = tuple(field.name for field in fields(Profile) if field.type is int)
 
 PROFILES = {
-    "smoke": Profile("smoke", "bundled", noises=32, live=4, held_out=64, hyperplane=5, bag=256,
+    "smoke": Profile("smoke", "bundled", noises=32, live=2, held_out=64, hyperplane=4, bag=256,
                      resamples=200, descriptors=("cifar-copy", "pixels")),
     "laptop": Profile("laptop", "cifar10", noises=512, live=16, held_out=2_000, hyperplane=15,
-                      bag=8192, resamples=1_000, shipped=True),
+                      bag=4_096, resamples=1_000, shipped=True),
     "gpu": Profile("gpu", "cifar10", noises=2_048, live=64, held_out=10_000, hyperplane=50,
                    bag=32_768, resamples=1_000),
     "paper": Profile("paper", "cifar10", noises=10_000, live=64, held_out=10_000, hyperplane=100,
                      bag=65_536, resamples=1_000,
-                     descriptors=("cifar-copy", "pixels", "imgsim", "inception", "sscd")),
+                     descriptors=("cifar-copy", "pixels", "imgsim", "inception", "sscd"),
+                     hub=("google/ddpm-cifar10-32",)),
 }
 
 
@@ -80,7 +82,7 @@ class Scale:
 
 
 SCALES = {
-    "smoke": Scale(16, 1, (1, 2), 2, 8, 32, 2, 256, 1_024, 1_024, 32, prediction="-f"),
+    "smoke": Scale(16, 1, (1, 2), 2, 8, 32, 2, 256, 512, 512, 32, prediction="-f"),
     "laptop": Scale(32, 1, (1, 2, 2), 2, 4, 128, 6, 50_000, 160_000, 128_000, 64,
                     precision="bf16", prediction="-f"),
     "gpu": Scale(64, 2, (1, 2, 2), 1, 2, 256, 12, 50_000, 8_000_000, 8_000_000, 256,
@@ -124,14 +126,18 @@ def specs(profile: str) -> dict[str, Spec]:
         replace(t, name="dit", network="dit", network_args=tokens, framework="v",
                 solver=Solver("dpm-multistep-2", 30, "karras")),
         replace(u, name="diffusers-vp", network="diffusers_unet", framework="vp-discrete" + kind,
-                network_args=_diffusers_unet(scale), solver=Solver("ddim", 50, "karras", 0.01, 80)),
+                network_args=_diffusers_unet(scale), images_seen=scale.unet_budget // scale.patch,
+                solver=Solver("ddim", 50, "karras", 0.01, 80)),
     ]
     return {row.name: row for row in rows}
 
 
 def _diffusers_unet(scale: Scale) -> dict:
-    """diffusers' own UNet2DModel at this scale; it has no space-to-depth, so its first level works
-    on the full image with fewer channels."""
+    """diffusers' own UNet2DModel at this scale.
+
+    It has no space-to-depth, so its first level works on the full image with fewer channels; an
+    image costs more for that, and its budget is smaller where `patch` is more than 1.
+    """
     widths = tuple(scale.width * m // scale.patch for m in (1, *scale.channel_mult[1:]))
     down = ["DownBlock2D"] * len(widths)
     up = ["UpBlock2D"] * len(widths)
@@ -145,7 +151,9 @@ def _diffusers_unet(scale: Scale) -> dict:
 def contrast_specs(profile: str) -> dict[str, contrast.Spec]:
     """Two GANs and two VAEs of different width as `profile` trains them, by name."""
     choose(profile, SCALES, "profile")
-    if profile != "smoke":
-        return dict(contrast.PRESETS)
-    return {f"{kind}-{width}": contrast.Spec(kind, width, 512, batch=32)
-            for kind in contrast.KINDS for width in (8, 16)}
+    if profile == "smoke":
+        return {f"{kind}-{width}": contrast.Spec(kind, width, 256, batch=32)
+                for kind in contrast.KINDS for width in (8, 16)}
+    more = 1 if profile == "laptop" else 10
+    return {name: replace(spec, images_seen=more * spec.images_seen)
+            for name, spec in contrast.PRESETS.items()}

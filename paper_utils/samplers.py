@@ -1,8 +1,8 @@
 """Deterministic samplers of the probability-flow ODE du/dsigma = (u - D(u; sigma)) / sigma.
 
 Each sampler is a generator (denoiser, noise, sigmas) that starts at u = sigmas[0] * noise and
-yields u after every step; sigmas is [M+1], decreasing, and may end at 0, where the last step is an Euler
-step (it lands on D). `sample` runs one to its end in batches.
+yields u after every step; sigmas is [M+1], decreasing, and may end at 0, where the last step is an
+Euler step (it lands on D). `sample` runs one to its end in batches.
 """
 
 import math
@@ -30,7 +30,7 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
 
 
 def log_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
-    """[steps+1] float64 noise levels, uniform in log sigma, then 0 (Lu et al. 2022, section 3.4)."""
+    """[steps+1] float64 noise levels, uniform in log sigma, then 0 (Lu et al. 2022, sec. 3.4)."""
     ramp = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64)
     return torch.cat([ramp.exp(), torch.zeros(1, dtype=torch.float64)])
 

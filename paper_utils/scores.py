@@ -77,7 +77,7 @@ def shuffled(rows: Tensor) -> Tensor:
 
 
 def gl(features: Tensor, training: Tensor, threshold: float, resamples: int = 1_000) -> Score:
-    """Generalization: 1 - P(max_i M(x, y_i) > threshold), y_i the training images (paper, section 3).
+    """Generalization: 1 - P(max_i M(x, y_i) > threshold) over training images y_i (section 3).
 
     features [n, d], training [N, d]. 0: every sample is a copy; 1: none is.
     """

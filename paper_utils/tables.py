@@ -1,6 +1,7 @@
 """The tables of section 2, from samples and features; each returns a DataFrame."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import pandas as pd
 from torch import Tensor
@@ -13,7 +14,8 @@ from paper_utils.models import BANK, Model
 LIVE_TOLERANCE = 1.0  # mean absolute difference of an image, in 8-bit levels
 
 
-def check_sheets(found: Mapping[str, Model], sheets: Mapping[str, Tensor], live: int) -> pd.DataFrame:
+def check_sheets(found: Mapping[str, Model], sheets: Mapping[str, Tensor],
+                 live: int) -> pd.DataFrame:
     """Generate the first `live` images of every model again and compare with the sheets.
 
     Columns: model, images, largest (of any pixel, 8-bit levels), mean (of the worst image).
@@ -85,7 +87,7 @@ def model_table(found: Mapping[str, Model], features: Mapping[str, Tensor], gl: 
 
 def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str], n: int,
                      resamples: int = 1_000) -> pd.DataFrame:
-    """RP of every pair of models on the first n noises under each descriptor, one row per descriptor.
+    """RP of every pair of models on the first n noises, one row per descriptor.
 
     Columns: descriptor, dim, threshold, lowest, median and highest RP over pairs, the highest RP of
     shuffled noises, n. A descriptor that cannot be loaded has a row that says so.
@@ -98,8 +100,8 @@ def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str], n: int
             rows.append({"descriptor": f"{name} (not installed)"})
             continue
         features = {k: descriptors.features(descriptor, v[:n]) for k, v in samples.items()}
-        pairs = scores.pairwise(features, lambda a, b: scores.copies(a, b, descriptor.threshold),
-                                resamples)
+        copies = partial(scores.copies, threshold=descriptor.threshold)
+        pairs = scores.pairwise(features, copies, resamples)
         rows.append({"descriptor": name, "dim": descriptor.dim, "threshold": descriptor.threshold,
                      "lowest RP": pairs.score.min(), "median RP": pairs.score.median(),
                      "highest RP": pairs.score.max(), "highest shuffled": pairs.shuffled.max(),

@@ -49,8 +49,8 @@ class Entry:
         path = self._whole(folder / self.sheet, self.sheet_sha256)
         with Image.open(path) as image:
             if image.text.get("bank") != self.bank:
-                raise UserError(f"{path} is from {image.text.get('bank')}, not {self.bank}: restore "
-                                f"it with `git checkout -- zoo/{path.name}`")
+                raise UserError(f"{path} is from {image.text.get('bank')}, not {self.bank}: "
+                                f"restore it with `git checkout -- zoo/{path.name}`")
             return unpack(np.array(image))[:self.noises]
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Data: the bundled sheet, subsets, fetching from a local package, and everything that goes wrong."""
+"""Data: the bundled sheet, subsets, fetching from a local package, and all that goes wrong."""
 
 import errno
 import hashlib

@@ -268,3 +268,15 @@ def test_a_contrast_model_is_trained_once(images, monkeypatch):
     monkeypatch.setattr(contrast, "train", lambda *_: pytest.fail("trained again"))
     assert torch.equal(weights_of(models.train_contrast("vae-4", spec, images)), weights_of(first))
     assert first.family == "VAE" and first.images == 16
+
+
+def test_a_released_pipeline_joins_the_models_by_the_path_of_the_hub(tmp_path):
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel(sample_size=32, block_out_channels=(8, 16), layers_per_block=1,
+                       norm_num_groups=4, down_block_types=("DownBlock2D", "DownBlock2D"),
+                       up_block_types=("UpBlock2D", "UpBlock2D"))
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm-tiny")
+    model = models.from_hub(str(tmp_path / "ddpm-tiny"))
+    assert model.name == "ddpm-tiny" and model.trained_diffusion and model.evaluations == 50
+    assert model.generate(models.BANK[:1]).shape == (1, 3, 32, 32)

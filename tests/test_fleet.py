@@ -1,0 +1,83 @@
+"""Training for the zoo and adding to it, on the bundled images and a zoo of the test's own."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from paper_utils import artifacts, data, fleet, models, zoo
+from paper_utils.noise import NoiseBank
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path / "zoo")
+    for function in (zoo.add, zoo.entries, zoo.entry):
+        monkeypatch.setattr(function, "__defaults__", tuple(
+            tmp_path / "zoo" if str(d).endswith("zoo") else d for d in function.__defaults__))
+    (tmp_path / "zoo").mkdir()
+    return tmp_path
+
+
+def forever() -> float:
+    return float("inf")
+
+
+@pytest.mark.parametrize("name", ["edm", "vae-8"])
+def test_a_trained_model_enters_the_zoo_and_makes_its_sheet_again(name, folder, capsys):
+    fleet.train_one(name, "smoke", "cpu", folder, forever())
+    path = folder / f"{name}.safetensors"
+    assert fleet.main(["add", str(path), "--made", "by a test", "--noises", "5"]) == 0
+    row = zoo.entries(folder / "zoo")[name]
+    weights, values = row.load_weights(folder / "zoo")
+    model = models.assembled(name, row.kind, values, weights, row.weights, row.weights_sha256)
+    again = data.to_bytes(model.generate(NoiseBank()[:5]))
+    sheet = row.load_sheet(folder / "zoo")
+    assert (again.short() - sheet.short()).abs().max() <= 1
+    assert row.made == "by a test" and sheet.unique(dim=0).shape[0] == 5
+
+
+def test_a_training_goes_on_where_it_stopped(folder, capsys):
+    fleet.train_one("edm", "smoke", "cpu", folder, 0.0)  # a deadline that has passed: one step
+    path = folder / "edm.safetensors"
+    assert int(artifacts.load_tensors(path)[0]["step"]) == 1
+    assert fleet.main(["add", str(path), "--made", "too early"]) == 2
+    assert "finish its training first" in capsys.readouterr().err
+    assert not (folder / "zoo" / "zoo.toml").exists()
+    fleet.train_one("edm", "smoke", "cpu", folder, forever())
+    stopped = artifacts.load_tensors(path)[0]
+    (folder / "straight").mkdir()
+    fleet.train_one("edm", "smoke", "cpu", folder / "straight", forever())
+    straight = artifacts.load_tensors(folder / "straight" / "edm.safetensors")[0]
+    assert all(torch.equal(stopped[k], straight[k]) for k in straight)
+
+
+def test_an_unknown_model_is_one_line(capsys):
+    assert fleet.main(["train", "emd", "--profile", "smoke"]) == 2
+    error = capsys.readouterr().err
+    assert "did you mean 'edm'" in error and error.count("\n") == 1
+
+
+def test_training_imports_without_the_notebooks_packages():
+    """A GPU machine has torch, numpy, Pillow and safetensors, and no more."""
+    import subprocess
+
+    absent = ["pandas", "matplotlib", "seaborn", "tqdm", "torchvision", "diffusers", "IPython"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import paper_utils.fleet"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_packed_sheets_are_refused_unless_they_are_cifar10(tmp_path, capsys):
+    assert fleet.main(["unpack", str(tmp_path)]) == 2
+    assert "fleet pack" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not (data.cache_dir() / "cifar10_train.npz").exists(),
+                    reason="CIFAR-10 is not in the cache")
+def test_cifar10_travels_as_sheets(tmp_path):
+    data.pack(tmp_path)
+    data.unpack(tmp_path, tmp_path / "cache")
+    found = data.load("cifar10", cache=tmp_path / "cache")
+    assert found.hash == data.load("cifar10").hash
+    assert json.loads(json.dumps(found.labels[:3].tolist())) == [6, 9, 9]
