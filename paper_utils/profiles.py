@@ -37,7 +37,7 @@ PROFILES = {
     "smoke": Profile("smoke", "bundled", noises=32, live=2, held_out=64, hyperplane=4, bag=256,
                      resamples=200, descriptors=("cifar-copy", "pixels")),
     "laptop": Profile("laptop", "cifar10", noises=512, live=16, held_out=2_000, hyperplane=15,
-                      bag=4_096, resamples=1_000, shipped=True),
+                      bag=2_048, resamples=1_000, shipped=True),
     "gpu": Profile("gpu", "cifar10", noises=2_048, live=64, held_out=10_000, hyperplane=50,
                    bag=32_768, resamples=1_000),
     "paper": Profile("paper", "cifar10", noises=10_000, live=64, held_out=10_000, hyperplane=100,

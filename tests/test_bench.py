@@ -24,3 +24,10 @@ def test_a_missed_target_is_said(capsys):
     bench.show([bench.Row("GL", "60x", ">= 50x", True), bench.Row("ddim", "1.20", "<= 1.0", False)])
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("target >= 50x: met") and second.endswith("target <= 1.0: MISSED")
+
+
+def test_memory_is_that_of_the_process_itself():
+    """The child's peak is not hidden by its parent's: 8,192 x 1,024 similarities are 32 MiB."""
+    ballast = torch.zeros(200_000_000)
+    assert 16 * 2**20 < bench.extra_memory(1_100, 8_300) < 512 * 2**20
+    del ballast

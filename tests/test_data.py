@@ -87,7 +87,8 @@ def test_halves_are_disjoint_and_together_everything():
 @pytest.mark.parametrize("ask, words", [
     (lambda images: images.first(257), "257"), (lambda images: images.first(0), "1 to 256"),
     (lambda images: images.first(-3), "1 to 256"), (lambda images: images.half(2), "0 or 1"),
-    (lambda images: images.half(0, 129), "1 to 128"), (lambda images: images.half(1, 0), "1 to 128"),
+    (lambda images: images.half(0, 129), "1 to 128"),
+    (lambda images: images.half(1, 0), "1 to 128"),
 ])
 def test_impossible_subsets_are_refused(ask, words):
     with pytest.raises(UserError, match=words) as failure:

@@ -62,7 +62,8 @@ def test_one_pixel_short_of_the_threshold_counts():
 
 @pytest.mark.parametrize("compare", [
     lambda: scores.copies(unit(4, 8), unit(5, 8), 0.5), lambda: scores.close(plain(1, 2), plain(1)),
-    lambda: scores.copies(unit(4, 8), unit(4, 9), 0.5), lambda: scores.copies(unit(4, 8), unit(1, 8), 0.5),
+    lambda: scores.copies(unit(4, 8), unit(4, 9), 0.5),
+    lambda: scores.copies(unit(4, 8), unit(1, 8), 0.5),
 ])
 def test_unequal_samples_are_refused(compare):
     with pytest.raises(UserError, match="same noises"):

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from paper_utils import data, denoisers, training
+from paper_utils import data, denoisers, noise, training
 from paper_utils.denoisers import Preconditioned
 from paper_utils.errors import UserError
 from paper_utils.samplers import Solver
@@ -78,6 +78,25 @@ def test_global_generators_are_left_alone(images):
     run = Training(TINY, images)
     run.advance()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_two_streams_share_a_key(images, monkeypatch):
+    """Initialisation, each epoch's order, each step's noise and each step's dropout."""
+    keys, seed_of = [], noise.seed_of
+
+    def noted(*key):
+        keys.append(key)
+        return seed_of(*key)
+
+    monkeypatch.setattr(noise, "seed_of", noted)
+    training._permutation.cache_clear()
+    run = Training(TINY, images)
+    built = len(keys)
+    for _ in range(3):
+        run.advance()
+    assert len(set(keys[:built])) == 1  # the weights and their average begin as the same
+    drawn = keys[built:]
+    assert len(set(drawn)) == len(drawn) == 2 * 3 + 1 and not set(drawn) & set(keys[:built])
 
 
 def test_a_model_is_initialised_by_its_own_seed(images):

@@ -1,0 +1,123 @@
+"""The tables of section 2: sheets against their weights, GL, the models, RP under each descriptor."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from paper_utils import data, descriptors, models, scores, tables
+from paper_utils.descriptors import Descriptor
+from paper_utils.errors import UserError
+from paper_utils.models import Model
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of this test's own; the user's is never written."""
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def fake(name: str, shift: float = 0.0) -> Model:
+    """A model whose image is its noise, nearly."""
+    return Model(name, "U-Net", "fake", "fake", "none", 1, 7, 2, 3, {"fake": name},
+                 lambda noise, progress="": (noise / 5 + shift).clamp(-0.9, 0.9))
+
+
+def counting() -> tuple[Descriptor, list[int]]:
+    """The mean colour as a descriptor, and how many images it was shown."""
+    shown = []
+
+    def embed(images):
+        shown.append(len(images))
+        return images.float().mean((2, 3)) - 90
+
+    return Descriptor("colour", 3, 0.9, embed), shown
+
+
+# --- sheets -------------------------------------------------------------------------------------
+
+def test_sheets_that_are_reproduced_are_generated_again():
+    pair = {"a": fake("a"), "b": fake("b", 0.05)}
+    sheets = {name: models.samples(model, 4).clone() for name, model in pair.items()}
+    calls = []
+    pair["a"] = replace(pair["a"], generate=lambda noise: calls.append(len(noise)) or noise / 5)
+    sheets["a"][1, 2, 3, 4] ^= 3
+    table = tables.check_sheets(pair, sheets, live=3)
+    assert calls == [3]  # not read from the artifacts
+    assert table.model.tolist() == ["a", "b"] and table.images.tolist() == [3, 3]
+    assert table.largest[0] >= 1 and table.largest[1] == 0
+    assert table["mean of worst image"].max() < 0.2
+
+
+@pytest.mark.parametrize("levels, wrong", [(1, False), (2, True)])
+def test_a_wrong_sheet_is_an_error_naming_the_model(levels, wrong):
+    pair = {"good": fake("good"), "bad": fake("bad", 0.05)}
+    sheets = {name: models.samples(model, 4).clone() for name, model in pair.items()}
+    sheets["bad"][2] += levels  # one image of four; every pixel is below 243
+    if not wrong:
+        table = tables.check_sheets(pair, sheets, live=4)
+        assert table["mean of worst image"].tolist() == [0, 1]
+        return
+    with pytest.raises(UserError, match="of bad do not reproduce") as failure:
+        tables.check_sheets(pair, sheets, live=4)
+    assert "good" not in str(failure.value) and "\n" not in str(failure.value)
+    tables.check_sheets(pair, sheets, live=2)  # the wrong image is not among these
+
+
+# --- features and scores ------------------------------------------------------------------------
+
+def test_features_of_a_dataset_are_computed_once():
+    descriptor, shown = counting()
+    images = data.load("bundled").first(20)
+    first = tables.features_of(descriptor, images)
+    assert torch.equal(first, descriptors.features(descriptor, images.pixels))
+    shown.clear()
+    assert torch.equal(tables.features_of(descriptor, images), first)
+    assert sum(shown) == 4  # the probe only
+    tables.features_of(descriptor, images.half(1))
+    assert sum(shown) == 4 + 4 + 10
+
+
+def test_another_descriptor_of_the_same_name_has_its_own_features():
+    images, (descriptor, _) = data.load("bundled").first(8), counting()
+    first = tables.features_of(descriptor, images)
+    other = replace(descriptor, embed=lambda images: images.float().std((2, 3)))
+    assert not torch.allclose(tables.features_of(other, images), first, atol=0.05)
+
+
+def test_gl_of_every_model_is_against_its_own_training_images():
+    one, two = torch.eye(4), torch.eye(4)[:2]
+    table = tables.gl_table({"a": one, "b": one}, {"a": one, "b": two}, 0.5, 50)
+    assert list(table.columns) == ["model", "GL", "low", "high", "n"]
+    assert table.model.tolist() == ["a", "b"] and table.GL.tolist() == [0, 0.5]
+    assert table.n.tolist() == [4, 4] and table.low[1] < 0.5 < table.high[1]
+
+
+def test_the_table_of_models_ends_with_real_images():
+    rng = torch.Generator().manual_seed(0)
+    real = torch.randn(60, 4, generator=rng)
+    features = {"a": torch.randn(20, 4, generator=rng) + 5}
+    gl = tables.gl_table(features | {"held-out": real}, {"a": real, "held-out": features["a"]},
+                         100.0, 20)
+    table = tables.model_table({"a": fake("a")}, features, gl, real, "test space").set_index("model")
+    assert table.loc["a", "images seen"] == 3 and table.loc["a", "parameters"] == 7
+    assert table.loc["a", "FD (test space)"] == pytest.approx(
+        scores.frechet(features["a"], real[20:]))
+    assert table.loc["real images", "FD (test space)"] < 10 < table.loc["a", "FD (test space)"]
+    assert table.GL.tolist() == [1, 1]
+
+
+def test_rp_under_every_descriptor(monkeypatch):
+    def load(name):
+        if name == "absent":
+            raise UserError("this descriptor needs a package that is not installed")
+        return counting()[0]
+
+    monkeypatch.setattr(descriptors, "load", load)
+    images = data.load("bundled").pixels[:30]
+    samples = {"a": images, "b": images.flip(-1), "c": images.roll(7, 0)}
+    table = tables.rp_by_descriptor(samples, ["colour", "absent"], 20, 20).set_index("descriptor")
+    assert table.loc["colour", "highest RP"] == 1 and table.loc["colour", "noises"] == 20
+    assert table.loc["colour", "lowest RP"] < 1 and table.loc["colour", "highest shuffled"] < 1
+    assert any(name.startswith("absent (") for name in table.index)
