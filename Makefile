@@ -18,7 +18,7 @@ figures: $(READY)
 	@$(RUN) -m paper_utils.run --all --profile $(PROFILE)
 
 test: $(READY)
-	$(RUN) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg
+	PAPER_UTILS_PROGRESS=off $(RUN) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg
 
 lab: $(READY)
 	$(RUN) -m jupyter lab notebooks
@@ -29,7 +29,7 @@ bench: $(READY)
 # the executed notebooks that nbval compares with
 references: $(READY)
 	@set -e; for notebook in $(NOTEBOOKS); do \
-	  $(RUN) -m paper_utils.run $$notebook --profile smoke \
+	  PAPER_UTILS_PROGRESS=off $(RUN) -m paper_utils.run $$notebook --profile smoke \
 	    --output tests/references/$$(basename $$notebook) --log /dev/null; done
 
 # write each notebook's .py from its .ipynb

@@ -39,8 +39,8 @@ print(f"{len(training)} training images, {bank.name}")
 # %% [markdown]
 # ## A noise that everybody shares
 #
-# Noise *k* of the bank is the same array on every machine, whatever the batch or the device. That is
-# what makes "the same noise" mean something. Here are two denoisers nobody trained: the optimal
+# Noise *k* of the bank is the same array on every machine, whatever the batch or the device. That
+# is what makes "the same noise" mean something. Here are two denoisers nobody trained: the optimal
 # denoiser of the training set, whose samples are training images (the paper's theorem), and the
 # Gaussian denoiser, which knows the mean and the covariance of the data and nothing else. Both
 # start from the same noises and use the same solver.

@@ -67,7 +67,7 @@ PRESETS = {
     "gan-32": Spec("gan", 32, 320_000, precision="bfloat16"),
     "gan-64": Spec("gan", 64, 192_000, precision="bfloat16"),
     "vae-32": Spec("vae", 32, 160_000, lr=1e-3, precision="bfloat16"),
-    "vae-64": Spec("vae", 64, 128_000, lr=1e-3, precision="bfloat16"),
+    "vae-64": Spec("vae", 64, 96_000, lr=3e-4, precision="bfloat16"),
 }
 
 

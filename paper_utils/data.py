@@ -256,5 +256,6 @@ def unpack(folder: Path, cache: Path | None = None) -> None:
     pixels, labels = np.concatenate(parts), np.load(folder / "labels.npy")
     _check(pixels, labels, "train", str(folder))
     cache.mkdir(parents=True, exist_ok=True)
-    np.savez(cache / "unpacked.npz", pixels=pixels, labels=labels)
-    (cache / "unpacked.npz").replace(cache / "cifar10_train.npz")
+    with tempfile.TemporaryDirectory(dir=cache, prefix="unpack-") as scratch:
+        np.savez(Path(scratch) / "train.npz", pixels=pixels, labels=labels)
+        (Path(scratch) / "train.npz").replace(cache / "cifar10_train.npz")

@@ -22,7 +22,7 @@ import torch
 import torch.multiprocessing as processes
 
 from paper_utils import artifacts, contrast, data, models, profiles, training, zoo
-from paper_utils.errors import UserError, choose
+from paper_utils.errors import UserError, check_device, choose
 from paper_utils.models import BANK
 
 Run = tuple[int, int, torch.Tensor, Callable[[], None]]  # step, steps, loss, save
@@ -48,14 +48,26 @@ def train_one(name: str, profile: str, device: str, out: Path, deadline: float) 
             return
 
 
+def _child(*arguments) -> None:
+    try:
+        train_one(*arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
 def _diffusion(spec: training.Spec, images: data.Images, path: Path, device: str) -> Iterator[Run]:
     for run in training.train(spec, images.first(spec.images), path, device):
         yield run.step, spec.steps, run.loss, lambda: training.save_checkpoint(run, path)
 
 
 def _contrast(spec: contrast.Spec, images: data.Images, path: Path, device: str) -> Iterator[Run]:
-    state = artifacts.load_tensors(path)[0] if path.exists() else None
-    metadata = {"spec": json.dumps(asdict(spec) | {"images": len(images)})}
+    metadata, state = {"spec": json.dumps(asdict(spec) | {"images": len(images)})}, None
+    if path.exists():
+        state, found = artifacts.load_tensors(path)
+        if found != metadata:
+            raise UserError(f"checkpoint {path} belongs to another specification: give this run a "
+                            "folder of its own")
     for state in contrast.train(spec, images, state, device):
         losses = [v for k, v in state.items() if k.startswith("loss")]
         content = lambda: artifacts.save({k: v.contiguous() for k, v in state.items()}, metadata)
@@ -65,22 +77,24 @@ def _contrast(spec: contrast.Spec, images: data.Images, path: Path, device: str)
 
 def train(options: argparse.Namespace) -> None:
     """Train options.models, options.at_once of them at a time, each in a process of its own."""
-    training.check_device(options.device)
+    check_device(options.device)
     known = profiles.specs(options.profile) | profiles.contrast_specs(options.profile)
     waiting = [choose(name, known, "model") for name in options.models]
     options.out.mkdir(parents=True, exist_ok=True)
     deadline = time.time() + 60 * options.minutes
-    spawn, running = processes.get_context("spawn"), []
+    spawn, running, failed = processes.get_context("spawn"), [], False
     while waiting or running:
         while waiting and len(running) < options.at_once:
             arguments = (waiting.pop(0), options.profile, options.device, options.out, deadline)
-            running.append(spawn.Process(target=train_one, args=arguments))
+            running.append(spawn.Process(target=_child, args=arguments))
             running[-1].start()
         time.sleep(0.5)
-        if any(p.exitcode for p in running):
-            raise UserError("a training failed (its error is above); the others' checkpoints are "
-                            f"in {options.out}: run the same command again")
-        running = [p for p in running if p.is_alive()]
+        ended = [p for p in running if not p.is_alive()]
+        running = [p for p in running if p not in ended]
+        failed = failed or any(p.exitcode for p in ended)
+    if failed:
+        raise UserError("a training failed (its error is above): mend it and run the same command "
+                        f"again, the checkpoints are in {options.out}")
 
 
 def add(options: argparse.Namespace) -> None:
@@ -89,7 +103,9 @@ def add(options: argparse.Namespace) -> None:
     The sheet is sampled from the weights as they are shipped, in half precision.
     """
     tensors, metadata = artifacts.load_tensors(options.checkpoint)
-    values = json.loads(metadata.get("spec", "{}"))
+    if "spec" not in metadata or "step" not in tensors:
+        raise UserError(f"{options.checkpoint} is no checkpoint of `fleet train`: give one of them")
+    values = json.loads(metadata["spec"])
     kind = "contrast" if "kind" in values else "diffusion"
     if kind == "contrast":
         spec = contrast.Spec(**{k: v for k, v in values.items() if k != "images"})
@@ -100,9 +116,12 @@ def add(options: argparse.Namespace) -> None:
     if int(tensors["step"]) < spec.steps:
         raise UserError(f"{options.checkpoint} is at step {int(tensors['step'])} of {spec.steps}: "
                         "finish its training first")
-    weights = {k: v.half().float() if v.is_floating_point() else v for k, v in weights.items()}
+    weights = {k: v.to(weights[k].dtype) for k, v in zoo.halved(weights).items()}
     model = models.assembled(name, kind, values, weights, str(options.checkpoint), "")
-    samples = data.to_bytes(model.generate(BANK[:options.noises], progress=name))
+    samples = data.to_bytes(model.generate(BANK[:options.noises], name))
+    if samples.float().std(0).mean() < 1:
+        raise UserError(f"{name} makes the same image from every noise: it has collapsed, so it is "
+                        "not added; train it again")
     zoo.add(name, kind, samples, BANK, options.made, weights, values)
     print(f"{name}: weights and {options.noises} samples added to {zoo.FOLDER.name}/")
 
@@ -113,7 +132,7 @@ def closed(options: argparse.Namespace) -> None:
     known = models.closed_forms(data.load(profile.dataset), profile.bag)
     for name in options.models:
         model = known[choose(name, known, "closed form")]
-        samples = data.to_bytes(model.generate(BANK[:options.noises], progress=name))
+        samples = data.to_bytes(model.generate(BANK[:options.noises], name))
         zoo.add(name, "closed form", samples, BANK, f"{model.architecture}; {model.solver}")
         print(f"{name}: {options.noises} samples added to {zoo.FOLDER.name}/")
 

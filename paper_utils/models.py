@@ -6,7 +6,7 @@ know which.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from paper_utils import (artifacts, contrast, data, denoisers, local_score, networks, profiles,
                          samplers, training, zoo)
-from paper_utils.errors import UserError
+from paper_utils.errors import UserError, check_device
 from paper_utils.noise import NoiseBank, hyperplane
 from paper_utils.profiles import Profile
+from paper_utils.progress import progress
 from paper_utils.samplers import Solver
 
 BANK = NoiseBank()
@@ -57,8 +58,8 @@ def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: 
     family = "transformer" if spec.network in TRANSFORMERS else "U-Net"
     device = next(denoiser.parameters()).device
 
-    def generate(noise: Tensor, progress: str = "") -> Tensor:
-        x0 = samplers.sample(denoiser, noise.to(device), spec.solver, progress=progress)
+    def generate(noise: Tensor, title: str = "") -> Tensor:
+        x0 = samplers.sample(denoiser, noise.to(device), spec.solver, progress=title)
         return x0.cpu()
 
     return Model(spec.name, family, _architecture(spec), denoiser.framework.label,
@@ -76,8 +77,8 @@ def from_hub(source: str, device: str = "cpu") -> Model:
     denoiser = denoisers.from_diffusers(source).to(device)
     solver = Solver("ddim", 50, "karras", 0.01, 80)
 
-    def generate(noise: Tensor, progress: str = "") -> Tensor:
-        return samplers.sample(denoiser, noise.to(device), solver, progress=progress).cpu()
+    def generate(noise: Tensor, title: str = "") -> Tensor:
+        return samplers.sample(denoiser, noise.to(device), solver, progress=title).cpu()
 
     widths = "-".join(map(str, denoiser.network.unet.config.block_out_channels))
     identity = {"source": source, "solver": asdict(solver), "code": _sampling_code()}
@@ -101,7 +102,7 @@ def _architecture(spec: training.Spec) -> str:
 def contrast_model(name: str, spec: contrast.Spec, network: nn.Module, weights: str,
                    images: int) -> Model:
     """A GAN or VAE on the same noises, in one evaluation."""
-    def generate(noise: Tensor, progress: str = "") -> Tensor:
+    def generate(noise: Tensor, title: str = "") -> Tensor:
         return contrast.sample(network, noise).cpu()
 
     return Model(name, spec.kind.upper(), f"convolutional, width {spec.width}", spec.kind.upper(),
@@ -109,27 +110,29 @@ def contrast_model(name: str, spec: contrast.Spec, network: nn.Module, weights: 
                  {"weights": weights, "code": artifacts.code_version(contrast)}, generate)
 
 
-def closed_forms(images: data.Images, bag: int) -> dict[str, Model]:
+def closed_forms(images: data.Images, bag: int, device: str = "cpu") -> dict[str, Model]:
     """The optimal denoiser, the Gaussian denoiser and the local equivariant score of `images`.
 
     All through the same solver (Heun, 18 steps). They are built when first asked for a sample.
     """
     makers = {"optimal": lambda: denoisers.OptimalDenoiser(images.pixels),
               "gaussian": lambda: gaussian(images),
-              "local": lambda: local_score.LocalEquivariantDenoiser(images, patches=bag)}
+              "local": lambda: local_score.LocalEquivariantDenoiser(images, bag, device=device)}
     labels = {"optimal": "optimal denoiser (empirical)", "gaussian": "Gaussian (Wiener) denoiser",
               "local": f"local equivariant score, {bag} patches"}
-    return {name: _closed_form(name, labels[name], makers[name], images, bag)
+    return {name: _closed_form(name, labels[name], makers[name], images, bag, device)
             for name in CLOSED_FORMS}
 
 
-def _closed_form(name: str, label: str, make: Callable, images: data.Images, bag: int) -> Model:
+def _closed_form(name: str, label: str, make: Callable, images: data.Images, bag: int,
+                 device: str) -> Model:
     solver, built = Solver(), []
 
-    def generate(noise: Tensor, progress: str = "") -> Tensor:
+    def generate(noise: Tensor, title: str = "") -> Tensor:
         if not built:
             built.append(make())
-        return samplers.sample(built[0], noise, solver, batch=64, progress=progress)
+        x0 = samplers.sample(built[0], noise.to(device), solver, batch=64, progress=title)
+        return x0.cpu()
 
     identity = {"closed form": name, "images": images.hash, "code": _sampling_code()}
     return Model(name, "closed form", label, "closed form", f"heun, {solver.steps} steps",
@@ -161,22 +164,23 @@ def train(spec: training.Spec, images: data.Images,
     A run that was killed goes on from its checkpoint; progress is a bar in a notebook, plain lines
     in a batch log. Raises UserError as training.train does.
     """
-    training.check_device(device)
+    check_device(device)
     made = {"spec": json.loads(spec.to_json()), "images": images.hash,
             "code": artifacts.code_version(training, denoisers, networks)}
     path = artifacts.path_of("model", made)
 
     def compute() -> artifacts.Tensors:
         checkpoint, saved = path.with_name(f"{path.stem}.checkpoint"), time.monotonic()
-        losses = []
-        for run in reported(training.train(spec, images, checkpoint, device), spec):
-            losses.append(run.loss)
+        losses = torch.full((spec.steps,), torch.nan)  # the steps of a killed run stay so
+        runs = training.train(spec, images, checkpoint, device)
+        for run in progress(runs, spec.name, spec.steps, "step", lambda r: f"loss {r.loss:.4f}"):
+            losses[run.step - 1] = run.loss
             if run.step < spec.steps and time.monotonic() - saved > 60:
                 training.save_checkpoint(run, checkpoint)
                 saved = time.monotonic()
         checkpoint.unlink(missing_ok=True)
         return {f"network.{k}": v for k, v in run.ema.network.state_dict().items()} | {
-            "loss": torch.stack(losses).float().cpu()}
+            "loss": losses}
 
     tensors = artifacts.remember("model", made, compute)
     denoiser = training.build(spec)
@@ -184,32 +188,20 @@ def train(spec: training.Spec, images: data.Images,
     return diffusion(spec, denoiser.to(device).eval(), path.stem), tensors["loss"]
 
 
-def reported(runs: Iterator[training.Training], spec: training.Spec) -> Iterator[training.Training]:
-    """Pass the steps of a training through, showing how far it is and its loss."""
-    from tqdm.auto import tqdm
-
-    with tqdm(runs, total=spec.steps, desc=spec.name, unit="step", mininterval=5,
-              leave=False) as bar:
-        for run in bar:
-            bar.n = run.step
-            if run.step % 50 == 0:
-                bar.set_postfix_str(f"loss {float(run.loss):.4f}", refresh=False)
-            yield run
-
-
-def train_contrast(name: str, spec: contrast.Spec, images: data.Images) -> Model:
+def train_contrast(name: str, spec: contrast.Spec, images: data.Images,
+                   device: str = "cpu") -> Model:
     """The trained GAN or VAE of `spec`, from the artifact store or else trained now."""
     made = {"spec": asdict(spec), "images": images.hash, "code": artifacts.code_version(contrast)}
 
     def compute() -> artifacts.Tensors:
-        for state in contrast.train(spec, images):
+        for state in progress(contrast.train(spec, images, None, device), name, spec.steps, "step"):
             pass
         return contrast.trained(spec, state).state_dict()
 
     network = contrast.build(spec.kind, spec.width)
     network.load_state_dict(artifacts.remember("contrast", made, compute))
-    return contrast_model(name, spec, network, artifacts.path_of("contrast", made).stem,
-                          len(images))
+    return contrast_model(name, spec, network.to(device),
+                          artifacts.path_of("contrast", made).stem, len(images))
 
 
 # --- the models of a profile --------------------------------------------------------------------
@@ -221,12 +213,12 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
     paper profile adds a released model from the hub.
     """
     if profile.shipped:
-        trained = {name: shipped(name) for name, row in zoo.entries().items()
+        trained = {name: shipped(name, device) for name, row in zoo.entries().items()
                    if row.kind != "closed form"}
     else:
         trained = {name: train(spec, images.first(spec.images), device)[0]
                    for name, spec in profiles.specs(profile.name).items()}
-        trained |= {name: train_contrast(name, spec, images)
+        trained |= {name: train_contrast(name, spec, images, device)
                     for name, spec in profiles.contrast_specs(profile.name).items()}
     hub = [from_hub(source, device) for source in profile.hub]
     trained |= {model.name: model for model in hub}
@@ -235,20 +227,20 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
                           if item[0] in order else len(order)))
     last = {name: m for name, m in trained.items() if not m.trained_diffusion}
     first = {name: m for name, m in trained.items() if m.trained_diffusion}
-    return first | closed_forms(images, profile.bag) | last
+    return first | closed_forms(images, profile.bag, device) | last
 
 
-def shipped(name: str) -> Model:
+def shipped(name: str, device: str = "cpu") -> Model:
     """A model of zoo/ with its weights; UserError for an unknown name or damaged weights."""
     row = zoo.entry(name)
     if not row.weights:
         raise UserError(f"{name} is a closed form, it has no weights: see models.closed_forms")
     tensors, values = row.load_weights()
-    return assembled(name, row.kind, values, tensors, row.weights, row.weights_sha256)
+    return assembled(name, row.kind, values, tensors, row.weights, row.weights_sha256, device)
 
 
 def assembled(name: str, kind: str, values: dict, weights: dict[str, Tensor], where: str,
-              digest: str) -> Model:
+              digest: str, device: str = "cpu") -> Model:
     """A trained model from its specification (JSON values) and weights, as the zoo stores them.
 
     Raises UserError when the weights, which came from `where`, belong to another architecture.
@@ -257,11 +249,11 @@ def assembled(name: str, kind: str, values: dict, weights: dict[str, Tensor], wh
         spec = contrast.Spec(**{k: v for k, v in values.items() if k != "images"})
         network = contrast.build(spec.kind, spec.width)
         load_into(network, weights, where)
-        return contrast_model(name, spec, network, digest, values["images"])
+        return contrast_model(name, spec, network.to(device), digest, values["images"])
     spec = training.Spec.from_json(json.dumps(values))
     denoiser = training.build(spec).eval()
     load_into(denoiser.network, weights, where)
-    return diffusion(spec, denoiser, digest)
+    return diffusion(spec, denoiser.to(device), digest)
 
 
 def load_into(network: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
@@ -284,7 +276,7 @@ def samples(model: Model, n: int, start: int = 0, bank: NoiseBank = BANK) -> Ten
 
     def compute() -> artifacts.Tensors:
         noise = bank[start:start + n]
-        return {"images": data.to_bytes(model.generate(noise, progress=model.name))}
+        return {"images": data.to_bytes(model.generate(noise, model.name))}
 
     return artifacts.remember("samples", spec, compute)["images"]
 
@@ -310,7 +302,7 @@ def hyperplane_samples(model: Model, grid: int, extent: tuple[float, float] = (-
 
     def compute() -> artifacts.Tensors:
         noise = torch.cat([bank[:3], hyperplane(bank[:3], grid, *extent)])
-        return {"images": data.to_bytes(model.generate(noise, progress=f"{model.name}, plane"))}
+        return {"images": data.to_bytes(model.generate(noise, f"{model.name}, plane"))}
 
     images = artifacts.remember("hyperplane", spec, compute)["images"]
     return images[:3], images[3:]

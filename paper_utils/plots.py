@@ -13,11 +13,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from paper_utils import artifacts
+from paper_utils import artifacts, profiles
 from paper_utils.errors import choose
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
-PROFILES = ("smoke", "laptop", "gpu", "paper")
 CORNERS = ("#0072B2", "#D55E00", "#009E73")  # Okabe & Ito: told apart by colour-blind readers
 STYLE = {"font.size": 9, "axes.titlesize": 10, "figure.dpi": 110, "savefig.dpi": 200,
          "pdf.fonttype": 42, "font.family": "DejaVu Sans"}
@@ -31,7 +30,7 @@ class Output:
 
     @classmethod
     def of(cls, profile: str) -> "Output":
-        return cls(FIGURES / choose(profile, PROFILES, "profile"))
+        return cls(FIGURES / choose(profile, profiles.PROFILES, "profile"))
 
     def figure(self, figure: Figure, name: str) -> Figure:
         """Write <name>.pdf and <name>.png and hand the figure back (a notebook shows it)."""

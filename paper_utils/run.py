@@ -197,6 +197,7 @@ def _kernel_environment(log: TextIO) -> Iterator[None]:
     """Let the kernel import this same package, and send its own chatter to the log or nowhere."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
+    os.environ.setdefault("PAPER_UTILS_PROGRESS", "lines")
     screen = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno() if log is sys.stdout else log.fileno(), 2)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from paper_utils.denoisers import Denoiser
 from paper_utils.errors import UserError, choose
+from paper_utils.progress import progress as shown
 
 Sampler = Callable[[Denoiser, Tensor, Tensor], Iterator[Tensor]]
 
@@ -161,11 +162,12 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
     """
     sampler, parts = SAMPLERS[solver.sampler], []
     rows = range(0, len(noise), batch)
-    for start in _bar(rows, progress):
+    for start in shown(rows, progress, len(rows)) if progress else rows:
         part = noise[start:start + batch]
         conditioned = denoiser if labels is None else \
             partial(denoiser, labels=labels[start:start + batch])
-        parts.append(_last(sampler(conditioned, part.double(), solver.sigmas.to(part.device))))
+        with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
+            parts.append(_last(sampler(conditioned, part.double(), solver.sigmas.to(part.device))))
     return torch.cat(parts).float() if parts else noise.float()
 
 
@@ -173,10 +175,3 @@ def _last(states: Iterator[Tensor]) -> Tensor:
     for state in states:
         pass
     return state
-
-
-def _bar(rows: range, title: str):
-    if not title:
-        return rows
-    from tqdm.auto import tqdm
-    return tqdm(rows, desc=title, leave=False)

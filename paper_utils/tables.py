@@ -21,7 +21,7 @@ def check_sheets(found: Mapping[str, Model], sheets: Mapping[str, Tensor],
     Columns: model, images, largest (of any pixel, 8-bit levels), mean (of the worst image).
     Raises UserError naming the models whose weights do not reproduce their sheet.
     """
-    rows = []
+    rows, live = [], min(live, *(len(sheet) for sheet in sheets.values()))
     for name, model in found.items():
         again = data.to_bytes(model.generate(BANK[:live]))
         gap = (again.short() - sheets[name][:live].short()).abs()
@@ -75,18 +75,18 @@ def model_table(found: Mapping[str, Model], features: Mapping[str, Tensor], gl: 
     """
     distance = f"FD ({space})"
     gl = gl.set_index("model")["GL"]
-    n = len(next(iter(features.values())))
+    cut = min(len(next(iter(features.values()))), len(real) // 2)
     rows = [{"model": name, "architecture": m.architecture, "framework": m.framework,
              "solver": m.solver, "NFE": m.evaluations, "parameters": m.parameters,
              "training images": m.images, "images seen": m.images_seen, "GL": gl[name],
-             distance: scores.frechet(features[name], real[n:])} for name, m in found.items()]
+             distance: scores.frechet(features[name], real[cut:])} for name, m in found.items()]
     rows.append({"model": "real images", "architecture": "held-out CIFAR-10", "GL": gl["held-out"],
-                 distance: scores.frechet(real[:n], real[n:])})
+                 distance: scores.frechet(real[:cut], real[cut:])})
     return pd.DataFrame(rows)
 
 
 def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str], n: int,
-                     resamples: int = 1_000) -> pd.DataFrame:
+                     resamples: int = 1_000, device: str = "cpu") -> pd.DataFrame:
     """RP of every pair of models on the first n noises, one row per descriptor.
 
     Columns: descriptor, dim, threshold, lowest, median and highest RP over pairs, the highest RP of
@@ -95,9 +95,9 @@ def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str], n: int
     rows = []
     for name in names:
         try:
-            descriptor = descriptors.load(name)
-        except UserError:
-            rows.append({"descriptor": f"{name} (not installed)"})
+            descriptor = descriptors.load(name, device)
+        except UserError as error:
+            rows.append({"descriptor": f"{name} (not available: {error})"})
             continue
         features = {k: descriptors.features(descriptor, v[:n]) for k, v in samples.items()}
         copies = partial(scores.copies, threshold=descriptor.threshold)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from paper_utils import artifacts, data, denoisers, networks, noise
 from paper_utils.denoisers import Framework, Preconditioned
-from paper_utils.errors import UserError
+from paper_utils.errors import UserError, check_device
 from paper_utils.samplers import Solver
 
 
@@ -106,7 +106,8 @@ class Training:
                             f"{len(images)}: pass images.first({spec.images})")
         self.spec, self.images, self.device = spec, images, torch.device(device)
         self.denoiser = build(spec).to(self.device, memory_format=torch.channels_last)
-        self.ema = build(spec).to(self.device).eval().requires_grad_(False)
+        self.ema = build(spec).to(self.device, memory_format=torch.channels_last)
+        self.ema.eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=spec.learning_rate)
         self.step, self.loss = 0, math.nan
         self._pixels, self._labels = images.pixels.to(self.device), images.labels.to(self.device)
@@ -195,14 +196,6 @@ def train(spec: Spec, images: data.Images, checkpoint: Path | None = None,
     while training.step < spec.steps:
         training.advance()
         yield training
-
-
-def check_device(device: str) -> str:
-    """Return `device`; UserError when it is CUDA and there is none."""
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device!r} was asked for, but this machine has no CUDA GPU: "
-                        "use device='cpu'")
-    return device
 
 
 def save_checkpoint(training: Training, path: Path) -> None:

@@ -93,14 +93,27 @@ def add(name: str, kind: str, samples: Tensor, bank: NoiseBank, made: str,
     new = Entry(name, kind, f"{label}.png", "", len(samples), bank.name, made)
     new = replace(new, sheet_sha256=_write(folder / new.sheet, _png(samples, name, bank, made)))
     if weights is not None:
-        half = {k: v.half().contiguous() if v.is_floating_point() else v.contiguous()
-                for k, v in weights.items()}
         path = folder / f"{label}.safetensors"
-        content = artifacts.save(half, {"spec": json.dumps(spec), "made": made, "license": "MIT"})
+        metadata = {"spec": json.dumps(spec), "made": made, "license": "MIT"}
+        content = artifacts.save(halved(weights), metadata)
         new = replace(new, weights=path.name, weights_sha256=_write(path, content))
     known = entries(folder) if (folder / "zoo.toml").exists() else {}
     artifacts.replace_file(folder / "zoo.toml", _toml(known | {name: new}).encode())
     return new
+
+
+def halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as the zoo stores them: in half precision, but for three kinds.
+
+    Integers, values that half precision cannot hold, and the frequencies of embeddings: those
+    multiply the noise level, so rounding them would shift a phase by a tenth of a radian.
+    """
+    return {name: (v.half() if _fits(name, v) else v).contiguous() for name, v in weights.items()}
+
+
+def _fits(name: str, tensor: Tensor) -> bool:
+    return (tensor.is_floating_point() and not name.endswith("freqs")
+            and bool(tensor.abs().max() < torch.finfo(torch.float16).max))
 
 
 def _write(path: Path, content: bytes) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from paper_utils import data, denoisers
+from paper_utils import data
 from paper_utils.denoisers import (FRAMEWORKS, GaussianDenoiser, OptimalDenoiser, Preconditioned,
                                    framework, from_diffusers)
 from paper_utils.errors import UserError
@@ -117,7 +117,7 @@ def test_unknown_framework_names_the_nearest():
         framework("sub-vp")
 
 
-# --- closed forms ---------------------------------------------------------------------------------
+# --- closed forms -------------------------------------------------------------------------------
 
 def small_images(n: int = 40) -> torch.Tensor:
     return data.load("bundled").pixels[:n, :, ::4, ::4].contiguous()
@@ -166,7 +166,7 @@ def test_gaussian_denoiser_is_the_wiener_filter():
     torch.testing.assert_close(found.flatten(1), expected, rtol=0, atol=1e-4)
 
 
-# --- diffusers --------------------------------------------------------------------------------------
+# --- diffusers ----------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def pipeline():

@@ -122,7 +122,7 @@ def test_unknown_descriptor_names_the_nearest():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_where_there_is_none():
-    with pytest.raises(UserError, match="no CUDA here"):
+    with pytest.raises(UserError, match="no CUDA GPU"):
         descriptors.load("pixels", device="cuda")
 
 

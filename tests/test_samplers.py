@@ -1,4 +1,4 @@
-"""Samplers against diffusers' schedulers on a dummy denoiser and against a Gaussian's exact flow."""
+"""Samplers against diffusers' schedulers on a dummy denoiser, and a Gaussian's exact flow."""
 
 import math
 

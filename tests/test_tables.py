@@ -1,4 +1,4 @@
-"""The tables of section 2: sheets against their weights, GL, the models, RP under each descriptor."""
+"""The tables of section 2: sheets against weights, GL, the models, RP under each descriptor."""
 
 from dataclasses import replace
 
@@ -100,7 +100,8 @@ def test_the_table_of_models_ends_with_real_images():
     features = {"a": torch.randn(20, 4, generator=rng) + 5}
     gl = tables.gl_table(features | {"held-out": real}, {"a": real, "held-out": features["a"]},
                          100.0, 20)
-    table = tables.model_table({"a": fake("a")}, features, gl, real, "test space").set_index("model")
+    table = tables.model_table({"a": fake("a")}, features, gl, real, "test space")
+    table = table.set_index("model")
     assert table.loc["a", "images seen"] == 3 and table.loc["a", "parameters"] == 7
     assert table.loc["a", "FD (test space)"] == pytest.approx(
         scores.frechet(features["a"], real[20:]))

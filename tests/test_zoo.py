@@ -24,7 +24,7 @@ def pictures(n: int, seed: int = 0) -> torch.Tensor:
 def weights() -> dict[str, torch.Tensor]:
     rng = torch.Generator().manual_seed(1)
     return {"layer.weight": torch.randn(40, 30, generator=rng), "count": torch.tensor(70_001),
-            "small": torch.tensor([1e-6, -3e-5, 0.0])}
+            "small": torch.tensor([1e-6, -3e-5, 0.0]), "large": torch.tensor([7e5, -1.25])}
 
 
 @pytest.fixture
@@ -158,6 +158,14 @@ def test_the_zoo_is_small_and_holds_nothing_unnamed():
     binary = {str(path.relative_to(zoo.FOLDER)) for path in files
               if path.suffix not in (".toml", ".md", ".csv")}
     assert binary - named <= {"descriptor.safetensors"}
+
+
+@needs_zoo
+def test_shipped_weights_are_finite():
+    for row in zoo.entries().values():
+        tensors = row.load_weights()[0] if row.kind != "closed form" else {}
+        odd = [name for name, value in tensors.items() if not value.isfinite().all()]
+        assert not odd, f"{row.name}: {odd}"
 
 
 @needs_zoo

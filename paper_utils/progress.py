@@ -1,0 +1,49 @@
+"""How far a long computation is: a bar in a notebook, plain lines in a batch log.
+
+PAPER_UTILS_PROGRESS chooses: 'bar' (the default), 'lines' (what the batch runner sets) or 'off'.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from paper_utils.errors import choose
+
+EVERY = 20.0  # seconds between plain lines
+T = TypeVar("T")
+
+
+def progress(items: Iterable[T], title: str, total: int, unit: str = "batch",
+             note: Callable[[T], str] = lambda item: "") -> Iterator[T]:
+    """Pass `items` through and show how many of `total` are done; note: what to say of an item."""
+    how = choose(os.environ.get("PAPER_UTILS_PROGRESS", "bar"), ("bar", "lines", "off"),
+                 "PAPER_UTILS_PROGRESS")
+    if how == "bar":
+        return _bar(items, title, total, unit, note)
+    return _lines(items, title, total, unit, note) if how == "lines" else iter(items)
+
+
+def _bar(items: Iterable[T], title: str, total: int, unit: str,
+         note: Callable[[T], str]) -> Iterator[T]:
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=title, unit=unit, leave=False, delay=2) as bar:
+        for count, item in enumerate(items):
+            yield item
+            bar.update()
+            if count % 50 == 0 and note(item):
+                bar.set_postfix_str(note(item), refresh=False)
+
+
+def _lines(items: Iterable[T], title: str, total: int, unit: str,
+           note: Callable[[T], str]) -> Iterator[T]:
+    started = said = time.monotonic()
+    for count, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - said > EVERY:
+            said, left = now, (now - started) / count * (total - count)
+            line = f"{title}: {unit} {count:,} of {total:,}, {left / 60:.1f} min left"
+            print(line, note(item), file=sys.stderr, flush=True)
