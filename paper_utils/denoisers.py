@@ -326,7 +326,8 @@ class GaussianDenoiser:
         D(u; sigma) = mean + C (C + sigma^2 I)^-1 (u - mean)
 
     Wang & Vastola (2024) and Li et al. (2024) find trained networks near it in the generalization
-    regime. mean: [C, H, W]; the covariance is given by its eigenvalues [d] and eigenvectors [d, d].
+    regime. mean: [C, H, W]; the covariance is given by its eigenvalues [r] and eigenvectors [d, r];
+    it is 0 in every other direction.
     """
 
     def __init__(self, mean: Tensor, eigenvalues: Tensor, eigenvectors: Tensor):
@@ -334,8 +335,15 @@ class GaussianDenoiser:
 
     @classmethod
     def fit(cls, pixels: Tensor, block: int = 4096) -> "GaussianDenoiser":
-        """Mean and covariance of the 8-bit images [N, C, H, W], accumulated in float64."""
+        """Mean and covariance of the 8-bit images [N, C, H, W], accumulated in float64.
+
+        For fewer images than pixels, from the singular values of the images themselves.
+        """
         size = pixels[0].numel()
+        if len(pixels) < size:
+            x = pixels.flatten(1).float() / 127.5 - 1
+            _, values, vectors = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+            return cls(x.mean(0).view_as(pixels[0]), values**2 / len(x), vectors.T)
         total, product = torch.zeros(size).double(), torch.zeros(size, size).double()
         for part in pixels.split(block):
             x = part.flatten(1).float() / 127.5 - 1
@@ -359,4 +367,6 @@ class GaussianDenoiser:
         """
         values, vectors, mean = (t.to(u) for t in (self.eigenvalues, self.eigenvectors, self.mean))
         gain = ((values + sigma_to**2) / (values + sigma_from**2)).sqrt()
-        return mean + ((((u - mean).flatten(1) @ vectors) * gain) @ vectors.T).view_as(u)
+        elsewhere = sigma_to / sigma_from
+        inside = (((u - mean).flatten(1) @ vectors) * (gain - elsewhere)) @ vectors.T
+        return mean + elsewhere * (u - mean) + inside.view_as(u)

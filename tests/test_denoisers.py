@@ -154,9 +154,10 @@ def test_the_optimal_denoisers_ode_ends_on_training_images():
     assert distances.max() < 0.01
 
 
-def test_gaussian_denoiser_is_the_wiener_filter():
+@pytest.mark.parametrize("n", [256, 40])  # more and fewer images than the 192 pixels
+def test_gaussian_denoiser_is_the_wiener_filter(n):
     """D = mean + C (C + sigma^2)^-1 (u - mean), by a linear solve instead of an eigenbasis."""
-    pixels = small_images(256)
+    pixels = small_images(n)
     flat = data.to_unit(pixels).double().flatten(1)
     covariance = torch.cov(flat.T, correction=0)
     u = torch.randn(4, 192, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -164,6 +165,14 @@ def test_gaussian_denoiser_is_the_wiener_filter():
     expected = flat.mean(0) + shrunk @ covariance
     found = GaussianDenoiser.fit(pixels)(u.view(4, 3, 8, 8), 0.3)
     torch.testing.assert_close(found.flatten(1), expected, rtol=0, atol=1e-4)
+
+
+def test_the_gaussian_flow_is_what_the_ode_does_where_data_has_no_variance():
+    denoiser = GaussianDenoiser.fit(small_images(5))
+    u = 3 * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    solver = Solver("heun", 200, sigma_min=0.002, sigma_max=3)
+    torch.testing.assert_close(sample(denoiser, u / 3, solver), denoiser.flow(u, 3, 0.0),
+                               rtol=0, atol=5e-3)
 
 
 # --- diffusers ----------------------------------------------------------------------------------
