@@ -17,10 +17,10 @@
 # models, given the same noise and a deterministic sampler, make nearly the same image. Each
 # notebook regenerates one section; all of them rest on one idea, shown below in a few cells.
 #
-# **Everything is a denoiser.** Whatever the framework, write the diffused image as
-# $x_t = s(t)(x_0 + \sigma(t)\varepsilon)$ and work with $u = x_t / s$. Then every model is one
-# function $D(u; \sigma)$ that estimates the clean image, and every deterministic sampler follows
-# $du/d\sigma = (u - D(u;\sigma))/\sigma$ from the noise to an image.
+# **Everything is a denoiser.** Whatever the framework, write the diffused image as $x_t = s(t)(x_0
+# + \sigma(t)\varepsilon)$ and work with $u = x_t / s$. Then every model is one function $D(u;
+# \sigma)$ that estimates the clean image, and every deterministic sampler follows $du/d\sigma = (u
+# - D(u;\sigma))/\sigma$ from the noise to an image.
 
 # %% tags=["parameters"]
 profile: str = "laptop"
@@ -59,9 +59,9 @@ output.figure(plots.sample_grid(rows, columns=noises, title="Two closed-form den
 # ## A denoiser of your own
 #
 # A denoiser is any function of `u` and `sigma`. Anything that can be written so joins every table
-# of this project, a network of yours or a diffusers pipeline (`denoisers.from_diffusers`) included.
-# This one answers with the mean image, whatever it sees; its sample is the mean image from any
-# noise.
+# of this project, a network of yours or a diffusers pipeline (`denoisers.from_diffusers`)
+# included. This one answers with the mean image, whatever it sees; its sample is the mean image
+# from any noise.
 
 # %%
 mean = data.to_unit(training.pixels).mean(0)
@@ -72,6 +72,6 @@ print("largest distance from the mean image:", round((constant - mean).abs().max
 # ## Where to go from here
 #
 # `01_unconditional` compares the models of section 2. `train` trains one of them. Every notebook
-# takes the same `profile` parameter: `smoke` runs in seconds on a few bundled images, `laptop` uses
-# the models shipped in `zoo/`, `gpu` and `paper` train their own. Batches run by
-# `papermill notebooks/01_unconditional.ipynb out.ipynb -p profile gpu`.
+# takes the same `profile` parameter: `smoke` runs in seconds on a few bundled images, `laptop`
+# uses the models shipped in `zoo/`, `gpu` and `paper` train their own. Batches run by `papermill
+# notebooks/01_unconditional.ipynb out.ipynb -p profile gpu`.

@@ -18,9 +18,9 @@
 #
 # The profile decides the size and the budget (`smoke` seconds, `laptop` about ten minutes on two
 # cores, `gpu` minutes on one large GPU, `paper` the authors' 50 million images). The weights go to
-# the artifact store, where `01_unconditional` of the same profile finds them again (on the `laptop`
-# profile it reads `zoo/` instead, which `python -m paper_utils.fleet` fills); a run that was killed goes on from
-# its last checkpoint when it is started again with the same parameters.
+# the artifact store, where `01_unconditional` of the same profile finds them again (on the
+# `laptop` profile it reads `zoo/` instead, which `python -m paper_utils.fleet` fills); a run that
+# was killed goes on from its last checkpoint when it is started again with the same parameters.
 
 # %% tags=["parameters"]
 profile: str = "laptop"

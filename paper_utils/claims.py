@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import pandas as pd
+from torch import Tensor
 
-from paper_utils import artifacts
+from paper_utils import artifacts, scores
 from paper_utils.plots import Output
 
 PAPER_MODELS = ("DDPMv4", "DDPMv6", "Multistagev1", "EDMv1", "UViT", "CT", "Progressivev1")
@@ -138,8 +139,9 @@ def nothing_copied(gl: Mapping[str, float], held_out: float) -> Claim:
                  verdict)
 
 
-def maps_alike(agreement: Mapping[tuple[str, str], float], chance: float) -> Claim:
-    """The noise hyperplane is divided alike by different models."""
+def maps_alike(agreement: Mapping[tuple[str, str], float], chance: float,
+               control: Mapping[tuple[str, str], float]) -> Claim:
+    """The noise hyperplane is divided alike by different models; control: GANs and VAEs."""
     least = min(agreement.values())
     verdict = "reproduced" if least > (1 + chance) / 2 else (
         "partly: above chance" if least > chance else "not reproduced")
@@ -147,13 +149,17 @@ def maps_alike(agreement: Mapping[tuple[str, str], float], chance: float) -> Cla
                  "every two maps name the same corner at more points than half way from chance to "
                  "all; partly if above chance",
                  f"lowest agreement {least:.2f} "
-                 f"({', '.join(min(agreement, key=agreement.get))}), chance {chance:.2f}", verdict)
+                 f"({', '.join(min(agreement, key=agreement.get))}), chance {chance:.2f}; "
+                 f"GANs and VAEs among themselves, our control: {min(control.values()):.2f} to "
+                 f"{max(control.values()):.2f}", verdict)
 
 
 def unconditional(rp: pd.DataFrame, mae: pd.DataFrame, diffusion: list[str], contrast: list[str],
-                  gl: pd.DataFrame, agreement: Mapping[tuple[str, str], float],
-                  chance: float) -> list[Claim]:
-    """The claims of section 2, for pairs `rp` and `mae`, GL per model, and hyperplane agreement."""
+                  gl: pd.DataFrame, winners: Mapping[str, Tensor]) -> list[Claim]:
+    """The claims of section 2, for pairs `rp` and `mae`, GL per model, and hyperplane maps.
+
+    winners: which corner each point of the plane is most like, by model (scores.hyperplane_map).
+    """
     claims = []
     for name, pairs, paper in (("RP", rp, PAPER_RP), ("MAE", mae, PAPER_MAE)):
         ours = among(pairs, diffusion)
@@ -161,9 +167,11 @@ def unconditional(rp: pd.DataFrame, mae: pd.DataFrame, diffusion: list[str], con
                    lower_without_diffusion(name, ours, among(pairs, contrast)),
                    more_than(name, ours, across(pairs, diffusion, ["gaussian"]),
                              "the Gaussian denoiser")]
-    scores = gl.set_index("model")["GL"]
-    return [*claims, nothing_copied(scores[diffusion].to_dict(), scores["held-out"]),
-            maps_alike(agreement, chance)]
+    found = gl.set_index("model")["GL"]
+    agreement, chance = scores.map_agreement({name: winners[name] for name in diffusion})
+    control, _ = scores.map_agreement({name: winners[name] for name in contrast})
+    return [*claims, nothing_copied(found[diffusion].to_dict(), found["held-out"]),
+            maps_alike(agreement, chance, control)]
 
 
 def save(claims: Iterable[Claim], section: str, output: Output) -> pd.DataFrame:

@@ -205,7 +205,7 @@ def measure(embed: Embed, sources: Tensor, distractors: Tensor, left_out: Tensor
     return (retrieval(copies, originals, references)
             | {"threshold": threshold,
                "recall at threshold": recall_above(copies, originals, threshold),
-               "unrelated test pairs above": share_above(pair_similarities(test), threshold),
+               "test pairs above": share_above(pair_similarities(test), threshold),
                "test images with one above": share_above(nearest, threshold)})
 
 

@@ -85,9 +85,9 @@ def model_table(found: Mapping[str, Model], features: Mapping[str, Tensor], gl: 
     return pd.DataFrame(rows)
 
 
-def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str], n: int,
+def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str],
                      resamples: int = 1_000, device: str = "cpu") -> pd.DataFrame:
-    """RP of every pair of models on the first n noises, one row per descriptor.
+    """RP of every pair of models by every descriptor, one row per descriptor.
 
     Columns: descriptor, dim, threshold, lowest, median and highest RP over pairs, the highest RP of
     shuffled noises, n. A descriptor that cannot be loaded has a row that says so.
@@ -99,11 +99,11 @@ def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str], n: int
         except UserError as error:
             rows.append({"descriptor": f"{name} (not available: {error})"})
             continue
-        features = {k: descriptors.features(descriptor, v[:n]) for k, v in samples.items()}
+        features = {k: descriptors.features(descriptor, v) for k, v in samples.items()}
         copies = partial(scores.copies, threshold=descriptor.threshold)
         pairs = scores.pairwise(features, copies, resamples)
         rows.append({"descriptor": name, "dim": descriptor.dim, "threshold": descriptor.threshold,
                      "lowest RP": pairs.score.min(), "median RP": pairs.score.median(),
                      "highest RP": pairs.score.max(), "highest shuffled": pairs.shuffled.max(),
-                     "noises": n})
+                     "noises": len(next(iter(samples.values())))})
     return pd.DataFrame(rows)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from paper_utils import claims
 from paper_utils.plots import Output
@@ -125,7 +126,8 @@ def test_nothing_copied(lowest, verdict):
     (0.40, "not reproduced"), (0.2, "not reproduced")])
 def test_maps_alike(worst, verdict):
     agreement = {("a", "b"): 0.99, ("a", "c"): worst}
-    assert claims.maps_alike(agreement, chance=0.40).verdict == verdict
+    claim = claims.maps_alike(agreement, chance=0.40, control={("gan", "vae"): 0.77})
+    assert claim.verdict == verdict and "0.77" in claim.measured
 
 
 def test_the_claims_of_section_2_take_each_number_from_its_place():
@@ -133,7 +135,9 @@ def test_the_claims_of_section_2_take_each_number_from_its_place():
                ("b", "gaussian", 0.60), ("gan", "gaussian", 0.95))
     mae = table(("a", "b", 0.69), ("gan", "vae", 0.75), ("a", "gaussian", 0.80))
     gl = pd.DataFrame({"model": ["a", "b", "gan", "held-out"], "GL": [1.0, 0.97, 0.1, 0.99]})
-    found = claims.unconditional(rp, mae, ["a", "b"], ["gan", "vae"], gl, {("a", "b"): 0.9}, 0.4)
+    a = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 2, 2])
+    winners = {"a": a, "b": a.where(a < 2, 1), "gan": a, "vae": a.flip(0)}
+    found = claims.unconditional(rp, mae, ["a", "b"], ["gan", "vae"], gl, winners)
     assert [claim.verdict for claim in found] == [
         "reproduced", "reproduced", "yes",
         "reproduced", "not reproduced", "no: the models may agree because each is near it",

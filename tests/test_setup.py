@@ -111,7 +111,8 @@ def closure(names: list[str]) -> set[str]:
 
 def test_everything_needed_is_pinned_and_nothing_else():
     pinned = set(pins(FILES["constraints"]))
-    needed = closure(direct())
+    weights_only = set(re.search(r"^DESCRIPTORS := (.*)$", FILES["makefile"], re.M)[1].split())
+    needed = closure(direct()) | weights_only  # these install without what they need
     assert needed - pinned == set()
     if sys.version_info[:2] == (3, 11) and sys.platform == "linux":
         assert pinned - needed <= {"setuptools"}

@@ -110,15 +110,15 @@ def test_the_table_of_models_ends_with_real_images():
 
 
 def test_rp_under_every_descriptor(monkeypatch):
-    def load(name):
+    def load(name, device):
         if name == "absent":
             raise UserError("this descriptor needs a package that is not installed")
         return counting()[0]
 
     monkeypatch.setattr(descriptors, "load", load)
-    images = data.load("bundled").pixels[:30]
+    images = data.load("bundled").pixels[:20]
     samples = {"a": images, "b": images.flip(-1), "c": images.roll(7, 0)}
-    table = tables.rp_by_descriptor(samples, ["colour", "absent"], 20, 20).set_index("descriptor")
+    table = tables.rp_by_descriptor(samples, ["colour", "absent"], 20).set_index("descriptor")
     assert table.loc["colour", "highest RP"] == 1 and table.loc["colour", "noises"] == 20
     assert table.loc["colour", "lowest RP"] < 1 and table.loc["colour", "highest shuffled"] < 1
     assert any(name.startswith("absent (") for name in table.index)
