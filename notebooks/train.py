@@ -1,8 +1,5 @@
 # ---
 # jupyter:
-#   jupytext:
-#     notebook_metadata_filter: kernelspec,jupytext,-papermill,-language_info
-#     cell_metadata_filter: tags,-all
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python

@@ -3,7 +3,7 @@
 smoke   a minute on any machine, bundled images, tiny models trained on the spot
 laptop  the default: CIFAR-10, the weights of zoo/, two cores and no GPU
 gpu     CIFAR-10, models trained from nothing on one GPU in minutes each
-paper   CIFAR-10, the authors' recipe and 10,000 noises: clusters
+paper   CIFAR-10, the authors' width, budget, warm-up, EMA and 10,000 noises: clusters
 """
 
 from dataclasses import dataclass, fields, replace
@@ -79,6 +79,8 @@ class Scale:
     dropout: float = 0.0
     precision: str = "float32"
     prediction: str = ""     # "-f": EDM's output parameterization, see denoisers.f_prediction
+    warmup: int = 0          # images; 0: a twentieth of the U-Nets' budget
+    ema_half_life: int = 0   # images; 0: a twenty-fifth of it
 
 
 SCALES = {
@@ -88,7 +90,7 @@ SCALES = {
     "gpu": Scale(64, 2, (1, 2, 2), 1, 2, 256, 12, 50_000, 8_000_000, 8_000_000, 256,
                  precision="bf16"),
     "paper": Scale(128, 4, (2, 2, 2), 1, 2, 512, 12, 50_000, 50_000_000, 50_000_000, 128,
-                   dropout=0.13, precision="bf16"),
+                   dropout=0.13, precision="bf16", warmup=10_000_000, ema_half_life=500_000),
 }
 
 
@@ -100,7 +102,8 @@ def specs(profile: str) -> dict[str, Spec]:
     """
     scale = SCALES[choose(profile, SCALES, "profile")]
     spec = Spec("", "", images=scale.images, batch=scale.batch, precision=scale.precision,
-                warmup=scale.unet_budget // 20, ema_half_life=scale.unet_budget // 25)
+                warmup=scale.warmup or scale.unet_budget // 20,
+                ema_half_life=scale.ema_half_life or scale.unet_budget // 25)
     unet = dict(width=scale.width, channel_mult=scale.channel_mult, blocks=scale.blocks,
                 attention=(16 // scale.patch,), patch=scale.patch, dropout=scale.dropout)
     tokens = dict(patch=scale.tokens_patch, dim=scale.dim, depth=scale.depth, heads=scale.dim // 32)

@@ -169,6 +169,9 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], log: TextIO)
     except _cell_errors() as error:
         os.replace(partial, failed)
         raise _explain(error, notebook, failed) from error
+    except _dead_kernel() as error:
+        raise NotebookFailed(f"{notebook.stem}: its kernel died, most often for want of memory: "
+                             "choose smaller sizes or a smaller profile") from error
     finally:
         partial.unlink(missing_ok=True)
     return time.monotonic() - started
@@ -212,6 +215,12 @@ def _cell_errors() -> type[Exception]:
     from papermill.exceptions import PapermillExecutionError
 
     return PapermillExecutionError
+
+
+def _dead_kernel() -> type[Exception]:
+    from nbclient.exceptions import DeadKernelError
+
+    return DeadKernelError
 
 
 def _explain(error: Any, notebook: Path, kept: Path) -> Exception:

@@ -160,3 +160,14 @@ def test_papermill_itself_refuses_through_the_notebook(tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [(8.24, "8.2 s"), (252.9, "4 min 12 s")])
 def test_durations_read_well(seconds, text):
     assert run.duration(seconds) == text
+
+
+def test_a_kernel_that_dies_is_one_line(tmp_path):
+    killed = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")])
+    nbformat.write(killed, tmp_path / "killed.ipynb")
+    words = [sys.executable, "-m", "paper_utils.run", tmp_path / "killed.ipynb",
+             "--output", tmp_path / "out.ipynb"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1 and "its kernel died" in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "out.ipynb").exists()
