@@ -169,7 +169,7 @@ output.table(by_descriptor, "tab_rp_by_descriptor")
 # it lies in our interval. Where ours is lower, look first at the training budget in the table of
 # models: the paper's models saw tens of millions of images.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 winners = {name: winner for name, (winner, _) in maps.items()}
 verdicts = claims.unconditional(rp, mae, diffusion, contrast, gl, winners)
 numbers = claims.beside_the_paper(rp, mae)
