@@ -56,17 +56,21 @@ class Model:
 def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: str) -> Model:
     """A trained denoiser with the solver of its specification; `weights` is their hash."""
     family = "transformer" if spec.network in TRANSFORMERS else "U-Net"
-    device = next(denoiser.parameters()).device
-
-    def generate(noise: Tensor, title: str = "") -> Tensor:
-        x0 = samplers.sample(denoiser, noise.to(device), spec.solver, progress=title)
-        return x0.cpu()
-
     return Model(spec.name, family, _architecture(spec), denoiser.framework.label,
                  f"{spec.solver.sampler}, {spec.solver.steps} steps", spec.solver.evaluations,
                  networks.count_parameters(denoiser), spec.images, spec.images_seen,
                  {"weights": weights, "solver": asdict(spec.solver), "code": _sampling_code()},
-                 generate)
+                 _sampled(denoiser, spec.solver))
+
+
+def _sampled(denoiser: denoisers.Preconditioned, solver: Solver) -> Callable[..., Tensor]:
+    """noise -> x0, both on the CPU, by `solver` on the device of the denoiser."""
+    device = next(denoiser.parameters()).device
+
+    def generate(noise: Tensor, title: str = "") -> Tensor:
+        return samplers.sample(denoiser, noise.to(device), solver, progress=title).cpu()
+
+    return generate
 
 
 def from_hub(source: str, device: str = "cpu") -> Model:
@@ -76,16 +80,12 @@ def from_hub(source: str, device: str = "cpu") -> Model:
     """
     denoiser = denoisers.from_diffusers(source).to(device)
     solver = Solver("ddim", 50, "karras", 0.01, 80)
-
-    def generate(noise: Tensor, title: str = "") -> Tensor:
-        return samplers.sample(denoiser, noise.to(device), solver, progress=title).cpu()
-
     widths = "-".join(map(str, denoiser.network.unet.config.block_out_channels))
     identity = {"source": source, "solver": asdict(solver), "code": _sampling_code()}
     return Model(source.rstrip("/").split("/")[-1], "U-Net", f"UNet2DModel {widths}",
                  denoiser.framework.label, f"{solver.sampler}, {solver.steps} steps",
                  solver.evaluations, networks.count_parameters(denoiser), 50_000, None, identity,
-                 generate)
+                 _sampled(denoiser, solver))
 
 
 def _architecture(spec: training.Spec) -> str:
