@@ -32,7 +32,7 @@ specs = profiles.specs(profile)
 spec = specs[errors.choose(model, specs, "model")]
 sizes = profiles.get(profile)
 output = plots.Output.of(profile)
-images = data.load(sizes.dataset).first(spec.images)
+images = spec.subset(data.load(sizes.dataset))
 print(f"{spec.name}: {spec.network}, {spec.framework}, {spec.images_seen:,} images seen")
 
 # %% [markdown]

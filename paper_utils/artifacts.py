@@ -99,10 +99,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
     """Write a file so that it is either the old one or the whole new one, whatever happens.
 
-    Raises UserError when there is no room or no permission.
+    keep: where the old one goes, if any. Raises UserError when there is no room or no permission.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -111,6 +111,8 @@ def replace_file(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if keep and path.exists():
+            path.replace(keep)
         part.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): make room, or set "

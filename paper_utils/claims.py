@@ -7,6 +7,7 @@ rule written down before the numbers were seen; no threshold is tuned until it a
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import pandas as pd
 from torch import Tensor
@@ -27,6 +28,27 @@ PAPER_MAE = (
 # choice: the source does not say how DDPMv4 and DDPMv6 differ.
 COUNTERPARTS = {"DDPMv4": "ddpm-vp", "DDPMv6": "ddpm-subvp", "Multistagev1": "multistage",
                 "EDMv1": "edm", "UViT": "uvit"}
+
+
+# Figure 4, measured from the pixels of the authors' published curves, about +-0.01.
+PAPER_SIZES = tuple(2**k for k in range(6, 16))
+PAPER_CURVES = {
+    "RP": {"64 / 128": (.69, .66, .59, .53, .46, .42, .34, .18, .45, .67),
+           "64 / 256": (.62, .62, .55, .47, .37, .30, .10, .02, .49, .61),
+           "128 / 256": (.65, .63, .56, .48, .41, .33, .17, .17, .45, .845)},
+    "GL": {"64": (0, 0, 0, 0, .00, .22, .87, .99, 1.0, 1.0),
+           "128": (0, 0, 0, 0, .00, .01, .28, .82, .98, .99),
+           "256": (0, 0, 0, 0, .03, .01, .05, .29, .99, .98)},
+    "optimal": {"64": (.48, .455, .375, .28, .20, .12, .03, .00, .00, .00),
+                "128": (.51, .465, .37, .305, .245, .17, .11, .04, .005, .00),
+                "256": (.51, .46, .395, .33, .275, .21, .15, .10, .005, .00)},
+}
+
+
+def paper_curves(score: str, by: str) -> pd.DataFrame:
+    """The paper's curves of 'RP', 'GL' or 'optimal': columns images, `by` (its widths), score."""
+    return pd.DataFrame([(n, f"{key}", value) for key, values in PAPER_CURVES[score].items()
+                         for n, value in zip(PAPER_SIZES, values)], columns=["images", by, "score"])
 
 
 def paper_pairs(numbers: tuple[tuple[float, ...], ...]) -> dict[tuple[str, str], float]:
@@ -172,6 +194,146 @@ def unconditional(rp: pd.DataFrame, mae: pd.DataFrame, diffusion: list[str], con
     control, _ = scores.map_agreement({name: winners[name] for name in contrast})
     return [*claims, nothing_copied(found[diffusion].to_dict(), found["held-out"]),
             maps_alike(agreement, chance, control)]
+
+
+def regimes_beside_the_paper(tables: Mapping[str, tuple[pd.DataFrame, str]]) -> pd.DataFrame:
+    """Every number of figure 4 beside ours of the same rank in width, with a verdict per number.
+
+    tables: 'RP', 'GL' or 'optimal' -> (our table with columns images, score, low, high, and the
+    name of its column of widths).
+    """
+    rows = []
+    for score, (ours, by) in tables.items():
+        mine = list(dict.fromkeys(ours.sort_values(by, key=_numbers)[by]))
+        for theirs, key in zip(PAPER_CURVES[score], mine):
+            found = {row.images: row for row in ours[ours[by] == key].itertuples()}
+            for n, value in zip(PAPER_SIZES, PAPER_CURVES[score][theirs]):
+                row = found.get(n)
+                numbers = (row.score, row.low, row.high) if row else (None,) * 3
+                rows.append((score, n, theirs, str(key), value, *numbers,
+                             verdict_on_number(value, row) if row else "not trained here"))
+    columns = ["score", "images", "paper's width", "our width", "paper", "ours", "low", "high",
+               "verdict"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _numbers(labels: pd.Series) -> pd.Series:
+    """'16 / 32' -> (16, 32), to sort by."""
+    return labels.astype(str).map(lambda text: tuple(map(int, text.split(" / "))))
+
+
+def valley(rp: pd.DataFrame) -> Claim:
+    """RP falls with the number of images, has its minimum between the regimes, rises after."""
+    measured, deep = [], []
+    for pair, curve in rp.groupby("pair", sort=False):
+        curve = curve.sort_values("images")
+        lowest = curve.loc[curve.score.idxmin()]
+        left, right = (curve[side] for side in (curve.images < lowest.images,
+                                                curve.images > lowest.images))
+        deep.append([bool((side.low > lowest.high).any()) for side in (left, right)])
+        measured.append(f"{pair}: {curve.score.iloc[0]:.2f} at {curve.images.iloc[0]}, lowest "
+                        f"{lowest.score:.2f} at {lowest.images}, {curve.score.iloc[-1]:.2f} at "
+                        f"{curve.images.iloc[-1]}")
+    falls, rises = (sum(side) for side in zip(*deep))
+    verdict = ("reproduced" if falls == rises == len(deep) else
+               "not reproduced" if not falls + rises else
+               f"partly: {falls} of {len(deep)} pairs fall to it, {rises} rise from it")
+    return Claim("RP falls with the number of images, is lowest between the regimes, rises after",
+                 "every two widths: on either side of the lowest some size has a higher interval",
+                 "; ".join(measured), verdict)
+
+
+def half_way(curve: pd.DataFrame) -> float | None:
+    """The number of images at which GL passes 1/2, linear in log2; None where it does not."""
+    rows = curve.sort_values("images")
+    pairs = list(zip(rows.images, rows.score))
+    for (n, low), (m, high) in pairwise(pairs):
+        if low < 0.5 <= high:
+            return n * (m / n) ** ((0.5 - low) / (high - low))
+    return None
+
+
+def moves_right(gl: pd.DataFrame) -> list[Claim]:
+    """GL goes from 0 to 1 with the number of images, and later for a larger model."""
+    ends, middles = {}, {}
+    for width, curve in gl.groupby("width"):
+        curve = curve.sort_values("images")
+        ends[width] = (curve.score.iloc[0], curve.score.iloc[-1])
+        middles[width] = half_way(curve)
+    all_low, all_high = (all(f(end) for end in ends.values())
+                         for f in (lambda e: e[0] < 0.5, lambda e: e[1] > 0.9))
+    shape = Claim("GL goes from 0 (copies) to 1 (none) with the number of training images",
+                  "every width: under 0.5 at its fewest images, above 0.9 at its most",
+                  "; ".join(f"width {w}: {a:.2f} to {b:.2f}" for w, (a, b) in ends.items()),
+                  "reproduced" if all_low and all_high else "not reproduced")
+    known = [m for m in middles.values() if m]
+    ordered = len(known) == len(middles) > 1 and all(a < b for a, b in pairwise(known))
+    verdict = ("reproduced" if ordered else "not decided: a width never passes 1/2 here"
+               if len(known) < len(middles) else "not reproduced")
+    return [shape, Claim("The larger the model, the more images it can memorize",
+                         "GL passes 1/2 at more images for every larger width",
+                         "; ".join(f"width {w}: " + (f"{m:.0f} images" if m else "never")
+                                   for w, m in middles.items()), verdict)]
+
+
+def leaves_the_optimum(optimal: pd.DataFrame) -> Claim:
+    """Agreement with the optimal denoiser falls to 0."""
+    ends = {w: c.sort_values("images").iloc[[0, -1]] for w, c in optimal.groupby("width")}
+    falls = all(e.low.iloc[0] > e.high.iloc[1] for e in ends.values())
+    gone = all(e.low.iloc[1] < 0.01 for e in ends.values())
+    verdict = ("reproduced" if falls and gone else
+               "partly: it falls" if falls else "not reproduced")
+    return Claim("Agreement with the optimal denoiser falls to 0 with the number of images",
+                 "every width: the interval at the fewest images is above that at the most, and "
+                 "that reaches under 0.01",
+                 "; ".join(f"width {w}: {e.score.iloc[0]:.2f} to {e.score.iloc[1]:.2f}"
+                           for w, e in ends.items()), verdict)
+
+
+def halves_agree(halves: pd.DataFrame) -> Claim:
+    """Networks trained on disjoint halves come to agree (Kadkhodaie et al. 2024)."""
+    curve = halves.sort_values("images")
+    first, last = curve.iloc[0], curve.iloc[-1]
+    verdict = "reproduced" if last.low > max(first.high, last.shuffled) else "not reproduced"
+    return Claim("Two networks that share no training image agree once there are enough of them",
+                 "RP at the most images is above that at the fewest, intervals apart, and above "
+                 "shuffled noises",
+                 f"{first.score:.2f} at {first.images} images, {last.score:.2f} at {last.images}",
+                 verdict)
+
+
+def more_than_gaussian(rp: pd.DataFrame, gaussian: pd.DataFrame) -> Claim:
+    """Our control: at the most images, do the widths agree more than each with the Gaussian?"""
+    most = rp.images.max()
+    ours, theirs = rp[rp.images == most].score, gaussian[gaussian.images == most].score
+    verdict = "yes" if ours.min() > theirs.max() else (
+        "no: they may agree because each is near it")
+    return Claim("With the most images the widths agree with each other more than with the "
+                 "Gaussian denoiser (our control)", "lowest pair above the highest width with it",
+                 f"at {most} images: pairs {ours.min():.2f} to {ours.max():.2f}, with the Gaussian "
+                 f"{theirs.min():.2f} to {theirs.max():.2f}", verdict)
+
+
+def mixture_crosses(errors: pd.DataFrame, crossings: pd.DataFrame) -> Claim:
+    """From the empirical optimum to the ground truth, in a mixture of Gaussians."""
+    sizes = sorted(errors.points.unique())
+    ratio = errors.assign(nearer=errors["to ground truth"] < errors["to empirical"])
+    low = ratio[ratio.sigma == errors.sigma.min()].set_index("points").nearer
+    found = crossings.dropna()
+    verdict = ("reproduced" if not low[sizes[0]] and low[sizes[-1]] else "not reproduced")
+    return Claim("Mixture of Gaussians: with more data the network leaves the empirical optimum "
+                 "for the ground truth",
+                 "at the lowest noise level the empirical optimum is nearer with the fewest points "
+                 "and the ground truth with the most",
+                 "; ".join(f"sigma {r.sigma:g}: at {r.crossing:.0f} points"
+                           for r in found.itertuples()) or "no crossing", verdict)
+
+
+def two_regimes(rp: pd.DataFrame, gl: pd.DataFrame, optimal: pd.DataFrame, gaussian: pd.DataFrame,
+                halves: pd.DataFrame, errors: pd.DataFrame, crossings: pd.DataFrame) -> list[Claim]:
+    """The claims of section 3, from the tables of `regimes` and `mixture`."""
+    return [valley(rp), *moves_right(gl), leaves_the_optimum(optimal), halves_agree(halves),
+            more_than_gaussian(rp, gaussian), mixture_crosses(errors, crossings)]
 
 
 def save(claims: Iterable[Claim], section: str, output: Output) -> pd.DataFrame:

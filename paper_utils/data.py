@@ -32,8 +32,8 @@ SHA256 = {
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
+    """uint8 0..255 -> float32 in [-1, 1]; data that are float keep their values."""
+    return pixels.float() / 127.5 - 1 if pixels.dtype == torch.uint8 else pixels.float()
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -43,7 +43,10 @@ def to_bytes(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled 8-bit images. pixels: uint8 [N, 3, H, W]; labels: int64 [N]; name says which."""
+    """Labelled 8-bit images. pixels: uint8 [N, 3, H, W]; labels: int64 [N]; name says which.
+
+    Data that are no images are float, [N, d, 1, 1].
+    """
 
     pixels: Tensor
     labels: Tensor

@@ -7,7 +7,7 @@ network's input and its output becomes x0_hat. The closed forms are denoisers as
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from paper_utils import data
 from paper_utils.errors import UserError, choose
 
 
@@ -295,13 +296,13 @@ class OptimalDenoiser:
     with N beyond the 8-bit images. Distances are float32 around the mean image: two images closer
     to each other than about 0.001 in squared distance are not told apart, and need not be.
 
-    pixels: uint8 [N, C, H, W].
+    pixels: uint8 [N, C, H, W], or float data of any shape [N, ...] as they are.
     """
 
     def __init__(self, pixels: Tensor, block: int = 4096):
         self.pixels, self.block = pixels, block
-        total = sum(part.double().sum(0) for part in pixels.split(block))
-        self.mean = (total / len(pixels) / 127.5 - 1).float()
+        total = sum(data.to_unit(part).double().sum(0) for part in pixels.split(block))
+        self.mean = (total / len(pixels)).float()
 
     def __call__(self, u: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         mean = self.mean.to(u.device)
@@ -310,7 +311,7 @@ class OptimalDenoiser:
         best = torch.full_like(precision, -torch.inf)
         total, mixed = torch.zeros_like(precision), torch.zeros_like(query)
         for part in self.pixels.split(self.block):
-            images = (part.to(u.device).float() / 127.5 - 1 - mean).flatten(1)
+            images = (data.to_unit(part.to(u.device)) - mean).flatten(1)
             logits = (query @ images.T - images.square().sum(1) / 2) * precision
             top = torch.maximum(best, logits.amax(1, keepdim=True))
             weights, shrink = (logits - top).exp().float(), (best - top).exp()
@@ -360,6 +361,17 @@ class GaussianDenoiser:
         gain = values / (values + variance)
         return mean + ((((u - mean).flatten(1) @ vectors) * gain) @ vectors.T).view_as(u)
 
+    def log_density(self, u: Tensor, sigma: Tensor | float) -> Tensor:
+        """log N(u; mean, covariance + sigma^2 I) without the constant -d/2 log 2 pi: [B]."""
+        values, vectors = (t.to(u) for t in (self.eigenvalues, self.eigenvectors))
+        x, variance = (u - self.mean.to(u)).flatten(1), column(sigma, u).flatten(1) ** 2
+        inside = (x @ vectors).square()
+        outside = (x.square().sum(1) - inside.sum(1)).clamp(min=0)
+        total = values + variance
+        rest = x.shape[1] - len(values)
+        return -0.5 * ((inside / total).sum(1) + outside / variance[:, 0] + total.log().sum(1)
+                       + rest * variance[:, 0].log())
+
     def flow(self, u: Tensor, sigma_from: float, sigma_to: float) -> Tensor:
         """The exact solution of the probability-flow ODE for this Gaussian, from u at sigma_from.
 
@@ -370,3 +382,32 @@ class GaussianDenoiser:
         elsewhere = sigma_to / sigma_from
         inside = (((u - mean).flatten(1) @ vectors) * (gain - elsewhere)) @ vectors.T
         return mean + elsewhere * (u - mean) + inside.view_as(u)
+
+
+class MixtureDenoiser:
+    """The exact denoiser of a mixture of Gaussians (paper, section 3.2.1, appendix C).
+
+        D(u; sigma) = sum_k w_k D_k(u; sigma),   w_k ~ pi_k N(u; mu_k, S_k + sigma^2 I)
+
+    D_k is the Gaussian denoiser of component k. weights: [K] positive, normalized here.
+    """
+
+    def __init__(self, weights: Tensor, components: Sequence[GaussianDenoiser]):
+        self.weights, self.components = weights / weights.sum(), list(components)
+
+    def __call__(self, u: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        densities = [part.log_density(u, sigma) for part in self.components]
+        logits = torch.stack(densities, 1) + self.weights.to(u).log()
+        answers = torch.stack([part(u, sigma) for part in self.components], 1)
+        return torch.einsum("bk,bk...->b...", logits.softmax(1), answers)
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """n points of the mixture, [n, *shape of the mean]."""
+        which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        normal = torch.randn(n, len(self.components[0].eigenvalues), generator=generator)
+        points = torch.empty(n, *self.components[0].mean.shape)
+        for k, part in enumerate(self.components):
+            rows = which == k
+            spread = (normal[rows] * part.eigenvalues.sqrt()) @ part.eigenvectors.T
+            points[rows] = part.mean + spread.view(-1, *part.mean.shape)
+        return points

@@ -31,10 +31,10 @@ Run = tuple[int, int, torch.Tensor, Callable[[], None]]  # step, steps, loss, sa
 def train_one(name: str, profile: str, device: str, out: Path, deadline: float) -> None:
     """Train one model until its budget or `deadline` (time.time()), checkpointing every minute."""
     torch.set_num_threads(1)
-    diffusion, path = profiles.specs(profile), out / f"{name}.safetensors"
+    diffusion, path = _diffusion_specs(profile), out / f"{name}.safetensors"
     images = data.load(profiles.get(profile).dataset)
     if name in diffusion:
-        runs = _diffusion(diffusion[name], images, path, device)
+        runs = _diffusion(diffusion[name], images, path, device, diffusion)
     else:
         runs = _contrast(profiles.contrast_specs(profile)[name], images, path, device)
     saved = time.time()
@@ -56,8 +56,18 @@ def _child(*arguments) -> None:
         sys.exit(2)
 
 
-def _diffusion(spec: training.Spec, images: data.Images, path: Path, device: str) -> Iterator[Run]:
-    for run in training.train(spec, images.first(spec.images), path, device):
+def _diffusion_specs(profile: str) -> dict[str, training.Spec]:
+    return profiles.specs(profile) | profiles.regime_specs(profile)
+
+
+def _diffusion(spec: training.Spec, images: data.Images, path: Path, device: str,
+               known: dict[str, training.Spec]) -> Iterator[Run]:
+    """The run itself; where it passes through a shorter one, that one's checkpoint is left too."""
+    shorter = profiles.prefixes(spec, known)
+    for run in training.train(spec, spec.subset(images), path, device):
+        if run.step in shorter:
+            name = shorter[run.step]
+            training.save_checkpoint(run, path.with_name(f"{name}.safetensors"), known[name])
         yield run.step, spec.steps, run.loss, lambda: training.save_checkpoint(run, path)
 
 
@@ -78,7 +88,7 @@ def _contrast(spec: contrast.Spec, images: data.Images, path: Path, device: str)
 def train(options: argparse.Namespace) -> None:
     """Train options.models, options.at_once of them at a time, each in a process of its own."""
     check_device(options.device)
-    known = profiles.specs(options.profile) | profiles.contrast_specs(options.profile)
+    known = _diffusion_specs(options.profile) | profiles.contrast_specs(options.profile)
     waiting = [choose(name, known, "model") for name in options.models]
     options.out.mkdir(parents=True, exist_ok=True)
     deadline = time.time() + 60 * options.minutes
@@ -112,18 +122,22 @@ def add(options: argparse.Namespace) -> None:
         name, weights = options.checkpoint.stem, contrast.trained(spec, tensors).state_dict()
     else:
         spec = training.Spec.from_json(metadata["spec"])
-        name, weights = spec.name, training.below("ema.", tensors)
+        name, weights = options.checkpoint.stem, training.below("ema.", tensors)
     if int(tensors["step"]) < spec.steps:
         raise UserError(f"{options.checkpoint} is at step {int(tensors['step'])} of {spec.steps}: "
                         "finish its training first")
     weights = {k: v.to(weights[k].dtype) for k, v in zoo.halved(weights).items()}
     model = models.assembled(name, kind, values, weights, str(options.checkpoint), "")
-    samples = data.to_bytes(model.generate(BANK[:options.noises], name))
+    section_3 = spec.name in profiles.regime_specs("laptop") if kind == "diffusion" else False
+    folder = zoo.REGIMES if section_3 else zoo.FOLDER
+    noises = options.noises or (256 if section_3 else 512)
+    samples = data.to_bytes(model.generate(BANK[:noises], name))
     if samples.float().std(0).mean() < 1:
         raise UserError(f"{name} makes the same image from every noise: it has collapsed, so it is "
                         "not added; train it again")
-    zoo.add(name, kind, samples, BANK, options.made, weights, values)
-    print(f"{name}: weights and {options.noises} samples added to {zoo.FOLDER.name}/")
+    zoo.add(name, kind, samples, BANK, options.made, weights, values, folder,
+            metadata.get("subset", ""))
+    print(f"{name}: weights and {noises} samples added to {folder.name}/")
 
 
 def closed(options: argparse.Namespace) -> None:
@@ -153,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     two = actions.add_parser("add")
     two.add_argument("checkpoint", type=Path)
     two.add_argument("--made", required=True, help="how it was trained, for zoo.toml")
-    two.add_argument("--noises", type=int, default=512)
+    two.add_argument("--noises", type=int, default=0, help="default: 512, of section 3 256")
     two.set_defaults(action=add)
     four = actions.add_parser("closed")
     four.add_argument("models", nargs="+")

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ class Model:
 
     generate: unit normal noise [B, 3, 32, 32] -> x0 [B, 3, 32, 32] in [-1, 1]. identity: all that
     decides what it generates (names its samples in the artifact store). images_seen: the training
-    budget; 0 for a closed form, None where it is not known.
+    budget; 0 for a closed form, None where it is not known. spec: of the diffusion models this
+    project trained. denoiser: makes the denoiser, None for GANs and VAEs.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Model:
     images_seen: int | None
     identity: dict
     generate: Callable[..., Tensor]
+    spec: training.Spec | None = None
+    denoiser: Callable[[], denoisers.Denoiser] | None = None
 
     @property
     def trained_diffusion(self) -> bool:
@@ -60,7 +64,7 @@ def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: 
                  f"{spec.solver.sampler}, {spec.solver.steps} steps", spec.solver.evaluations,
                  networks.count_parameters(denoiser), spec.images, spec.images_seen,
                  {"weights": weights, "solver": asdict(spec.solver), "code": _sampling_code()},
-                 _sampled(denoiser, spec.solver))
+                 _sampled(denoiser, spec.solver), spec, lambda: denoiser)
 
 
 def _sampled(denoiser: denoisers.Preconditioned, solver: Solver) -> Callable[..., Tensor]:
@@ -85,7 +89,7 @@ def from_hub(source: str, device: str = "cpu") -> Model:
     return Model(source.rstrip("/").split("/")[-1], "U-Net", f"UNet2DModel {widths}",
                  denoiser.framework.label, f"{solver.sampler}, {solver.steps} steps",
                  solver.evaluations, networks.count_parameters(denoiser), 50_000, None, identity,
-                 _sampled(denoiser, solver))
+                 _sampled(denoiser, solver), None, lambda: denoiser)
 
 
 def _architecture(spec: training.Spec) -> str:
@@ -94,6 +98,8 @@ def _architecture(spec: training.Spec) -> str:
         return f"{spec.network}, {args['dim']} wide, {args['depth']} deep, patch {args['patch']}"
     if spec.network == "diffusers_unet":
         return f"UNet2DModel {'-'.join(map(str, args['block_out_channels']))}"
+    if spec.network == "mlp":
+        return f"perceptron, width {args['width']}"
     patch = f", {args['patch']}x{args['patch']} patches" if args.get("patch", 1) > 1 else ""
     mult = "-".join(str(args["width"] * m) for m in args["channel_mult"])
     return f"{spec.network} {mult}{patch}"
@@ -126,18 +132,16 @@ def closed_forms(images: data.Images, bag: int, device: str = "cpu") -> dict[str
 
 def _closed_form(name: str, label: str, make: Callable, images: data.Images, bag: int,
                  device: str) -> Model:
-    solver, built = Solver(), []
+    solver, built = Solver(), lru_cache(make)
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
-        if not built:
-            built.append(make())
-        x0 = samplers.sample(built[0], noise.to(device), solver, batch=64, progress=title)
+        x0 = samplers.sample(built(), noise.to(device), solver, batch=64, progress=title)
         return x0.cpu()
 
     identity = {"closed form": name, "images": images.hash, "code": _sampling_code()}
     return Model(name, "closed form", label, "closed form", f"heun, {solver.steps} steps",
                  solver.evaluations, 0, len(images), 0,
-                 identity | ({"bag": bag} if name == "local" else {}), generate)
+                 identity | ({"bag": bag} if name == "local" else {}), generate, None, built)
 
 
 def gaussian(images: data.Images) -> denoisers.GaussianDenoiser:
@@ -216,7 +220,7 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
         trained = {name: shipped(name, device) for name, row in zoo.entries().items()
                    if row.kind != "closed form"}
     else:
-        trained = {name: train(spec, images.first(spec.images), device)[0]
+        trained = {name: train(spec, spec.subset(images), device)[0]
                    for name, spec in profiles.specs(profile.name).items()}
         trained |= {name: train_contrast(name, spec, images, device)
                     for name, spec in profiles.contrast_specs(profile.name).items()}

@@ -594,6 +594,28 @@ class DiT(nn.Module):
 # ---------------------------------------------------------------------------------------------
 # Other people's networks and weights
 
+class MLP(nn.Module):
+    """Residual perceptron for points [B, channels, 1, 1]; the noise level joins every block."""
+
+    num_classes = 0
+
+    def __init__(self, channels: int, width: int = 256, depth: int = 3):
+        super().__init__()
+        self.enter, self.leave = linear(channels, width), linear(width, channels, gain=0.0)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(linear(width, width), nn.SiLU(), linear(width, width, gain=0.1))
+            for _ in range(depth))
+        self.noise = nn.ModuleList(linear(64, width) for _ in range(depth))
+        self.register_buffer("freqs", geometric_frequencies(64) * 10, persistent=False)
+
+    def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None) -> Tensor:
+        embedding = torch.cat(waves(noise_label, self.freqs), 1)
+        h = self.enter(x.flatten(1))
+        for block, noise in zip(self.blocks, self.noise):
+            h = h + block(F.silu(h + noise(embedding)))
+        return self.leave(F.silu(h)).view_as(x)
+
+
 class DiffusersUNet(nn.Module):
     """diffusers.UNet2DModel(**kwargs) behind this interface; its last class is the null one."""
 
@@ -663,7 +685,7 @@ def rename_uvit(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 ARCHITECTURES = {"unet": UNet, "multistage": MultistageUNet, "uvit": UViT, "dit": DiT,
-                 "diffusers_unet": DiffusersUNet}
+                 "mlp": MLP, "diffusers_unet": DiffusersUNet}
 
 
 def build(arch: str, **kwargs) -> nn.Module:

@@ -121,6 +121,129 @@ def heatmaps(tables: Mapping[str, pd.DataFrame], names: Sequence[str], floor: fl
     return figure
 
 
+MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MEMORIZATION, GENERALIZATION = 2**10, 2**13.5  # the paper's shading: up to, and from
+
+
+def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images",
+                   paper: Mapping[str, pd.DataFrame] | None = None, value: str = "score",
+                   labels: Mapping[str, str] | None = None, title: str = "",
+                   shaded: bool = False, log_y: bool = False) -> Figure:
+    """Curves of a score with its intervals, a panel per table, a curve per value of column `by`.
+
+    x: the column on the horizontal axis, in powers of two. paper: panel -> the paper's curves
+    (columns x, by, score), drawn pale and dashed. labels: panel -> its vertical axis. shaded: mark
+    the paper's two regimes. What was not measured is not drawn, nor bridged by its neighbours.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=(4.1 * len(panels) + 0.3, 3.4),
+                                    layout="constrained", squeeze=False)
+        for axis, (name, table) in zip(axes.flat, panels.items()):
+            ticks = sorted(set(table[x]))
+            published = (paper or {}).get(name)
+            if published is not None:
+                ticks = sorted(set(published[x]))
+                _pale_curves(axis, published, by, x)
+            for colour, (key, curve) in zip(MODEL_COLOURS, table.groupby(by, sort=False)):
+                whole = curve.set_index(x).reindex(sorted(set(table[x]))).reset_index()
+                label = f"{by} {key}" if isinstance(key, int) else str(key)
+                _curve(axis, whole, x, value, label, colour)
+            if shaded:
+                _regimes(axis, ticks)
+            _power_axis(axis, ticks, x, log_y)
+            axis.set(title=name, ylabel=(labels or {}).get(name, "score"))
+            axis.legend(frameon=False, fontsize=7.5, title=None)
+        figure.suptitle(title or None, fontsize=10)
+        sns.despine(figure)
+    return figure
+
+
+def _curve(axis, curve: pd.DataFrame, x: str, value: str, label: str, colour: str) -> None:
+    axis.plot(curve[x], curve[value], "o-", color=colour, ms=4, lw=1.5, label=label, zorder=3)
+    if value == "score" and {"low", "high"} <= set(curve):
+        axis.fill_between(curve[x], curve.low, curve.high, color=colour, alpha=0.18, lw=0)
+
+
+def _pale_curves(axis, published: pd.DataFrame, by: str, x: str) -> None:
+    for style, (key, curve) in zip(("--", "-.", ":"), published.groupby(by, sort=False)):
+        axis.plot(curve[x], curve.score, style, color="0.55", lw=1.1, label=f"paper, {key}")
+
+
+def _regimes(axis, ticks: Sequence[int]) -> None:
+    low, high = min(ticks) / 1.3, max(ticks) * 1.3
+    for start, stop, colour in ((low, MEMORIZATION, "#F4E3C1"), (GENERALIZATION, high, "#D5E8F0")):
+        if low <= start < stop <= high:
+            axis.axvspan(start, stop, color=colour, alpha=0.55, lw=0, zorder=0)
+
+
+def _power_axis(axis, ticks: Sequence[int], x: str, log_y: bool) -> None:
+    axis.set_xscale("log", base=2)
+    powers = all(t & (t - 1) == 0 for t in ticks)
+    axis.set_xticks(ticks, [f"$2^{{{t.bit_length() - 1}}}$" if powers else f"{t:,}" for t in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel({"images": "training images"}.get(x, x))
+    if log_y:
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(-0.03, max(1.03, axis.get_ylim()[1]))
+
+
+def gallery(found: Mapping[str, tuple[Tensor, Tensor]], columns: int = 10,
+            title: str = "") -> Figure:
+    """Per row two strips: samples, and under each the training image most similar to it.
+
+    found: row label -> (samples, nearest images), uint8 [n, 3, H, W] each.
+    """
+    strips = {}
+    for name, (made, near) in found.items():
+        strips[name], strips[f"nearest ({name})"] = made, near
+    labels = {name: "nearest" if name.startswith("nearest") else name for name in strips}
+    return sample_grid(strips, columns, title, labels)
+
+
+def distances_against_sigma(table: pd.DataFrame, title: str = "") -> Figure:
+    """Distance of networks to closed forms against sigma: a panel per form, a curve per size."""
+    forms = list(dict.fromkeys(table.form))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(forms), figsize=(3.3 * len(forms) + 0.3, 3.2),
+                                    layout="constrained", sharey=True, squeeze=False)
+        shades = sns.color_palette("viridis", table.images.nunique())
+        for axis, form in zip(axes.flat, forms):
+            curves = table[table.form == form].groupby("images")
+            for shade, (images, curve) in zip(shades, curves):
+                axis.plot(curve.sigma, curve.distance, "o-", color=shade, ms=3, lw=1.3,
+                          label=f"$2^{{{int(images).bit_length() - 1}}}$ images")
+            axis.set(xscale="log", yscale="log", title=form, xlabel="noise level $\\sigma$")
+        axes.flat[0].set_ylabel("RMS difference of denoisers")
+        axes.flat[-1].legend(frameon=False, fontsize=7)
+        figure.suptitle(title, fontsize=10)
+        sns.despine(figure)
+    return figure
+
+
+def mixture_errors(table: pd.DataFrame, title: str = "") -> Figure:
+    """The crossing: error to either truth against the number of points, a panel per sigma."""
+    sigmas = sorted(table.sigma.unique())
+    columns = ("to empirical", "to ground truth", "between them")
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(sigmas), figsize=(2.1 * len(sigmas) + 0.6, 2.9),
+                                    layout="constrained", sharey=True)
+        for axis, sigma in zip(axes, sigmas):
+            part = table[table.sigma == sigma].sort_values("points")
+            for column, colour, style in zip(columns, (*CORNERS[:2], "0.6"), ("o-", "s-", "--")):
+                axis.plot(part.points, part[column], style, color=colour, ms=3.5, lw=1.4,
+                          label=column)
+            axis.set(yscale="log", title=f"$\\sigma$ = {sigma:g}", xlabel="training points")
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(sorted(part.points)[::2])
+            axis.minorticks_off()
+        axes[0].set_ylabel("RMS error per coordinate")
+        axes[0].legend(frameon=False, fontsize=7)
+        figure.suptitle(title, fontsize=10)
+        sns.despine(figure)
+    return figure
+
+
 def hyperplane_maps(maps: Mapping[str, tuple[Tensor, Tensor]], extent: tuple[float, float],
                     note: str = "") -> Figure:
     """The noise hyperplane, a panel per model: which corner each point's image is most like.

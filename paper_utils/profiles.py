@@ -6,6 +6,7 @@ gpu     CIFAR-10, models trained from nothing on one GPU in minutes each
 paper   CIFAR-10, the authors' width, budget, warm-up, EMA and 10,000 noises: clusters
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from paper_utils import contrast, networks
@@ -24,6 +25,7 @@ class Profile:
     live: int
     held_out: int            # held-out real images, for the baselines
     hyperplane: int          # the noise hyperplane is a grid of this many noises squared
+    grid_noises: int         # noises per model of section 3
     bag: int                 # patches in the bag of the local score
     resamples: int           # of the bootstrap
     descriptors: tuple[str, ...] = ("cifar-copy", "pixels", "imgsim", "inception")
@@ -34,14 +36,14 @@ class Profile:
 SIZES = tuple(field.name for field in fields(Profile) if field.type is int)
 
 PROFILES = {
-    "smoke": Profile("smoke", "bundled", noises=32, live=2, held_out=64, hyperplane=4, bag=256,
-                     resamples=200, descriptors=("cifar-copy", "pixels")),
+    "smoke": Profile("smoke", "bundled", noises=32, live=2, held_out=64, hyperplane=4,
+                     grid_noises=16, bag=256, resamples=200, descriptors=("cifar-copy", "pixels")),
     "laptop": Profile("laptop", "cifar10", noises=512, live=16, held_out=2_000, hyperplane=15,
-                      bag=2_048, resamples=1_000, shipped=True),
+                      grid_noises=256, bag=2_048, resamples=1_000, shipped=True),
     "gpu": Profile("gpu", "cifar10", noises=2_048, live=64, held_out=10_000, hyperplane=50,
-                   bag=32_768, resamples=1_000),
+                   grid_noises=1_024, bag=32_768, resamples=1_000),
     "paper": Profile("paper", "cifar10", noises=10_000, live=64, held_out=10_000, hyperplane=100,
-                     bag=65_536, resamples=1_000,
+                     grid_noises=10_000, bag=65_536, resamples=1_000,
                      descriptors=("cifar-copy", "pixels", "imgsim", "inception", "sscd"),
                      hub=("google/ddpm-cifar10-32",)),
 }
@@ -151,6 +153,12 @@ def _diffusers_unet(scale: Scale) -> dict:
                 attention_head_dim=8)
 
 
+def prefixes(spec: Spec, specs: Mapping[str, Spec]) -> dict[int, str]:
+    """The runs among `specs` that `spec` passes through before its end: step -> name."""
+    return {other.steps: name for name, other in specs.items()
+            if other.steps < spec.steps and replace(other, images_seen=spec.images_seen) == spec}
+
+
 def contrast_specs(profile: str) -> dict[str, contrast.Spec]:
     """Two GANs and two VAEs of different width as `profile` trains them, by name."""
     choose(profile, SCALES, "profile")
@@ -160,3 +168,69 @@ def contrast_specs(profile: str) -> dict[str, contrast.Spec]:
     more = 1 if profile == "laptop" else 10
     return {name: replace(spec, images_seen=more * spec.images_seen)
             for name, spec in contrast.PRESETS.items()}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The models of section 3: DDPM++ U-Nets of three widths, each on nested subsets.
+
+    halves: subset sizes at which the middle width also trains on the other half of the dataset.
+    early: the two subset sizes whose two narrower U-Nets are also looked at after each of `budgets`
+    images, before the end of their budget.
+    """
+
+    widths: tuple[int, int, int]
+    images: tuple[int, ...]
+    halves: tuple[int, ...]
+    early: tuple[int, int]
+    budgets: tuple[int, ...]
+    budget: int
+    batch: int
+    warmup: int
+    ema_half_life: int
+    network: dict
+    framework: str = "edm"
+    precision: str = "bf16"
+    learning_rate: float = 1e-3
+
+
+_SUBSETS = tuple(2**k for k in (6, 8, 10, 12, 14, 15))
+GRIDS = {
+    "smoke": Grid((8, 12, 16), (4, 32, 128), (4, 32, 128), (4, 32), (256,), 512, 32, 64, 128,
+                  dict(channel_mult=(1, 2), blocks=1, attention=(8,), patch=4),
+                  precision="float32"),
+    "laptop": Grid((16, 32, 64), _SUBSETS, _SUBSETS[:-1], (64, 1024), (25_000, 50_000, 100_000),
+                   200_000, 32, 5_000, 5_000,
+                   dict(channel_mult=(2, 2), blocks=1, attention=(8,), patch=4),
+                   learning_rate=2e-3),
+    "gpu": Grid((32, 64, 128), _SUBSETS, _SUBSETS[:-1], (64, 1024),
+                (250_000, 500_000, 1_000_000, 2_000_000), 4_000_000, 128, 100_000, 50_000,
+                dict(channel_mult=(1, 2, 2), blocks=1, attention=(8,), patch=2)),
+    "paper": Grid((64, 128, 256), tuple(2**k for k in range(6, 16)), _SUBSETS[:-1], (64, 1024),
+                  (500_000, 2_000_000, 5_000_000, 20_000_000), 50_000_000, 128, 10_000_000, 500_000,
+                  dict(channel_mult=(2, 2, 2), blocks=4, attention=(16,), dropout=0.13), "vp"),
+}
+
+
+def regime_specs(profile: str) -> dict[str, Spec]:
+    """The models of section 3 as `profile` trains them, by name.
+
+    'unet-32-n64' is 32 channels wide and trains on the first 64 images; '-half1' ends the name of
+    one that trains on the first images of the other half, '@25000' that of one stopped after 25,000
+    images. Raises UserError for an unknown profile.
+    """
+    grid = GRIDS[choose(profile, GRIDS, "profile")]
+    cells = [_cell(grid, width, n) for n in grid.images for width in grid.widths]
+    halves = [_cell(grid, grid.widths[1], n, 1) for n in grid.halves]
+    early = [replace(_cell(grid, width, n), images_seen=seen) for n in grid.early
+             for width in grid.widths[:2] for seen in grid.budgets]
+    return ({spec.name: spec for spec in cells + halves}
+            | {f"{spec.name}@{spec.images_seen}": spec for spec in early})
+
+
+def _cell(grid: Grid, width: int, n: int, half: int = 0) -> Spec:
+    name = f"unet-{width}-n{n}" + ("-half1" if half else "")
+    return Spec(name, "unet", networks.DDPMPP | grid.network | {"width": width}, grid.framework,
+                images=n, half=half, images_seen=grid.budget, batch=grid.batch, warmup=grid.warmup,
+                ema_half_life=grid.ema_half_life, precision=grid.precision,
+                learning_rate=grid.learning_rate)

@@ -84,6 +84,23 @@ def gl(features: Tensor, training: Tensor, threshold: float, resamples: int = 1_
     return proportion(max_similarity(features, training) <= threshold, resamples)
 
 
+def nearest_ratio(images: Tensor, training: Tensor, block: int = 4096) -> Tensor:
+    """[n] L2 distance to the nearest training image over that to the second nearest.
+
+    Gu et al. (2023) count a sample as memorized when it is under 1/3. images, training: uint8
+    [n, 3, H, W]. Raises UserError for fewer than two training images.
+    """
+    if len(training) < 2:
+        raise UserError("the second nearest training image needs at least two of them")
+    mine = images.flatten(1).float()
+    best = torch.full((len(mine), 2), torch.inf)
+    for part in training.split(block):
+        gaps = torch.cdist(mine, part.flatten(1).float(),
+                           compute_mode="use_mm_for_euclid_dist_if_necessary")
+        best = torch.cat([best, gaps], 1).topk(2, largest=False).values
+    return best[:, 0] / best[:, 1].clamp(min=1e-6)
+
+
 def pairwise(rows: Mapping[str, Tensor], hits: Callable[[Tensor, Tensor], Tensor],
              resamples: int = 1_000) -> pd.DataFrame:
     """Every pair of models: columns model, other, score, low, high, shuffled, n.

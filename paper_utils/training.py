@@ -7,6 +7,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
@@ -27,9 +28,10 @@ from paper_utils.samplers import Solver
 class Spec:
     """All that makes a model: the same specification gives the same weights on the same CPU.
 
-    images_seen is the training budget; warmup and ema_half_life are in images seen too. images is
-    the size of the nested subset ('first n'). precision 'bf16' autocasts the forward pass; weights,
-    EMA and optimizer stay float32.
+    images_seen is the training budget; warmup and ema_half_life are in images seen too, and nothing
+    else depends on the budget: a run is a prefix of the same run with a larger one. images is the
+    size of the nested subset, the first of the dataset (half 0) or of its second half (half 1).
+    precision 'bf16' autocasts the forward pass; weights, EMA and optimizer stay float32.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Spec:
     network_args: dict = field(default_factory=dict)
     framework: str = "edm"
     images: int = 50_000
+    half: int = 0
     images_seen: int = 1_000_000
     batch: int = 128
     learning_rate: float = 1e-3
@@ -55,6 +58,13 @@ class Spec:
     @property
     def steps(self) -> int:
         return math.ceil(self.images_seen / self.batch)
+
+    def subset(self, images: data.Images) -> data.Images:
+        """The training images of this run; UserError when the dataset, or its half, is too small.
+
+        The first n images are also the first n of the first half, as long as half is enough.
+        """
+        return images.half(1, self.images) if self.half else images.first(self.images)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -103,12 +113,13 @@ class Training:
     def __init__(self, spec: Spec, images: data.Images, device: str = "cpu"):
         if len(images) != spec.images:
             raise UserError(f"{spec.name} trains on {spec.images} images but was given "
-                            f"{len(images)}: pass images.first({spec.images})")
+                            f"{len(images)}: pass spec.subset(images)")
         self.spec, self.images, self.device = spec, images, torch.device(device)
         self.denoiser = build(spec).to(self.device, memory_format=torch.channels_last)
         self.ema = build(spec).to(self.device, memory_format=torch.channels_last)
         self.ema.eval().requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=spec.learning_rate)
+        self.optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=spec.learning_rate,
+                                          fused=True)
         self.step, self.loss = 0, math.nan
         self._pixels, self._labels = images.pixels.to(self.device), images.labels.to(self.device)
 
@@ -170,8 +181,12 @@ class Training:
         self.denoiser.network.load_state_dict(below("network.", state))
         self.ema.network.load_state_dict(below("ema.", state))
         optimizer, moments = self.optimizer.state_dict(), {}
+        parameters = list(self.denoiser.parameters())
         for key, value in below("optimizer.", state).items():
             index, moment = key.split(".")
+            # the fused optimizer goes through memory in order: moments must lie as weights do
+            like = parameters[int(index)]
+            value = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
             moments.setdefault(int(index), {})[moment] = value
         self.optimizer.load_state_dict({**optimizer, "state": moments})
         self.step = int(state["step"])
@@ -185,27 +200,48 @@ def train(spec: Spec, images: data.Images, checkpoint: Path | None = None,
           device: str = "cpu") -> Iterator[Training]:
     """Train `spec` on `images` (exactly spec.images of them); yields after every step.
 
-    checkpoint: a file to go on from if it exists; on the CPU the weights at the end are, bit for
-    bit, those of a run that was never stopped. Raises UserError for a checkpoint of another
-    specification or a damaged one, and for CUDA where there is none.
+    checkpoint: a file to go on from if it exists, or else from the one before it; on the CPU the
+    weights at the end are, bit for bit, those of a run that was never stopped. Raises UserError for
+    a checkpoint of another specification, where both are damaged, and for CUDA where there is none.
     """
     check_device(device)
     training = Training(spec, images, device)
-    if checkpoint and Path(checkpoint).exists():
-        load_checkpoint(training, checkpoint)
+    if checkpoint:
+        _go_on(training, Path(checkpoint))
     while training.step < spec.steps:
         training.advance()
         yield training
 
 
-def save_checkpoint(training: Training, path: Path) -> None:
-    """Write the run so that `train` can go on from it; the old file stays until this is whole.
+def previous(checkpoint: Path) -> Path:
+    """Where the checkpoint before the last one is kept."""
+    return checkpoint.with_name(checkpoint.name + ".previous")
 
-    Raises UserError when there is no room or no permission.
+
+def _go_on(training: Training, checkpoint: Path) -> None:
+    there = [path for path in (checkpoint, previous(checkpoint)) if path.exists()]
+    for path in there:
+        try:
+            return load_checkpoint(training, path)
+        except DamagedCheckpoint as error:
+            if path == there[-1]:
+                raise
+            warnings.warn(f"{error}; going on from {there[-1]}", stacklevel=3)
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint that cannot be read."""
+
+
+def save_checkpoint(training: Training, path: Path, spec: Spec | None = None) -> None:
+    """Write the run so that `train` can go on from it; the old file becomes previous(path).
+
+    spec: of a shorter run of which this one is, at this step, the end. Raises UserError when there
+    is no room or no permission; the old file then stays in its place.
     """
     tensors = {k: v.contiguous() for k, v in training.state_dict().items()}
-    metadata = {"spec": training.spec.to_json(), "subset": training.images.hash}
-    artifacts.replace_file(Path(path), save(tensors, metadata))
+    metadata = {"spec": (spec or training.spec).to_json(), "subset": training.images.hash}
+    artifacts.replace_file(Path(path), save(tensors, metadata), keep=previous(Path(path)))
 
 
 def load_checkpoint(training: Training, path: Path) -> None:
@@ -215,8 +251,8 @@ def load_checkpoint(training: Training, path: Path) -> None:
             metadata = file.metadata() or {}
             state = {k: file.get_tensor(k) for k in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"checkpoint {path} is damaged ({error}): move it away to train from the "
-                        "start") from None
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({error}): move it away to train "
+                                "from the start") from None
     if not metadata.keys() >= {"spec", "subset"} or "step" not in state:
         raise UserError(f"{path} is no checkpoint of this project: give this run a file of its own")
     mine = Spec.from_json(training.spec.to_json())  # through JSON, where tuples are lists

@@ -20,6 +20,7 @@ from paper_utils.errors import UserError, choose
 from paper_utils.noise import NoiseBank
 
 FOLDER = Path(__file__).resolve().parents[1] / "zoo"
+REGIMES = FOLDER / "regimes"  # the grid of section 3, with a zoo.toml of its own
 COLUMNS = 32
 
 
@@ -36,6 +37,7 @@ class Entry:
     made: str
     weights: str = ""
     weights_sha256: str = ""
+    subset: str = ""         # hash of the training images, where they are a subset
 
     def load_weights(self, folder: Path = FOLDER) -> tuple[dict[str, Tensor], dict]:
         """float32 tensors and the specification from the metadata; UserError if damaged."""
@@ -50,17 +52,22 @@ class Entry:
         with Image.open(path) as image:
             if image.text.get("bank") != self.bank:
                 raise UserError(f"{path} is from {image.text.get('bank')}, not {self.bank}: "
-                                f"restore it with `git checkout -- zoo/{path.name}`")
+                                f"restore it with `git checkout -- {_in_repository(path)}`")
             return unpack(np.array(image))[:self.noises]
 
     @staticmethod
     def _whole(path: Path, digest: str) -> Path:
-        restore = f"restore it with `git checkout -- zoo/{path.name}`"
+        restore = f"restore it with `git checkout -- {_in_repository(path)}`"
         if not path.exists():
             raise UserError(f"{path} is missing: {restore}")
         if artifacts.sha256(path) != digest:
             raise UserError(f"{path} is damaged (its sha256 is not that of zoo.toml): {restore}")
         return path
+
+
+def _in_repository(path: Path) -> str:
+    """zoo/<name> or zoo/regimes/<name>."""
+    return f"zoo/{path.relative_to(FOLDER)}" if path.is_relative_to(FOLDER) else f"zoo/{path.name}"
 
 
 def entries(folder: Path = FOLDER) -> dict[str, Entry]:
@@ -72,7 +79,7 @@ def entries(folder: Path = FOLDER) -> dict[str, Entry]:
     except (OSError, tomllib.TOMLDecodeError, TypeError, UnicodeDecodeError) as error:
         state = "damaged" if path.exists() else "missing"
         raise UserError(f"{path} is {state} ({error}): restore it with `git checkout -- "
-                        "zoo/zoo.toml`") from None
+                        f"{_in_repository(path)}`") from None
 
 
 def entry(name: str, folder: Path = FOLDER) -> Entry:
@@ -83,20 +90,20 @@ def entry(name: str, folder: Path = FOLDER) -> Entry:
 
 def add(name: str, kind: str, samples: Tensor, bank: NoiseBank, made: str,
         weights: dict[str, Tensor] | None = None, spec: dict | None = None,
-        folder: Path = FOLDER) -> Entry:
+        folder: Path = FOLDER, subset: str = "") -> Entry:
     """Put a model into the zoo: its files first, its table in zoo.toml last.
 
     samples: uint8 [N, 3, 32, 32] from noises 0..N-1 of `bank`; weights are stored in half precision
-    with `spec` (JSON values) and `made` in the metadata.
+    with `spec` (JSON values), `made` and `subset` (hash of the training images) in the metadata.
     """
     label = name.replace(" ", "-")
     new = Entry(name, kind, f"{label}.png", "", len(samples), bank.name, made)
     new = replace(new, sheet_sha256=_write(folder / new.sheet, _png(samples, name, bank, made)))
     if weights is not None:
         path = folder / f"{label}.safetensors"
-        metadata = {"spec": json.dumps(spec), "made": made, "license": "MIT"}
+        metadata = {"spec": json.dumps(spec), "made": made, "subset": subset, "license": "MIT"}
         content = artifacts.save(halved(weights), metadata)
-        new = replace(new, weights=path.name, weights_sha256=_write(path, content))
+        new = replace(new, weights=path.name, weights_sha256=_write(path, content), subset=subset)
     known = entries(folder) if (folder / "zoo.toml").exists() else {}
     artifacts.replace_file(folder / "zoo.toml", _toml(known | {name: new}).encode())
     return new

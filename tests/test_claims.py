@@ -161,3 +161,85 @@ def test_sections_share_one_file(tmp_path):
     assert shown.verdict.tolist() == ["reproduced", "no"]
     assert pd.read_csv(tmp_path / "tab_claims_01.csv").verdict.tolist() == ["again"]
     assert (tmp_path / "tab_claims_02.tex").exists()
+
+
+# --- section 3 ----------------------------------------------------------------------------------
+
+def curve(scores: dict[int, float], half_width: float = 0.05, **columns) -> pd.DataFrame:
+    return pd.DataFrame([dict(images=n, score=s, low=s - half_width, high=s + half_width,
+                              shuffled=0.0, **columns) for n, s in scores.items()])
+
+
+def test_the_papers_curves_have_a_number_per_size():
+    for kind, by in (("RP", "pair"), ("GL", "width"), ("optimal", "width")):
+        found = claims.paper_curves(kind, by)
+        assert len(found) == 30 and found.images.min() == 64 and found.images.max() == 32768
+    rp = claims.paper_curves("RP", "pair").set_index(["pair", "images"]).score
+    assert (rp["64 / 256", 8192], rp["128 / 256", 32768]) == (.02, .845)
+
+
+def test_every_number_of_figure_4_stands_beside_ours():
+    rp = pd.concat([curve({64: .69, 1024: .9}, pair="16 / 32"), curve({64: .1}, pair="16 / 64")])
+    gl = pd.concat([curve({64: 0.3}, width=64), curve({64: 0.0}, width=8)])
+    found = claims.regimes_beside_the_paper({"RP": (rp, "pair"), "GL": (gl, "width")})
+    rows = found.set_index(["score", "paper's width", "images"]).verdict
+    assert rows["RP", "64 / 128", 64] == "agrees"
+    assert rows["RP", "64 / 128", 1024] == "ours is higher"
+    assert rows["RP", "64 / 128", 128] == "not trained here"
+    assert rows["RP", "64 / 256", 64] == "ours is lower"
+    assert rows["GL", "64", 64] == "agrees" and rows["GL", "128", 64] == "ours is higher"
+
+
+@pytest.mark.parametrize("scores, verdict", [
+    ({64: .7, 1024: .3, 32768: .8}, "reproduced"), ({64: .7, 1024: .5, 32768: .3}, "partly"),
+    ({64: .31, 1024: .3, 32768: .32}, "not reproduced"), ({64: .3, 1024: .5}, "partly"),
+])
+def test_the_valley(scores, verdict):
+    assert claims.valley(curve(scores, pair="16 / 32")).verdict.startswith(verdict)
+
+
+@pytest.mark.parametrize("small, large, shape, order", [
+    ({64: 0., 1024: .8, 32768: 1.}, {64: 0., 1024: .2, 32768: 1.}, "reproduced", "reproduced"),
+    ({64: 0., 1024: .2, 32768: 1.}, {64: 0., 1024: .8, 32768: 1.}, "reproduced", "not reproduced"),
+    ({64: .9, 1024: .9, 32768: 1.}, {64: 0., 1024: .8, 32768: 1.}, "not reproduced", "not decided"),
+])
+def test_gl_moves_right_with_the_width(small, large, shape, order):
+    table = pd.concat([curve(small, width=16), curve(large, width=32)])
+    found = claims.moves_right(table)
+    assert found[0].verdict == shape and found[1].verdict.startswith(order)
+
+
+def test_half_way_is_linear_in_the_logarithm():
+    assert claims.half_way(curve({64: 0.0, 1024: 1.0})) == pytest.approx(256)
+    assert claims.half_way(curve({64: 0.6, 1024: 1.0})) is None
+
+
+@pytest.mark.parametrize("scores, verdict", [
+    ({64: .5, 1024: .0}, "reproduced"), ({64: .5, 1024: .3}, "partly"),
+    ({64: .05, 1024: .0}, "not reproduced"),
+])
+def test_leaving_the_optimum(scores, verdict):
+    assert claims.leaves_the_optimum(curve(scores, width=16)).verdict.startswith(verdict)
+
+
+@pytest.mark.parametrize("scores, verdict", [
+    ({64: .1, 1024: .6}, "reproduced"), ({64: .6, 1024: .6}, "not reproduced")])
+def test_halves(scores, verdict):
+    assert claims.halves_agree(curve(scores, width=32)).verdict == verdict
+
+
+@pytest.mark.parametrize("gaussian, verdict", [(.7, "yes"), (.9, "no: they may")])
+def test_the_gaussian_control_of_section_3(gaussian, verdict):
+    found = claims.more_than_gaussian(curve({64: 0., 1024: .8}, pair="16 / 32"),
+                                      curve({64: 1., 1024: gaussian}, width=16))
+    assert found.verdict.startswith(verdict)
+
+
+@pytest.mark.parametrize("empirical, truth, verdict", [
+    ((1., 3.), (2., 1.), "reproduced"), ((3., 3.), (2., 1.), "not reproduced")])
+def test_the_mixture_crosses(empirical, truth, verdict):
+    errors = pd.DataFrame({"points": [8, 512], "sigma": 0.1, "to empirical": empirical,
+                           "to ground truth": truth})
+    crossings = pd.DataFrame({"sigma": [0.1, 0.2], "crossing": [40.0, None]})
+    found = claims.mixture_crosses(errors, crossings)
+    assert found.verdict == verdict and "at 40 points" in found.measured

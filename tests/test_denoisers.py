@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from paper_utils import data
-from paper_utils.denoisers import (FRAMEWORKS, GaussianDenoiser, OptimalDenoiser, Preconditioned,
-                                   framework, from_diffusers)
+from paper_utils.denoisers import (FRAMEWORKS, GaussianDenoiser, MixtureDenoiser, OptimalDenoiser,
+                                   Preconditioned, framework, from_diffusers)
 from paper_utils.errors import UserError
 from paper_utils.samplers import Solver, sample
 
@@ -149,6 +149,7 @@ def test_the_optimal_denoisers_ode_ends_on_training_images():
     pixels = data.load("bundled").pixels[:64]
     noise = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     found = sample(OptimalDenoiser(pixels), noise, Solver("heun", 18))
+    assert len(noise) == len(found) and found.isfinite().all()
     distances = torch.cdist(found.flatten(1), data.to_unit(pixels).flatten(1),
                             compute_mode="donot_use_mm_for_euclid_dist").amin(1)
     assert distances.max() < 0.01
@@ -217,3 +218,67 @@ def test_a_missing_pipeline_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="no diffusers pipeline") as error:
         from_diffusers(tmp_path / "nothing")
     assert "\n" not in str(error.value)
+
+
+# --- mixtures -----------------------------------------------------------------------------------
+
+def a_mixture() -> MixtureDenoiser:
+    """Two unequal components on a line, of deviation 0.1 and 0.4."""
+    parts = [GaussianDenoiser(torch.tensor([mean]), torch.tensor([deviation**2]),
+                              torch.ones(1, 1)) for mean, deviation in ((-0.5, 0.1), (0.7, 0.4))]
+    return MixtureDenoiser(torch.tensor([3.0, 1.0]), parts)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.3, 3.0])
+def test_the_mixture_denoiser_is_the_posterior_mean(sigma):
+    """Against numerical integration of x p(x) N(u; x, sigma^2) over a fine grid."""
+    x = torch.linspace(-4, 5, 200_001, dtype=torch.float64)
+    density = sum(weight * torch.exp(-(x - mean) ** 2 / (2 * s**2)) / s
+                  for weight, mean, s in ((0.75, -0.5, 0.1), (0.25, 0.7, 0.4)))
+    u = torch.linspace(-1.5, 2, 15, dtype=torch.float64)
+    likelihood = torch.exp(-(u[:, None] - x) ** 2 / (2 * sigma**2)) * density
+    expected = (likelihood * x).sum(1) / likelihood.sum(1)
+    found = a_mixture()(u[:, None], sigma)[:, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_log_density_is_that_of_torch():
+    covariance = torch.tensor([[0.5, 0.2], [0.2, 0.3]], dtype=torch.float64)
+    mean = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(covariance)
+    u = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = torch.distributions.MultivariateNormal(mean, covariance + 0.49 * torch.eye(2))
+    constant = math.log(2 * math.pi)
+    found = GaussianDenoiser(mean, values, vectors).log_density(u, 0.7) - constant
+    torch.testing.assert_close(found, exact.log_prob(u))
+    flat = GaussianDenoiser(mean, values[1:], vectors[:, 1:])  # no variance along the other axis
+    degenerate = vectors[:, 1:] * values[1:] @ vectors[:, 1:].T
+    exact = torch.distributions.MultivariateNormal(mean, degenerate + 0.49 * torch.eye(2))
+    torch.testing.assert_close(flat.log_density(u, 0.7) - constant, exact.log_prob(u))
+
+
+def test_a_mixture_of_one_and_of_points_are_the_other_closed_forms():
+    pixels = small_images(6)
+    u = data.to_unit(pixels).double() + 0.3 * torch.randn(pixels.shape, dtype=torch.float64)
+    fitted = GaussianDenoiser.fit(pixels)
+    torch.testing.assert_close(MixtureDenoiser(torch.ones(1), [fitted])(u, 0.3), fitted(u, 0.3))
+    d = pixels[0].numel()
+    points = [GaussianDenoiser(image, torch.zeros(1), torch.eye(d)[:, :1])
+              for image in data.to_unit(pixels)]
+    found = MixtureDenoiser(torch.ones(6), points)(u, 2.0)
+    torch.testing.assert_close(found, OptimalDenoiser(pixels)(u, 2.0), rtol=0, atol=1e-4)
+
+
+def test_points_drawn_have_the_moments_of_the_mixture():
+    found = a_mixture().draw(40_000, torch.Generator().manual_seed(0))[:, 0]
+    mean = 0.75 * -0.5 + 0.25 * 0.7
+    second = 0.75 * (0.01 + 0.25) + 0.25 * (0.16 + 0.49)
+    assert found.mean().item() == pytest.approx(mean, abs=0.015)
+    assert found.square().mean().item() == pytest.approx(second, abs=0.015)
+
+
+def test_the_optimal_denoiser_takes_points_as_they_are():
+    points = torch.tensor([[0.0], [1.0]]).double()
+    found = OptimalDenoiser(points)(torch.tensor([[0.4]]).double(), 1.0)
+    odds = math.exp(-0.6**2 / 2 + 0.4**2 / 2)
+    assert found.item() == pytest.approx(odds / (1 + odds), abs=1e-6)

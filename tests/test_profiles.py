@@ -8,6 +8,7 @@ import pytest
 from paper_utils import contrast, data, networks, profiles
 from paper_utils.denoisers import FRAMEWORKS
 from paper_utils.errors import UserError
+from paper_utils.samplers import Solver
 from paper_utils.training import Spec
 
 
@@ -61,7 +62,7 @@ def test_every_framework_and_architecture_is_trained(profile):
     assert all(name == spec.name for name, spec in specs.items())
     processes = {spec.framework.removesuffix("-f") for spec in specs.values()}
     assert processes == {name for name in FRAMEWORKS if not name.endswith("-f")}
-    assert {spec.network for spec in specs.values()} == networks.ARCHITECTURES.keys()
+    assert {spec.network for spec in specs.values()} == networks.ARCHITECTURES.keys() - {"mlp"}
     first, second = specs["edm"], specs["edm-seed1"]
     assert second == replace(first, name="edm-seed1", seed=1) and first.run != second.run
 
@@ -85,3 +86,43 @@ def test_the_contrast_models_are_two_of_each_kind_of_different_width():
         specs = profiles.contrast_specs(profile).values()
         for kind in contrast.KINDS:
             assert len({spec.width for spec in specs if spec.kind == kind}) == 2
+
+
+# --- the grid of section 3 ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("profile", profiles.GRIDS)
+def test_the_grid_is_every_width_on_every_nested_subset(profile):
+    grid, specs = profiles.GRIDS[profile], profiles.regime_specs(profile)
+    whole = [s for s in specs.values() if s.images_seen == grid.budget]
+    cells = {(s.network_args["width"], s.images) for s in whole if s.half == 0}
+    assert cells == {(w, n) for w in grid.widths for n in grid.images}
+    assert {s.images for s in whole if s.half} == set(grid.halves)
+    assert {s.network_args["width"] for s in whole if s.half} == {grid.widths[1]}
+    small, middle, large = grid.widths
+    assert small < middle < large and grid.widths[1] in (1.5 * small, 2 * small)
+    assert all(name.split("@")[0] == spec.name for name, spec in specs.items())
+
+
+@pytest.mark.parametrize("profile", ["laptop", "gpu", "paper"])
+def test_the_grid_has_the_sizes_of_the_paper_and_fits_the_data(profile):
+    grid = profiles.GRIDS[profile]
+    assert {2**k for k in (6, 8, 10, 12, 14, 15)} <= set(grid.images)
+    assert max(grid.halves) <= 25_000 and set(grid.early) <= set(grid.images)
+
+
+def test_the_papers_grid_is_the_released_recipe():
+    spec = profiles.regime_specs("paper")["unet-128-n32768"]
+    args = spec.network_args
+    assert (args["channel_mult"], args["blocks"], args["attention"]) == ((2, 2, 2), 4, (16,))
+    assert (spec.framework, args["dropout"], spec.batch) == ("vp", 0.13, 128)
+    assert (spec.images_seen, spec.warmup, spec.ema_half_life) == (50e6, 10e6, 0.5e6)
+    assert spec.solver == Solver("heun", 18, "karras", 0.002, 80) and spec.learning_rate == 1e-3
+
+
+def test_a_run_passes_through_its_shorter_ones():
+    specs = profiles.regime_specs("laptop")
+    found = profiles.prefixes(specs["unet-32-n64"], specs)
+    assert found == {782: "unet-32-n64@25000", 1563: "unet-32-n64@50000",
+                     3125: "unet-32-n64@100000"}
+    assert not profiles.prefixes(specs["unet-64-n64"], specs)
+    assert not profiles.prefixes(specs["unet-32-n64-half1"], specs)

@@ -212,6 +212,29 @@ def test_the_loss_falls_on_four_images(images, name):
     assert loss(run.denoiser) < 0.85 * before and loss(run.ema) < 0.95 * before
 
 
+def test_the_loss_on_four_images_approaches_the_closed_form_optimum(images):
+    """Theorem 1: nothing has a lower loss than the optimal denoiser; training comes near it."""
+    pixels = data.to_unit(images.pixels[:4, :, ::8, ::8]).reshape(4, -1, 1, 1)
+    four = data.Images(pixels, torch.zeros(4, dtype=torch.int64), "four")
+    spec = Spec("four", "mlp", dict(channels=48, width=128, depth=2), "edm", images=4, batch=64,
+                images_seen=64 * 2000, warmup=640, ema_half_life=3200, learning_rate=2e-3)
+    kind, optimum = denoisers.framework("edm"), denoisers.OptimalDenoiser(pixels)
+    eps = torch.randn(1024, 48, 1, 1, generator=torch.Generator().manual_seed(0))
+
+    def loss(denoiser, sigma):
+        sigmas = torch.full((1024,), sigma)
+        with torch.no_grad():
+            return denoising_loss(denoiser, kind, pixels.repeat(256, 1, 1, 1), sigmas, eps).item()
+
+    for run in train(spec, four):
+        pass
+    for sigma in (0.3, 0.5, 1.0, 2.0):  # levels that training often sees
+        best, ours = loss(lambda u, s, labels: optimum(u, s), sigma), loss(run.ema, sigma)
+        before = loss(training.build(spec), sigma)
+        assert best <= ours * (1 + 1e-4)
+        assert ours - best < 0.1 * (before - best), (sigma, best, ours, before)
+
+
 # --- resume -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -221,6 +244,28 @@ def test_a_stopped_run_ends_with_the_same_bits(images, tmp_path, precision):
     for k, step in enumerate(random.Random(0).sample(range(1, 7), 2)):
         stop_at(step, spec, images, tmp_path / f"{k}")
         assert_same(finish(spec, images, tmp_path / f"{k}"), straight)
+
+
+def test_twenty_kills_leave_the_same_bits(images, tmp_path):
+    """Each process dies at a random step, most of them long after its last checkpoint."""
+    spec, checkpoint = replace(TINY, images_seen=7 * 60), tmp_path / "checkpoint"
+    dice = random.Random(20)
+    for step in sorted(dice.sample(range(1, 60), 20)):
+        saved = dice.random()
+        for run in train(spec, images, checkpoint):
+            if run.step == step - round(3 * saved):
+                training.save_checkpoint(run, checkpoint)
+            if run.step >= step:
+                break
+    assert_same(finish(spec, images, checkpoint), finish(spec, images))
+
+
+def test_a_run_is_a_prefix_of_a_longer_one(images):
+    longer = replace(TINY, images_seen=2 * TINY.images_seen)
+    for run in train(longer, images):
+        if run.step == TINY.steps:
+            break
+    assert_same(run.state_dict(), finish(TINY, images))
 
 
 def test_a_run_stopped_at_every_step_ends_with_the_same_bits(images, tmp_path):
@@ -286,11 +331,14 @@ def test_a_checkpoint_of_another_subset_is_refused(images, tmp_path):
         next(train(TINY, data.load("bundled").half(1, 24), tmp_path / "checkpoint"))
 
 
-@pytest.mark.parametrize("damage", [
+damaged = pytest.mark.parametrize("damage", [
     lambda path: path.write_bytes(path.read_bytes()[:-100]), lambda path: path.write_bytes(b""),
     lambda path: path.write_bytes(b"\xff" * 16 + path.read_bytes()[16:]),
     lambda path: torch.save({"step": 3}, path),
 ])
+
+
+@damaged
 def test_a_damaged_checkpoint_is_refused_and_kept(images, tmp_path, damage):
     checkpoint = tmp_path / "checkpoint"
     stop_at(2, TINY, images, checkpoint)
@@ -299,6 +347,27 @@ def test_a_damaged_checkpoint_is_refused_and_kept(images, tmp_path, damage):
     with pytest.raises(UserError, match="is damaged") as failure:
         next(train(TINY, images, checkpoint))
     assert str(checkpoint) in str(failure.value) and checkpoint.read_bytes() == left
+
+
+@damaged
+def test_the_last_good_checkpoint_takes_over_and_says_so(images, tmp_path, damage):
+    checkpoint = tmp_path / "checkpoint"
+    stop_at(2, TINY, images, checkpoint)
+    stop_at(4, TINY, images, checkpoint)
+    damage(checkpoint)
+    with pytest.warns(UserWarning, match="is damaged.*going on from .*previous"):
+        run = next(train(TINY, images, checkpoint))
+    assert run.step == 3
+    with pytest.warns(UserWarning):
+        assert_same(finish(TINY, images, checkpoint), finish(TINY, images))
+
+
+def test_a_lost_checkpoint_is_replaced_by_the_one_before(images, tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    stop_at(2, TINY, images, checkpoint)
+    stop_at(4, TINY, images, checkpoint)
+    checkpoint.unlink()  # what a kill between the two renames leaves
+    assert next(train(TINY, images, checkpoint)).step == 3
 
 
 def test_weights_given_as_a_checkpoint_are_refused(images, tmp_path):
@@ -313,8 +382,17 @@ def test_cuda_is_refused_where_there_is_none(images):
         next(train(TINY, images, device="cuda"))
 
 
+def test_the_other_half_shares_no_image():
+    everything = data.load("bundled")
+    first, second = (replace(TINY, half=half).subset(everything) for half in (0, 1))
+    assert len(first) == len(second) == 24
+    assert not (first.pixels[:, None] == second.pixels[None]).flatten(2).all(2).any()
+    with pytest.raises(UserError, match="choose 1 to 128"):
+        replace(TINY, half=1, images=129).subset(everything)
+
+
 def test_a_wrong_number_of_images_is_refused(images):
-    with pytest.raises(UserError, match=r"images.first\(24\)"):
+    with pytest.raises(UserError, match=r"spec.subset\(images\)"):
         next(train(TINY, data.load("bundled")))
 
 

@@ -1,0 +1,246 @@
+"""Section 3: the same scores against the number of training images, for a grid of models.
+
+A grid is a table, a row per model: model, width, images, half, images seen. The functions take it
+with samples or features by model name and return tables; a cell that was not trained is not in the
+grid and so in no table.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from paper_utils import data, descriptors, models, profiles, scores, training, zoo
+from paper_utils.denoisers import Denoiser
+from paper_utils.descriptors import Descriptor
+from paper_utils.errors import UserError
+from paper_utils.models import Model
+from paper_utils.noise import stream
+from paper_utils.profiles import Profile
+from paper_utils.scores import Score
+
+Hits = Callable[[Tensor, Tensor], Tensor]
+
+
+# --- the models ---------------------------------------------------------------------------------
+
+def trained(profile: Profile, images: data.Images, device: str = "cpu") -> dict[str, Model]:
+    """The models of section 3 by name; from zoo/regimes/ for the laptop profile, else trained now.
+
+    A model of zoo/regimes/ that is not there is left out. Raises UserError where one is that was
+    trained on other images or by another recipe than its name says.
+    """
+    specs = profiles.regime_specs(profile.name)
+    if not profile.shipped:
+        return {name: models.train(spec, spec.subset(images), device)[0]
+                for name, spec in specs.items()}
+    there = zoo.entries(zoo.REGIMES)
+    return {name: _shipped(there[name], spec, images, device)
+            for name, spec in specs.items() if name in there}
+
+
+def _shipped(row: zoo.Entry, spec: training.Spec, images: data.Images, device: str) -> Model:
+    tensors, values = row.load_weights(zoo.REGIMES)
+    found = training.Spec.from_json(json.dumps(values))
+    if found != training.Spec.from_json(spec.to_json()):
+        raise UserError(f"{row.weights} was trained by another recipe than {row.name} has in this "
+                        f"profile: train it again, `fleet train {row.name} --profile laptop`")
+    if row.subset != (mine := spec.subset(images).hash):
+        raise UserError(f"{row.weights} belongs to another subset of images ({row.subset}, not "
+                        f"{mine}): train it again, `fleet train {row.name} --profile laptop`")
+    return models.assembled(row.name, row.kind, values, tensors, row.weights, row.weights_sha256,
+                            device)
+
+
+def samples(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
+    """Images of the first profile.grid_noises noises from every model, uint8 [n, 3, 32, 32]."""
+    sheets = zoo.entries(zoo.REGIMES) if profile.shipped else {}
+    n = profile.grid_noises
+    return {name: sheets[name].load_sheet(zoo.REGIMES)[:n]
+            if name in sheets and sheets[name].noises >= n else models.samples(model, n)
+            for name, model in found.items()}
+
+
+def grid(found: Mapping[str, Model]) -> pd.DataFrame:
+    """What each model is: model, width, images, half, images seen, last (the end of its budget)."""
+    rows = [(name, m.spec.network_args["width"], m.spec.images, m.spec.half, m.spec.images_seen)
+            for name, m in found.items()]
+    table = pd.DataFrame(rows, columns=["model", "width", "images", "half", "images seen"])
+    return table.assign(last=table["images seen"] == table["images seen"].max())
+
+
+def cells(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of figure 4: nested subsets, the whole budget."""
+    return table[(table.half == 0) & table["last"]]
+
+
+def closed_samples(name: str, images: data.Images, sizes: Sequence[int], profile: Profile,
+                   device: str = "cpu") -> dict[int, Tensor]:
+    """Samples of a closed form ('optimal', 'gaussian', 'local') of the first n images, for every n.
+
+    Of as many noises as the models have; of a quarter of them for the local score, which is slow.
+    """
+    noises = max(profile.grid_noises // (4 if name == "local" else 1), 1)
+    return {n: models.samples(models.closed_forms(images.first(n), profile.bag, device)[name],
+                              noises) for n in sizes}
+
+
+# --- the scores against the number of images ----------------------------------------------------
+
+def _row(score: Score, **where) -> dict:
+    return where | {"score": score.value, "low": score.low, "high": score.high, "n": score.n}
+
+
+def between_widths(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
+                   resamples: int = 1_000) -> pd.DataFrame:
+    """RP (or another score) of every two widths at every number of images.
+
+    Columns: images, pair ('16 / 32'), score, low, high, n, shuffled.
+    """
+    found = []
+    for images, cell in cells(table).groupby("images"):
+        for a, b in combinations(cell.sort_values("width").itertuples(), 2):
+            mine, other = rows[a.model], rows[b.model]
+            chance = hits(mine, scores.shuffled(other)).double().mean().item()
+            found.append(_row(scores.proportion(hits(mine, other), resamples), images=images,
+                              pair=f"{a.width} / {b.width}", shuffled=chance))
+    return pd.DataFrame(found)
+
+
+def own_images(spec: training.Spec, rows: Tensor) -> Tensor:
+    """The rows (features or pixels of the whole dataset) of the images `spec` trains on."""
+    start = spec.half * (len(rows) // 2)
+    return rows[start:start + spec.images]
+
+
+def generalization(found: Mapping[str, Model], table: pd.DataFrame, features: Mapping[str, Tensor],
+                   known: Tensor, real: Tensor, threshold: float,
+                   resamples: int = 1_000) -> pd.DataFrame:
+    """GL of every model against its own training images, and of held-out images against those.
+
+    known: features of the whole training set; real: of held-out images. Columns: those of the grid,
+    score, low, high, n, held-out.
+    """
+    rows, baseline = [], {}
+    for cell in table.to_dict("records"):
+        own = own_images(found[cell["model"]].spec, known)
+        key = cell["images"], cell["half"]
+        if key not in baseline:
+            baseline[key] = scores.gl(real, own, threshold, resamples).value
+        found_gl = scores.gl(features[cell["model"]], own, threshold, resamples)
+        rows.append(_row(found_gl, **cell) | {"held-out": baseline[key]})
+    return pd.DataFrame(rows)
+
+
+def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],
+                     features: Mapping[str, Tensor], theirs: Mapping[int, Tensor],
+                     descriptor: Descriptor, resamples: int = 1_000) -> pd.DataFrame:
+    """RP of every width with a closed form of the same images: figure 4, left, for the optimal one.
+
+    theirs: number of images -> samples of the closed form, perhaps of fewer noises. Columns:
+    images, width, score, low, high, n, distance (mean |difference| of pixels, 0..255).
+    """
+    found, described = [], {n: descriptors.features(descriptor, rows) for n, rows in theirs.items()}
+    for row in cells(table).itertuples():
+        rows = theirs[row.images]
+        n = len(rows)
+        copies = scores.copies(features[row.model][:n], described[row.images], descriptor.threshold)
+        gap = (samples[row.model][:n].short() - rows.short()).abs().float().mean().item()
+        found.append(_row(scores.proportion(copies, resamples), images=row.images, width=row.width,
+                          distance=gap))
+    return pd.DataFrame(found)
+
+
+def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], threshold: float,
+                  resamples: int = 1_000) -> pd.DataFrame:
+    """RP of two networks trained on disjoint halves (Kadkhodaie et al. 2024), the same width.
+
+    Columns: images, width, score, low, high, n, shuffled, cosine (mean, of the descriptors).
+    """
+    found, last = [], table[table["last"]]
+    for row in last[last.half == 1].itertuples():
+        twin = last[(last.half == 0) & (last.images == row.images) & (last.width == row.width)]
+        for other in twin.model:
+            mine, theirs = features[row.model], features[other]
+            copies = scores.copies(mine, theirs, threshold)
+            chance = scores.copies(mine, scores.shuffled(theirs), threshold).double().mean().item()
+            found.append(_row(scores.proportion(copies, resamples), images=row.images,
+                              width=row.width, shuffled=chance,
+                              cosine=(mine * theirs).sum(1).mean().item()))
+    return pd.DataFrame(found)
+
+
+def nearer_than_second(found: Mapping[str, Model], table: pd.DataFrame,
+                       samples: Mapping[str, Tensor], pixels: Tensor,
+                       resamples: int = 1_000) -> pd.DataFrame:
+    """Share of copies by pixels: scores.nearest_ratio under 1/3 (Gu et al. 2023).
+
+    Columns: images, width, score, low, high, n.
+    """
+    rows = []
+    for row in cells(table).itertuples():
+        ratio = scores.nearest_ratio(samples[row.model], own_images(found[row.model].spec, pixels))
+        rows.append(_row(scores.proportion(ratio < 1 / 3, resamples), images=row.images,
+                         width=row.width))
+    return pd.DataFrame(rows)
+
+
+def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.DataFrame,
+                  threshold: float, resamples: int = 1_000) -> pd.DataFrame:
+    """GL of the narrowest widths and RP between them against images seen (Bonnaire et al. 2025).
+
+    Only subset sizes that have models from before the end of their budget. Columns: score ('GL of
+    16' or 'RP 16 / 32'), images, images seen, score, low, high, n.
+    """
+    early = table[~table["last"]]
+    widths, rows = sorted(early.width.unique()), []
+    part = table[(table.half == 0) & table.images.isin(early.images) & table.width.isin(widths)]
+    judged = gl.set_index("model")
+    for (images, seen), cell in part.groupby(["images", "images seen"]):
+        where = {"images": images, "images seen": seen}
+        for row in cell.itertuples():
+            score = judged.loc[row.model, ["score", "low", "high", "n"]].to_dict()
+            rows.append(where | {"what": f"GL, width {row.width}"} | score)
+        for a, b in combinations(cell.sort_values("width").itertuples(), 2):
+            copies = scores.copies(features[a.model], features[b.model], threshold)
+            rows.append(_row(scores.proportion(copies, resamples), **where,
+                             what=f"RP, widths {a.width} and {b.width}"))
+    return pd.DataFrame(rows)
+
+
+# --- the denoisers themselves -------------------------------------------------------------------
+
+@torch.no_grad()
+def denoiser_distances(networks: Mapping[int, Denoiser], images: data.Images, pixels: Tensor,
+                       profile: Profile, device: str = "cpu",
+                       sigmas: Sequence[float] = (0.05, 0.2, 0.5, 1, 2, 5, 20)) -> pd.DataFrame:
+    """How far the answers of networks are from those of the closed forms of their images.
+
+    networks: number of images -> denoiser; pixels: held-out images uint8 [B, 3, H, W]. Columns:
+    images, form, sigma, distance (root mean square of D - D_form at x0 + sigma eps, per pixel, data
+    in [-1, 1]).
+    """
+    clean, rows = data.to_unit(pixels).to(device), []
+    eps = torch.randn(clean.shape, generator=stream("denoiser distances")).to(device)
+    for n, network in networks.items():
+        forms = {name: form.denoiser() for name, form in
+                 models.closed_forms(images.first(n), profile.bag, device).items()}
+        for sigma in sigmas:
+            noisy = clean + sigma * eps
+            answer = network(noisy, sigma)
+            rows += [(n, name, sigma, (answer - form(noisy, sigma)).square().mean().sqrt().item())
+                     for name, form in forms.items()]
+    return pd.DataFrame(rows, columns=["images", "form", "sigma", "distance"])
+
+
+def with_nearest(spec: training.Spec, samples: Tensor, features: Tensor, pixels: Tensor,
+                 known: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples and the image `spec` trained on that is most similar to each, by cosine of features.
+
+    pixels, known: images and features of the whole training set.
+    """
+    best = (features @ own_images(spec, known).T).argmax(1)
+    return samples, own_images(spec, pixels)[best]

@@ -1,0 +1,192 @@
+"""Section 3: the grid's tables against counting by hand, what ships, and what is refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from paper_utils import data, fleet, models, profiles, regimes, scores, training, zoo
+from paper_utils.errors import UserError
+from paper_utils.models import Model
+from paper_utils.training import Spec
+
+SMOKE = profiles.get("smoke")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
+
+
+def fake(width: int, n: int, half: int = 0, seen: int = 100) -> tuple[str, Model]:
+    name = f"unet-{width}-n{n}" + "-half1" * half + (f"@{seen}" if seen < 100 else "")
+    spec = Spec(name, "unet", {"width": width}, images=n, half=half, images_seen=seen)
+    return name, Model(name, "U-Net", "", "", "", 1, 1, n, seen, {}, lambda noise: noise, spec)
+
+
+GRID = dict([fake(w, n) for n in (2, 4) for w in (8, 16, 32) if (w, n) != (32, 4)]
+            + [fake(16, 2, 1), fake(8, 2, 0, 50), fake(16, 2, 0, 50)])
+
+
+def unit(*angles: float) -> torch.Tensor:
+    """Unit vectors in the plane at these angles, in degrees."""
+    radians = torch.tensor(angles).deg2rad()
+    return torch.stack([radians.cos(), radians.sin()], 1)
+
+
+def copies(a, b):
+    return scores.copies(a, b, 0.9)  # closer than 25.8 degrees
+
+
+def test_the_grid_knows_its_cells():
+    table = regimes.grid(GRID)
+    assert len(table) == len(GRID) == 8 and (~table["last"]).sum() == 2
+    assert sorted(regimes.cells(table)[["images", "width"]].itertuples(index=False, name=None)) == [
+        (2, 8), (2, 16), (2, 32), (4, 8), (4, 16)]
+
+
+def test_widths_are_compared_at_the_same_number_of_images():
+    features = {name: unit(0, 90, 180, 270) for name in GRID}
+    features["unet-16-n2"] = unit(0, 90, 180 + 40, 270 + 40)
+    found = regimes.between_widths(regimes.grid(GRID), features, copies, 50)
+    by = found.set_index(["images", "pair"]).score.to_dict()
+    assert by == {(2, "8 / 16"): 0.5, (2, "8 / 32"): 1.0, (2, "16 / 32"): 0.5, (4, "8 / 16"): 1.0}
+    assert (found.shuffled == 0).all() and (found.n == 4).all()
+
+
+def test_gl_is_against_the_images_of_the_cell():
+    known = unit(0, 40, 80, 120, 160, 200, 240, 280)  # halves: the first and the last four
+    samples = unit(80, 200)
+    found = regimes.generalization(GRID, regimes.grid(GRID), dict.fromkeys(GRID, samples), known,
+                                   unit(0, 300), 0.9, 50).set_index("model")
+    assert found.score["unet-8-n2"] == 1.0      # of 0 and 40 degrees none is near
+    assert found.score["unet-8-n4"] == 0.5      # 80 is a copy of the third
+    assert found.score["unet-16-n2-half1"] == 0.5  # the half begins at 160, 200
+    assert found["held-out"]["unet-8-n2"] == 0.5 and found["held-out"]["unet-16-n2-half1"] == 1.0
+
+
+def test_halves_are_compared_with_their_twin():
+    features = {name: unit(0, 90) for name in GRID} | {"unet-16-n2-half1": unit(0, 180)}
+    found = regimes.across_halves(regimes.grid(GRID), features, 0.9, 50)
+    assert found[["images", "width", "score"]].values.tolist() == [[2, 16, 0.5]]
+    assert found.cosine.item() == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_copy_is_three_times_nearer_to_its_image_than_to_the_second():
+    pixels = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+    pixels[1], pixels[2], pixels[3] = 100, 200, 40
+    mine = torch.stack([pixels[0] + 20, pixels[0] + 30, pixels[2]])
+    ratio = scores.nearest_ratio(mine, pixels[:3])
+    torch.testing.assert_close(ratio, torch.tensor([20 / 80, 30 / 70, 0.0]))
+    torch.testing.assert_close(scores.nearest_ratio(mine, pixels[:3], block=1), ratio)
+    with pytest.raises(UserError, match="at least two"):
+        scores.nearest_ratio(mine, pixels[:1])
+    found = regimes.nearer_than_second(GRID, regimes.grid(GRID), dict.fromkeys(GRID, mine + 5),
+                                       pixels, 50)
+    by = found.set_index(["images", "width"]).score
+    assert by[2, 8] == 0.0                    # 25 / 75, 35 / 65, 105 / 205
+    assert by[4, 8] == pytest.approx(2 / 3)   # 15 / 25, 5 / 35, 5 / 105
+
+
+def test_agreement_with_a_closed_form():
+    describe = regimes.Descriptor("angle", 2, 0.9, lambda images: unit(
+        *images.float().mean((1, 2, 3)).tolist()))
+    mine = torch.full((4, 3, 2, 2), 100, dtype=torch.uint8)
+    theirs = {2: mine[:2] - 10, 4: mine[:2] - 60}
+    features = dict.fromkeys(GRID, unit(100, 100, 100, 100))
+    found = regimes.with_closed_form(regimes.grid(GRID), dict.fromkeys(GRID, mine), features,
+                                     theirs, describe, 50).set_index(["images", "width"])
+    assert found.score[2, 8] == 1.0 and found.score[4, 16] == 0.0 and (found.n == 2).all()
+    assert found.distance[2, 8] == 10 and found.distance[4, 8] == 60
+
+
+def test_scores_over_training_time():
+    features = {name: unit(0, 90) for name in GRID} | {"unet-8-n2@50": unit(0, 180)}
+    table = regimes.grid(GRID)
+    gl = regimes.generalization(GRID, table, features, unit(0, 0, 0, 0), unit(0), 0.9, 50)
+    found = regimes.over_training(table, features, gl, 0.9, 50)
+    by = found.set_index(["images seen", "what"]).score.to_dict()
+    assert by == {(50, "GL, width 8"): 0.5, (50, "GL, width 16"): 0.5,
+                  (50, "RP, widths 8 and 16"): 0.5, (100, "GL, width 8"): 0.5,
+                  (100, "GL, width 16"): 0.5, (100, "RP, widths 8 and 16"): 1.0}
+
+
+def test_the_nearest_image_is_one_of_the_cells_own():
+    pixels = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 1, 1)
+    known = unit(0, 10, 90, 100)
+    spec = GRID["unet-8-n2"].spec
+    _, near = regimes.with_nearest(spec, pixels, unit(95, 2), pixels, known)
+    assert near[:, 0, 0, 0].tolist() == [1, 0]
+    _, near = regimes.with_nearest(replace(spec, half=1), pixels, unit(95, 2), pixels, known)
+    assert near[:, 0, 0, 0].tolist() in ([2, 2], [3, 2])
+
+
+def test_a_network_is_as_far_from_a_closed_form_as_it_is():
+    images = data.load("bundled").first(8)
+    exact = models.closed_forms(images, 64)["gaussian"].denoiser()
+    networks = {8: lambda u, sigma: exact(u, sigma) + 0.25}
+    found = regimes.denoiser_distances(networks, images, images.pixels[:2], SMOKE,
+                                       sigmas=(0.3, 5.0)).set_index(["form", "sigma"]).distance
+    assert found["gaussian", 0.3] == pytest.approx(0.25) == found["gaussian", 5.0]
+    assert found["optimal", 0.3] > 0 and len(found) == 6
+
+
+# --- what ships ---------------------------------------------------------------------------------
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """The laptop profile with a grid of three cells, one of them trained and added by the fleet."""
+    grid = replace(profiles.GRIDS["smoke"], budgets=(64,), budget=128)
+    monkeypatch.setitem(profiles.GRIDS, "laptop", grid)
+    monkeypatch.setitem(profiles.PROFILES, "laptop", replace(SMOKE, name="laptop", shipped=True))
+    monkeypatch.setattr(zoo, "REGIMES", tmp_path / "zoo")
+    zoo.REGIMES.mkdir()
+    fleet.train_one("unet-8-n32", "laptop", "cpu", tmp_path, float("inf"))
+    for name in ("unet-8-n32", "unet-8-n32@64"):
+        path = str(tmp_path / f"{name}.safetensors")
+        assert fleet.main(["add", path, "--made", "by a test", "--noises", "5"]) == 0
+    return profiles.PROFILES["laptop"]
+
+
+def test_what_was_trained_is_loaded_and_the_rest_is_missing(shipped):
+    images = data.load("bundled")
+    found = regimes.trained(shipped, images)
+    assert list(found) == ["unet-8-n32", "unet-8-n32@64"]
+    assert [m.spec.images_seen for m in found.values()] == [128, 64]
+    small = replace(shipped, grid_noises=5)
+    sheets = regimes.samples(found, small)
+    again = {name: data.to_bytes(m.generate(models.BANK[:5])) for name, m in found.items()}
+    for name in found:
+        assert (again[name].short() - sheets[name].short()).abs().max() <= 1
+    assert not torch.equal(sheets["unet-8-n32"], sheets["unet-8-n32@64"])
+
+
+def test_a_snapshot_is_the_run_that_stopped_there(shipped):
+    spec = profiles.regime_specs("laptop")["unet-8-n32@64"]
+    for run in training.train(spec, spec.subset(data.load("bundled"))):
+        pass
+    tensors, _ = zoo.entries(zoo.REGIMES)["unet-8-n32@64"].load_weights(zoo.REGIMES)
+    straight = zoo.halved(run.ema.network.state_dict())
+    assert all(torch.equal(straight[k].float(), tensors[k].float()) for k in straight)
+
+
+def test_a_cell_of_another_subset_is_refused(shipped):
+    images = data.load("bundled")
+    others = replace(images, pixels=images.pixels.flip(0))
+    with pytest.raises(UserError, match="another subset of images.*fleet train unet-8-n32"):
+        regimes.trained(shipped, others)
+
+
+def test_a_cell_of_another_recipe_is_refused(shipped, monkeypatch):
+    monkeypatch.setitem(profiles.GRIDS, "laptop",
+                        replace(profiles.GRIDS["laptop"], learning_rate=1.0))
+    with pytest.raises(UserError, match="another recipe"):
+        regimes.trained(shipped, data.load("bundled"))
+
+
+def test_a_damaged_cell_is_named_with_its_cure(shipped, monkeypatch):
+    monkeypatch.setattr(zoo, "FOLDER", zoo.REGIMES.parent)
+    path = zoo.REGIMES / "unet-8-n32.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"unet-8-n32.safetensors is damaged.*git checkout"):
+        regimes.trained(shipped, data.load("bundled"))
