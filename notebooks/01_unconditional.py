@@ -143,8 +143,8 @@ output.figure(plots.hyperplane_maps(maps, (-0.5, 1.5)), "fig_hyperplane")
 #
 # First, what each descriptor is worth: test images, each distorted in ten ways, are to be found
 # among the originals and many distractors (µAP: micro average precision, as the authors of SSCD
-# define it). The first two rows search 11,000 images; the others a smaller set, which is easier,
-# since the two large networks are slow: compare rows with the same number of references only.
+# define it), 10,000 in every row. The first two rows have 1,000 originals; the others 100, since
+# the two large networks are slow: compare rows with the same number of queries only.
 # Every threshold but SSCD's own is chosen by one rule, on images the descriptor was not trained
 # on: five in a million pairs of different real images exceed it. The share of test pairs above it
 # is measured afterwards (near-duplicates, of which CIFAR-10 has some, count as errors). This table

@@ -5,6 +5,9 @@ Let nothing else run meanwhile.
 
 GL        max_i M(x, y_i) of every sample, against the loop of the authors' `mscore` in numpy
 sampling  the same network, equally many evaluations, against a loop over a diffusers scheduler
+optimal   256 samples of the optimal denoiser of 32,768 images, and its memory
+training  images per second, same network and batch, against the loop of diffusers' example of
+          unconditional training with accelerate and against plain float32; several at once
 """
 
 import argparse
@@ -22,8 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from paper_utils import denoisers, networks, samplers
+from paper_utils import data, denoisers, networks, samplers, training
 from paper_utils.descriptors import max_similarity
+from paper_utils.errors import UserError, check_device
 from paper_utils.noise import stream
 from paper_utils.samplers import Solver
 
@@ -45,9 +49,13 @@ class Size:
     batch: int = 8         # images sampled at once
     steps: int = 10
     repeats: int = 9       # of sampling; a third of it for GL
+    training: int = 8      # steps of a turn of training
+    images_known: int = 32_768  # of the optimal denoiser
+    noises: int = 256
 
 
-QUICK = Size(samples=2_000, images=10_000, slice=1_000, batch=4, steps=5)
+QUICK = Size(samples=2_000, images=10_000, slice=1_000, batch=4, steps=5, training=2,
+             images_known=16_384, noises=2)
 
 
 @dataclass(frozen=True)
@@ -198,6 +206,240 @@ def compare(name: str, unet: nn.Module, denoiser: nn.Module, scheduler, noise: T
                f"{calls.pop()} evaluations", shown, "no slower", low <= 1)
 
 
+# --- the optimal denoiser -----------------------------------------------------------------------
+
+def optimal(size: Size) -> list[Row]:
+    """Wall time of its samples by 18 steps of Heun, and the memory beyond the images."""
+    def work(n: int) -> None:
+        pixels = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8,
+                               generator=stream("bench", "pixels"))
+        noise = torch.randn(size.noises, 3, 32, 32, generator=stream("bench", "noise"))
+        samplers.sample(denoisers.OptimalDenoiser(pixels), noise, batch=size.noises)
+
+    time_taken = seconds(lambda: work(size.images_known))
+    few, many = (optimal_memory(n) for n in (size.images_known // 4, size.images_known))
+    what = f"optimal denoiser, {size.noises} noises, 35 evaluations, {size.images_known:,} images"
+    return [Row(f"{what}: time", f"{time_taken:.1f} s", "< 40 s", time_taken < 40),
+            Row(f"{what}: memory", f"{many / 2**20:.0f} MiB beyond the images, {few / 2**20:.0f} "
+                "MiB for a quarter of them", "the same", many < 1.25 * few + 2**25)]
+
+
+def optimal_memory(images: int) -> int:
+    """Peak memory of one answer of the optimal denoiser beyond its images, in bytes."""
+    code = f"from paper_utils.bench import print_optimal as p; p({images})"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+def print_optimal(images: int) -> None:
+    pixels = torch.zeros(images, 3, 32, 32, dtype=torch.uint8)
+    before = peak_memory()
+    denoisers.OptimalDenoiser(pixels)(torch.zeros(64, 3, 32, 32), 1.0)
+    print(peak_memory() - before)
+
+
+# --- training -----------------------------------------------------------------------------------
+
+def training_spec(device: str) -> training.Spec:
+    """diffusers' own U-Net, which both loops can train: 32 channels on a CPU, 64 on a GPU."""
+    width = 64 if device == "cuda" else 32
+    args = dict(sample_size=32, block_out_channels=(width, 2 * width), layers_per_block=1,
+                down_block_types=("DownBlock2D", "AttnDownBlock2D"), norm_num_groups=8,
+                up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+    return training.Spec("bench", "diffusers_unet", args, "vp-discrete", images=512,
+                         batch=128 if device == "cuda" else 32, precision="bf16",
+                         images_seen=10**9)
+
+
+def some_images() -> data.Images:
+    pixels = torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8)
+    return data.Images(pixels, torch.zeros(512, dtype=torch.int64), "bench")
+
+
+class Ours:
+    """`training.Training`, a step at a time."""
+
+    def __init__(self, spec: training.Spec, device: str):
+        self.run, self.device = training.Training(spec, some_images(), device), device
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.run.advance()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+class Example:
+    """The loop of diffusers' examples/unconditional_image_generation with accelerate.
+
+    As that script runs by default, with its EMA (--use_ema): AdamW, cosine schedule, gradients
+    clipped, images through a DataLoader with crop, flip and normalization. precision: 'no' (its
+    default) or 'bf16'.
+    """
+
+    def __init__(self, spec: training.Spec, device: str, precision: str):
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+        from diffusers import DDPMScheduler, UNet2DModel
+        from diffusers.optimization import get_scheduler
+        from diffusers.training_utils import EMAModel
+
+        AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process, else
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
+        network = UNet2DModel(**spec.network_args)
+        self.ema = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True,
+                            inv_gamma=1.0, power=3 / 4)
+        self.ema.to(device)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999),
+                                      weight_decay=1e-6, eps=1e-8)
+        self.scheduler = DDPMScheduler()
+        rates = get_scheduler("cosine", optimizer, num_warmup_steps=500,
+                              num_training_steps=10_000)
+        prepared = self.accelerator.prepare(network, optimizer, self._loader(spec.batch), rates)
+        self.network, self.optimizer, self.loader, self.rates = prepared
+        self.batches = self._endless()
+
+    @staticmethod
+    def _loader(batch: int):
+        from PIL import Image
+        from torchvision import transforms
+
+        change = transforms.Compose([
+            transforms.Resize(32), transforms.CenterCrop(32), transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
+        images = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in some_images().pixels]
+        return torch.utils.data.DataLoader(images, batch, shuffle=True, drop_last=True,
+                                           collate_fn=lambda rows: torch.stack(list(map(change,
+                                                                                        rows))))
+
+    def _endless(self):
+        while True:
+            yield from self.loader
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            clean = next(self.batches)
+            noise = torch.randn(clean.shape, device=clean.device)
+            times = torch.randint(0, 1000, (len(clean),), device=clean.device).long()
+            noisy = self.scheduler.add_noise(clean, noise, times)
+            with self.accelerator.accumulate(self.network):
+                output = self.network(noisy, times).sample
+                loss = nn.functional.mse_loss(output.float(), noise.float())
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
+                self.optimizer.step()
+                self.rates.step()
+                self.optimizer.zero_grad()
+            if self.accelerator.sync_gradients:
+                self.ema.step(self.network.parameters())
+            loss.detach().item()  # the script logs it at every step
+
+
+class Plain:
+    """The least one would write: float32, Adam, no average of the weights, images in memory."""
+
+    def __init__(self, spec: training.Spec, device: str):
+        self.denoiser = training.build(spec).to(device)
+        self.optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=1e-4)
+        self.clean = data.to_unit(some_images().pixels).to(device)
+        self.spec, self.device = spec, device
+
+    def steps(self, count: int) -> None:
+        kind = self.denoiser.framework
+        for _ in range(count):
+            clean = self.clean[torch.randint(0, 512, (self.spec.batch,), device=self.device)]
+            sigma = kind.noise_level(torch.rand(len(clean), device=self.device))
+            loss = training.denoising_loss(self.denoiser, kind, clean, sigma,
+                                           torch.randn_like(clean))
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def train(size: Size, device: str) -> list[Row]:
+    """Images per second of our loop over those of the others, same network and batch."""
+    spec = training_spec(device)
+    ours = Ours(spec, device)
+    loops = {"diffusers' example, its default precision": (Example(spec, device, "no"),
+                                                           3.0 if device == "cuda" else 1.15),
+             "diffusers' example, bf16": (Example(spec, device, "bf16"), None),
+             "plain float32 loop": (Plain(spec, device), None)}
+    for loop in (ours, *(loop for loop, _ in loops.values())):
+        loop.steps(2)
+    times = in_turns(max(size.repeats // 2, 1), lambda: ours.steps(size.training),
+                     *(lambda loop=loop: loop.steps(size.training) for loop, _ in loops.values()))
+    images = spec.batch * size.training
+    rows = []
+    for (name, (_, target)), theirs in zip(loops.items(), times[1:]):
+        ratio = median(b / a for a, b in zip(times[0], theirs))
+        shown = f"{ratio:.2f}x ({images / median(times[0]):.0f} against " \
+                f"{images / median(theirs):.0f} images/s)"
+        rows.append(Row(f"training against {name}", shown, f">= {target}x" if target else "none",
+                        target is None or ratio >= target))
+    return [*rows, matrix_share(spec, ours, images / median(times[0]), device)]
+
+
+def matrix_share(spec: training.Spec, loop: Ours, rate: float, device: str) -> Row:
+    """What training reaches of the bf16 matrix rate, in floating-point operations per second."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        loop.steps(1)
+    used = counter.get_total_flops() / spec.batch * rate
+    side = 8192 if device == "cuda" else 2048
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+
+    def multiply() -> None:
+        for _ in range(3):
+            a @ a
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    multiply()
+    peak = 3 * 2 * side**3 / min(seconds(multiply) for _ in range(3))
+    return Row("training: share of the measured bf16 matrix rate",
+               f"{used / peak:.2f} ({used / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s)", "none", True)
+
+
+def at_once(size: Size, device: str) -> list[Row]:
+    """Aggregate images per second of small models trained in as many processes, over one alone."""
+    count = 8 if device == "cuda" else torch.get_num_threads()
+    if count == 1:
+        return []
+    alone, together = (sum(concurrently(k, size.training, device)) for k in (1, count))
+    ratio, target = together / alone, 2.0 if device == "cuda" else None
+    return [Row(f"training {count} models at once, in total",
+                f"{ratio:.2f}x ({together:.0f} against {alone:.0f} images/s alone)",
+                f">= {target}x" if target else "none", target is None or ratio >= target)]
+
+
+def concurrently(count: int, steps: int, device: str) -> list[float]:
+    """Images per second of each of `count` processes that train at the same time."""
+    threads = torch.get_num_threads() if count == 1 else 1
+    code = f"from paper_utils.bench import print_rate as p; p({steps}, {device!r}, {threads})"
+    running = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE,
+                                stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    for process in running:
+        process.stdout.readline()  # ready
+    for process in running:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return [float(process.communicate()[0]) for process in running]
+
+
+def print_rate(steps: int, device: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    spec = training_spec(device)
+    loop = Ours(spec, device)
+    loop.steps(2)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(4 * steps * spec.batch / seconds(lambda: loop.steps(4 * steps)))
+
+
 # --- the table ----------------------------------------------------------------------------------
 
 def show(rows: list[Row]) -> None:
@@ -208,13 +450,27 @@ def show(rows: list[Row]) -> None:
               f"{verdict}")
 
 
+PARTS = {"GL": lambda size, device: gl(size), "sampling": lambda size, device: sampling(size),
+         "optimal": lambda size, device: optimal(size),
+         "training": lambda size, device: train(size, device) + at_once(size, device)}
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m paper_utils.bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, some seconds")
-    size = QUICK if parser.parse_args(arguments).quick else Size()
+    parser.add_argument("--only", choices=PARTS, help="one of the four parts")
+    parser.add_argument("--device", default="cpu", help="of training")
+    asked = parser.parse_args(arguments)
+    try:
+        check_device(asked.device)
+    except UserError as error:
+        parser.exit(2, f"{error}\n")
+    size = QUICK if asked.quick else Size()
     print(f"{torch.get_num_threads()} thread(s), torch {torch.__version__}")
-    show(gl(size) + sampling(size))
+    for name, part in PARTS.items():
+        if asked.only in (None, name):
+            show(part(size, asked.device))
 
 
 if __name__ == "__main__":
