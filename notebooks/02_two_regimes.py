@@ -20,9 +20,9 @@
 #
 # The models are U-Nets of three widths, each trained on the first N images of CIFAR-10 for several
 # N, all for the same number of images seen. On the `laptop` profile they come from `zoo/regimes/`;
-# they work on 4×4 patches and saw far fewer images than the paper's 50 million, so read the curves
-# as what such a budget shows, with the paper's own behind them. A model that was not trained yet
-# is missing from every figure.
+# they work on 4×4 patches and saw 100,000 images each where the paper's saw 50 million, so read the
+# curves as what such a budget shows, with the paper's own behind them. A model that was not trained
+# yet is missing from every figure.
 
 # %% tags=["parameters"]
 profile: str = "laptop"
@@ -75,7 +75,8 @@ rp = regimes.between_widths(grid, features, copies, sizes.resamples)
 gl = regimes.generalization(found, grid, features, known, real, describe.threshold, sizes.resamples)
 output.table(rp, "tab_rp_against_images")
 output.table(gl, "tab_gl_against_images")
-curves = {"RP between widths": rp, "GL": regimes.cells(gl).rename(columns={"width": "pair"})}
+nested = regimes.cells(gl)
+curves = {"RP between widths": rp, "GL": nested.assign(pair="width " + nested.width.astype(str))}
 paper = {name: claims.paper_curves(kind, "pair") for name, kind in zip(curves, ("RP", "GL"))}
 output.figure(plots.scores_against(curves, "pair", paper=paper, shaded=True,
                                    labels={"RP between widths": "RP", "GL": "GL"}),
@@ -86,7 +87,7 @@ output.figure(plots.scores_against(curves, "pair", paper=paper, shaded=True,
 # to it. Copying turns into creating.
 
 # %%
-width = sorted(grid.width.unique())[1]
+width = regimes.fullest_width(grid)
 column = regimes.cells(grid)[lambda rows: rows.width == width].sort_values("images")
 nearest = {f"{row.images:,} images": regimes.with_nearest(
     found[row.model].spec, images[row.model], features[row.model], training.pixels, known)
@@ -173,7 +174,6 @@ output.figure(plots.mixture_errors(errors), "fig_mixture")
 # The paper's widths are 64, 128 and 256; ours stand beside them in the order of their size.
 
 # %% tags=["nbval-ignore-output"]
-nested = regimes.cells(gl)
 verdicts = claims.two_regimes(rp, nested, against["optimal"], against["gaussian"], halves, errors,
                               crossings)
 ours = {"RP": (rp, "pair"), "GL": (nested, "width"),

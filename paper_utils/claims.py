@@ -225,6 +225,7 @@ def _numbers(labels: pd.Series) -> pd.Series:
 def valley(rp: pd.DataFrame) -> Claim:
     """RP falls with the number of images, has its minimum between the regimes, rises after."""
     measured, deep = [], []
+    rp = rp[rp.groupby("pair").images.transform("nunique") > 2]  # a valley has two sides
     for pair, curve in rp.groupby("pair", sort=False):
         curve = curve.sort_values("images")
         lowest = curve.loc[curve.score.idxmin()]
@@ -234,8 +235,9 @@ def valley(rp: pd.DataFrame) -> Claim:
         measured.append(f"{pair}: {curve.score.iloc[0]:.2f} at {curve.images.iloc[0]}, lowest "
                         f"{lowest.score:.2f} at {lowest.images}, {curve.score.iloc[-1]:.2f} at "
                         f"{curve.images.iloc[-1]}")
-    falls, rises = (sum(side) for side in zip(*deep))
-    verdict = ("reproduced" if falls == rises == len(deep) else
+    falls, rises = (sum(side[k] for side in deep) for k in (0, 1))
+    verdict = ("not decided: too few sizes trained" if not deep else
+               "reproduced" if falls == rises == len(deep) else
                "not reproduced" if not falls + rises else
                f"partly: {falls} of {len(deep)} pairs fall to it, {rises} rise from it")
     return Claim("RP falls with the number of images, is lowest between the regimes, rises after",
@@ -292,14 +294,16 @@ def leaves_the_optimum(optimal: pd.DataFrame) -> Claim:
 
 def halves_agree(halves: pd.DataFrame) -> Claim:
     """Networks trained on disjoint halves come to agree (Kadkhodaie et al. 2024)."""
+    statement = "Two networks that share no training image agree once there are enough of them"
+    rule = ("RP at the most images is above that at the fewest, intervals apart, and above "
+            "shuffled noises")
+    if halves.images.nunique() < 2:
+        return Claim(statement, rule, f"{len(halves)} pairs", "not decided: not trained yet")
     curve = halves.sort_values("images")
     first, last = curve.iloc[0], curve.iloc[-1]
     verdict = "reproduced" if last.low > max(first.high, last.shuffled) else "not reproduced"
-    return Claim("Two networks that share no training image agree once there are enough of them",
-                 "RP at the most images is above that at the fewest, intervals apart, and above "
-                 "shuffled noises",
-                 f"{first.score:.2f} at {first.images} images, {last.score:.2f} at {last.images}",
-                 verdict)
+    measured = f"{first.score:.2f} at {first.images} images, {last.score:.2f} at {last.images}"
+    return Claim(statement, rule, measured, verdict)
 
 
 def more_than_gaussian(rp: pd.DataFrame, gaussian: pd.DataFrame) -> Claim:

@@ -39,13 +39,20 @@ def train_one(name: str, profile: str, device: str, out: Path, deadline: float) 
         runs = _contrast(profiles.contrast_specs(profile)[name], images, path, device)
     saved = time.time()
     for step, steps, loss, save in runs:
-        late = time.time() > deadline
+        late = time.time() > deadline or _orphaned()
         if late or time.time() - saved > 60 or step == steps:
             save()
             saved = time.time()
             print(f"{name:<14} step {step:>7,} of {steps:,}  loss {float(loss):.4f}", flush=True)
         if late:
             return
+
+
+def _orphaned() -> bool:
+    """Whether the process that started this one was killed: nobody waits for the result then, and
+    the same command started again would write the same checkpoints."""
+    parent = processes.parent_process()
+    return parent is not None and not parent.is_alive()
 
 
 def _child(*arguments) -> None:

@@ -136,9 +136,13 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
     the paper's two regimes. What was not measured is not drawn, nor bridged by its neighbours.
     """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(4.1 * len(panels) + 0.3, 3.4),
+        figure, axes = plt.subplots(1, len(panels), figsize=(4.1 * len(panels) + 0.3, 4.0),
                                     layout="constrained", squeeze=False)
         for axis, (name, table) in zip(axes.flat, panels.items()):
+            if not len(table):
+                axis.text(0.5, 0.5, "not trained yet", ha="center", transform=axis.transAxes)
+                axis.set(title=name, xticks=[], yticks=[])
+                continue
             ticks = sorted(set(table[x]))
             published = (paper or {}).get(name)
             if published is not None:
@@ -152,7 +156,8 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
                 _regimes(axis, ticks)
             _power_axis(axis, ticks, x, log_y)
             axis.set(title=name, ylabel=(labels or {}).get(name, "score"))
-            axis.legend(frameon=False, fontsize=7.5, title=None)
+            axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
+                        bbox_to_anchor=(0.5, -0.19))
         figure.suptitle(title or None, fontsize=10)
         sns.despine(figure)
     return figure

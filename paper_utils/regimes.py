@@ -77,6 +77,12 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
     return table[(table.half == 0) & table["last"]]
 
 
+def fullest_width(table: pd.DataFrame) -> int:
+    """The width trained at the most sizes; of several the widest."""
+    counts = cells(table).groupby("width").images.nunique()
+    return int(counts[counts == counts.max()].index.max())
+
+
 def closed_samples(name: str, images: data.Images, sizes: Sequence[int], profile: Profile,
                    device: str = "cpu") -> dict[int, Tensor]:
     """Samples of a closed form ('optimal', 'gaussian', 'local') of the first n images, for every n.
@@ -94,6 +100,11 @@ def _row(score: Score, **where) -> dict:
     return where | {"score": score.value, "low": score.low, "high": score.high, "n": score.n}
 
 
+def _table(rows: list[dict], *where: str) -> pd.DataFrame:
+    """The rows; without any, an empty table with the columns that tell where they would be."""
+    return pd.DataFrame(rows, columns=None if rows else [*where, "score", "low", "high", "n"])
+
+
 def between_widths(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
                    resamples: int = 1_000) -> pd.DataFrame:
     """RP (or another score) of every two widths at every number of images.
@@ -107,7 +118,7 @@ def between_widths(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
             chance = hits(mine, scores.shuffled(other)).double().mean().item()
             found.append(_row(scores.proportion(hits(mine, other), resamples), images=images,
                               pair=f"{a.width} / {b.width}", shuffled=chance))
-    return pd.DataFrame(found)
+    return _table(found, "images", "pair", "shuffled")
 
 
 def own_images(spec: training.Spec, rows: Tensor) -> Tensor:
@@ -170,7 +181,7 @@ def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], threshold
             found.append(_row(scores.proportion(copies, resamples), images=row.images,
                               width=row.width, shuffled=chance,
                               cosine=(mine * theirs).sum(1).mean().item()))
-    return pd.DataFrame(found)
+    return _table(found, "images", "width", "shuffled", "cosine")
 
 
 def nearer_than_second(found: Mapping[str, Model], table: pd.DataFrame,
@@ -192,8 +203,8 @@ def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.Da
                   threshold: float, resamples: int = 1_000) -> pd.DataFrame:
     """GL of the narrowest widths and RP between them against images seen (Bonnaire et al. 2025).
 
-    Only subset sizes that have models from before the end of their budget. Columns: score ('GL of
-    16' or 'RP 16 / 32'), images, images seen, score, low, high, n.
+    Only subset sizes that have models from before the end of their budget. Columns: images, images
+    seen, what ('GL, width 16' or 'RP, widths 16 and 32'), score, low, high, n.
     """
     early = table[~table["last"]]
     widths, rows = sorted(early.width.unique()), []
@@ -208,7 +219,7 @@ def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.Da
             copies = scores.copies(features[a.model], features[b.model], threshold)
             rows.append(_row(scores.proportion(copies, resamples), **where,
                              what=f"RP, widths {a.width} and {b.width}"))
-    return pd.DataFrame(rows)
+    return _table(rows, "images", "images seen", "what")
 
 
 # --- the denoisers themselves -------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """Training for the zoo and adding to it, on the bundled images and a zoo of the test's own."""
 
 import json
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,6 +54,35 @@ def test_a_training_goes_on_where_it_stopped(folder, capsys):
     fleet.train_one("edm", "smoke", "cpu", folder / "straight", forever())
     straight = artifacts.load_tensors(folder / "straight" / "edm.safetensors")[0]
     assert all(torch.equal(stopped[k], straight[k]) for k in straight)
+
+
+@pytest.mark.slow
+def test_trainings_stop_with_the_command_that_started_them(folder):
+    """A killed command leaves its checkpoint, and no process that would write to it later."""
+    path = folder / "edm.safetensors"
+    script = folder / "main.py"
+    script.write_text(
+        "from dataclasses import replace\n"
+        "from paper_utils import fleet, profiles\n"
+        "endless = replace(profiles.SCALES['smoke'], unet_budget=10**9)\n"
+        "profiles.SCALES['smoke'] = endless\n"
+        "if __name__ == '__main__':\n"
+        f"    fleet.main(['train', 'edm', '--profile', 'smoke', '--out', {str(folder)!r}])\n")
+    command = subprocess.Popen([sys.executable, script], cwd=folder)
+    child = None
+    while child is None and command.poll() is None:
+        found = subprocess.run(["pgrep", "-P", str(command.pid), "-f", "spawn_main"],
+                               capture_output=True, text=True).stdout.split()
+        child = int(found[0]) if found else None
+        time.sleep(0.2)
+    command.kill()
+    command.wait()
+    for _ in range(600):
+        if not Path(f"/proc/{child}").exists():
+            break
+        time.sleep(0.1)
+    assert not Path(f"/proc/{child}").exists()
+    assert not path.exists() or artifacts.load_tensors(path)
 
 
 def test_an_unknown_model_is_one_line(capsys):

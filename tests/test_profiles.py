@@ -97,7 +97,7 @@ def test_the_grid_is_every_width_on_every_nested_subset(profile):
     cells = {(s.network_args["width"], s.images) for s in whole if s.half == 0}
     assert cells == {(w, n) for w in grid.widths for n in grid.images}
     assert {s.images for s in whole if s.half} == set(grid.halves)
-    assert {s.network_args["width"] for s in whole if s.half} == {grid.widths[1]}
+    assert {s.network_args["width"] for s in whole if s.half} == {grid.widths[0]}
     small, middle, large = grid.widths
     assert small < middle < large and grid.widths[1] in (1.5 * small, 2 * small)
     assert all(name.split("@")[0] == spec.name for name, spec in specs.items())
@@ -121,8 +121,7 @@ def test_the_papers_grid_is_the_released_recipe():
 
 def test_a_run_passes_through_its_shorter_ones():
     specs = profiles.regime_specs("laptop")
-    found = profiles.prefixes(specs["unet-32-n64"], specs)
-    assert found == {782: "unet-32-n64@25000", 1563: "unet-32-n64@50000",
-                     3125: "unet-32-n64@100000"}
-    assert not profiles.prefixes(specs["unet-64-n64"], specs)
-    assert not profiles.prefixes(specs["unet-32-n64-half1"], specs)
+    found = profiles.prefixes(specs["unet-96-n64"], specs)
+    assert found == {782: "unet-96-n64@25000", 1563: "unet-96-n64@50000"}
+    assert not profiles.prefixes(specs["unet-192-n64"], specs)
+    assert not profiles.prefixes(specs["unet-48-n64-half1"], specs)

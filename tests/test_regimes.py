@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from paper_utils import data, fleet, models, profiles, regimes, scores, training, zoo
+from paper_utils import data, fleet, models, plots, profiles, regimes, scores, training, zoo
 from paper_utils.errors import UserError
 from paper_utils.models import Model
 from paper_utils.training import Spec
@@ -43,6 +43,11 @@ def test_the_grid_knows_its_cells():
     assert len(table) == len(GRID) == 8 and (~table["last"]).sum() == 2
     assert sorted(regimes.cells(table)[["images", "width"]].itertuples(index=False, name=None)) == [
         (2, 8), (2, 16), (2, 32), (4, 8), (4, 16)]
+
+
+def test_the_fullest_width_is_the_widest_of_those():
+    assert regimes.fullest_width(regimes.grid(GRID)) == 16  # 32 lacks a size
+    assert regimes.fullest_width(regimes.grid(dict([fake(8, 2), fake(32, 2), fake(16, 4)]))) == 32
 
 
 def test_widths_are_compared_at_the_same_number_of_images():
@@ -190,3 +195,24 @@ def test_a_damaged_cell_is_named_with_its_cure(shipped, monkeypatch):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"unet-8-n32.safetensors is damaged.*git checkout"):
         regimes.trained(shipped, data.load("bundled"))
+
+
+def test_what_was_not_trained_is_an_empty_table_and_a_panel_that_says_so(tmp_path):
+    found = {name: m for name, m in GRID.items() if m.spec.half == 0 and "@" not in name}
+    table, features = regimes.grid(found), {name: unit(0, 90) for name in found}
+    gl = regimes.generalization(found, table, features, unit(0, 0, 0, 0), unit(0), 0.9, 50)
+    halves = regimes.across_halves(table, features, 0.9, 50)
+    time = regimes.over_training(table, features, gl, 0.9, 50)
+    assert not len(halves) and not len(time) and {"images", "width", "score"} <= set(halves)
+    figure = plots.scores_against({"halves": halves, "gl": gl}, "width")
+    assert [t.get_text() for t in figure.axes[0].texts] == ["not trained yet"]
+
+
+def test_a_missing_size_breaks_the_curve():
+    table = regimes.grid(GRID)
+    gl = regimes.generalization(GRID, table, {name: unit(0, 90) for name in GRID},
+                                unit(0, 0, 0, 0), unit(0), 0.9, 50)
+    figure = plots.scores_against({"GL": regimes.cells(gl)}, "width")
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
+    assert lines["width 16"].tolist() == [0.5, 0.5]
+    assert lines["width 32"][0] == 0.5 and lines["width 32"][1] != lines["width 32"][1]
