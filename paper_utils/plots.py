@@ -146,7 +146,7 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
             ticks = sorted(set(table[x]))
             published = (paper or {}).get(name)
             if published is not None:
-                ticks = sorted(set(published[x]))
+                ticks = sorted({*ticks, *published[x]})
                 _pale_curves(axis, published, by, x)
             for colour, (key, curve) in zip(MODEL_COLOURS, table.groupby(by, sort=False)):
                 whole = curve.set_index(x).reindex(sorted(set(table[x]))).reset_index()

@@ -87,9 +87,10 @@ def closed_samples(name: str, images: data.Images, sizes: Sequence[int], profile
                    device: str = "cpu") -> dict[int, Tensor]:
     """Samples of a closed form ('optimal', 'gaussian', 'local') of the first n images, for every n.
 
-    Of as many noises as the models have; of a quarter of them for the local score, which is slow.
+    Of as many noises as the models have; of a sixteenth of them for the local score, which takes a
+    second for each.
     """
-    noises = max(profile.grid_noises // (4 if name == "local" else 1), 1)
+    noises = max(profile.grid_noises // (16 if name == "local" else 1), 1)
     return {n: models.samples(models.closed_forms(images.first(n), profile.bag, device)[name],
                               noises) for n in sizes}
 

@@ -1,5 +1,6 @@
 """The zoo: what is put in comes out, damage is named, and what ships is whole and reproducible."""
 
+import json
 import tomllib
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from paper_utils import artifacts, models, tables, zoo
+from paper_utils import artifacts, models, profiles, tables, zoo
 from paper_utils.errors import UserError
 from paper_utils.noise import NoiseBank
+from paper_utils.training import Spec
 
 BANK = NoiseBank()
 SHIPPED = (zoo.FOLDER / "zoo.toml").exists()
@@ -141,41 +143,66 @@ def test_an_unknown_name_lists_the_names(folder):
 
 # --- what ships ---------------------------------------------------------------------------------
 
+each_folder = pytest.mark.parametrize("folder", [zoo.FOLDER, zoo.REGIMES], ids=lambda f: f.name)
+
+
 @needs_zoo
-def test_every_shipped_file_is_the_one_of_the_table():
-    for row in zoo.entries().values():
-        assert artifacts.sha256(zoo.FOLDER / row.sheet) == row.sheet_sha256, row.name
+@each_folder
+def test_every_shipped_file_is_the_one_of_the_table(folder):
+    for row in zoo.entries(folder).values():
+        assert artifacts.sha256(folder / row.sheet) == row.sheet_sha256, row.name
         assert row.made and row.bank == BANK.name
         if row.kind != "closed form":
-            assert artifacts.sha256(zoo.FOLDER / row.weights) == row.weights_sha256, row.name
+            assert artifacts.sha256(folder / row.weights) == row.weights_sha256, row.name
 
 
 @needs_zoo
 def test_the_zoo_is_small_and_holds_nothing_unnamed():
     files = [path for path in zoo.FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 150e6
-    named = {name for row in zoo.entries().values() for name in (row.sheet, row.weights)}
-    binary = {str(path.relative_to(zoo.FOLDER)) for path in files
-              if path.suffix not in (".toml", ".md", ".csv")}
-    assert binary - named <= {"descriptor.safetensors"}
+    named = {folder / name for folder in (zoo.FOLDER, zoo.REGIMES)
+             for row in zoo.entries(folder).values() for name in (row.sheet, row.weights)}
+    binary = {path for path in files if path.suffix not in (".toml", ".md", ".csv")}
+    assert binary - named <= {zoo.FOLDER / "descriptor.safetensors"}
 
 
 @needs_zoo
-def test_shipped_weights_are_finite():
-    for row in zoo.entries().values():
-        tensors = row.load_weights()[0] if row.kind != "closed form" else {}
+@each_folder
+def test_shipped_weights_are_finite(folder):
+    for row in zoo.entries(folder).values():
+        tensors = row.load_weights(folder)[0] if row.kind != "closed form" else {}
         odd = [name for name, value in tensors.items() if not value.isfinite().all()]
         assert not odd, f"{row.name}: {odd}"
 
 
 @needs_zoo
-def test_shipped_sheets_hold_512_different_images():
-    for row in zoo.entries().values():
-        sheet = row.load_sheet()
-        assert len(sheet) == row.noises >= 512, row.name
+@pytest.mark.parametrize("folder, noises", [(zoo.FOLDER, 512), (zoo.REGIMES, 256)])
+def test_shipped_sheets_hold_different_images(folder, noises):
+    for row in zoo.entries(folder).values():
+        sheet = row.load_sheet(folder)
+        assert len(sheet) == row.noises >= noises, row.name
         distinct = {image.numpy().tobytes() for image in sheet}
         assert len(distinct) > 100, row.name
         assert np.std(sheet.numpy()) > 10, row.name
+
+
+@needs_zoo
+def test_the_shipped_cells_are_of_the_laptop_grid_and_its_subsets():
+    specs = profiles.regime_specs("laptop")
+    for row in zoo.entries(zoo.REGIMES).values():
+        _, values = row.load_weights(zoo.REGIMES)
+        mine = Spec.from_json(specs[row.name].to_json())
+        assert Spec.from_json(json.dumps(values)) == mine and len(row.subset) == 16, row.name
+
+
+@needs_zoo
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unet-48-n64", "unet-96-n64", "unet-96-n1024@25000"])
+def test_shipped_cells_reproduce_their_sheet(name):
+    row = zoo.entry(name, zoo.REGIMES)
+    weights, values = row.load_weights(zoo.REGIMES)
+    model = models.assembled(name, row.kind, values, weights, row.weights, row.weights_sha256)
+    tables.check_sheets({name: model}, {name: row.load_sheet(zoo.REGIMES)}, live=2)
 
 
 @needs_zoo
