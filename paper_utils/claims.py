@@ -302,7 +302,8 @@ def halves_agree(halves: pd.DataFrame) -> Claim:
     curve = halves.sort_values("images")
     first, last = curve.iloc[0], curve.iloc[-1]
     verdict = "reproduced" if last.low > max(first.high, last.shuffled) else "not reproduced"
-    measured = f"{first.score:.2f} at {first.images} images, {last.score:.2f} at {last.images}"
+    measured = (f"{first.score:.2f} at {first.images:.0f} images, {last.score:.2f} at "
+                f"{last.images:.0f}")
     return Claim(statement, rule, measured, verdict)
 
 

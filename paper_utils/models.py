@@ -135,7 +135,7 @@ def _closed_form(name: str, label: str, make: Callable, images: data.Images, bag
     solver, built = Solver(), lru_cache(make)
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
-        x0 = samplers.sample(built(), noise.to(device), solver, batch=64, progress=title)
+        x0 = samplers.sample(built(), noise.to(device), solver, batch=256, progress=title)
         return x0.cpu()
 
     identity = {"closed form": name, "images": images.hash, "code": _sampling_code()}

@@ -87,10 +87,10 @@ def closed_samples(name: str, images: data.Images, sizes: Sequence[int], profile
                    device: str = "cpu") -> dict[int, Tensor]:
     """Samples of a closed form ('optimal', 'gaussian', 'local') of the first n images, for every n.
 
-    Of as many noises as the models have; of a sixteenth of them for the local score, which takes a
-    second for each.
+    Of as many noises as the models have; of a thirty-second of them for the local score, which
+    takes a second for each.
     """
-    noises = max(profile.grid_noises // (16 if name == "local" else 1), 1)
+    noises = max(profile.grid_noises // (32 if name == "local" else 1), 1)
     return {n: models.samples(models.closed_forms(images.first(n), profile.bag, device)[name],
                               noises) for n in sizes}
 
