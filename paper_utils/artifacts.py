@@ -111,8 +111,9 @@ def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if keep and path.exists():
-            path.replace(keep)
+        if keep and path.exists():  # a second name first, so that `path` is there at all times
+            keep.unlink(missing_ok=True)
+            os.link(path, keep)
         part.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): make room, or set "

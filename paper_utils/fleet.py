@@ -135,7 +135,8 @@ def add(options: argparse.Namespace) -> None:
                         "finish its training first")
     weights = {k: v.to(weights[k].dtype) for k, v in zoo.halved(weights).items()}
     model = models.assembled(name, kind, values, weights, str(options.checkpoint), "")
-    section_3 = spec.name in profiles.regime_specs("laptop") if kind == "diffusion" else False
+    section_3 = kind == "diffusion" and any(spec.name in profiles.regime_specs(profile)
+                                            for profile in profiles.GRIDS)
     folder = zoo.REGIMES if section_3 else zoo.FOLDER
     noises = options.noises or (256 if section_3 else 512)
     samples = data.to_bytes(model.generate(BANK[:noises], name))

@@ -73,7 +73,7 @@ def trained(study: Study, device: str = "cpu") -> dict[int, Denoiser]:
 
 
 @torch.no_grad()
-def errors(study: Study, networks: Mapping[int, Denoiser]) -> pd.DataFrame:
+def errors(study: Study, networks: Mapping[int, Denoiser], device: str = "cpu") -> pd.DataFrame:
     """Distances between the three denoisers at fresh noisy points u = x0 + sigma eps.
 
     Columns: points, sigma, and the root mean square per coordinate of network - empirical optimum
@@ -81,8 +81,8 @@ def errors(study: Study, networks: Mapping[int, Denoiser]) -> pd.DataFrame:
     ('between them').
     """
     everything, truth = points(study, max(study.points)), mixture(study)
-    clean = points(study, study.tested, "test").pixels
-    eps = torch.randn(clean.shape, generator=stream("mixture noise", study.dim))
+    clean = points(study, study.tested, "test").pixels.to(device)
+    eps = torch.randn(clean.shape, generator=stream("mixture noise", study.dim)).to(device)
     rows = []
     for n, network in networks.items():
         optimum = OptimalDenoiser(everything.first(n).pixels)

@@ -182,7 +182,8 @@ def train(spec: training.Spec, images: data.Images,
             if run.step < spec.steps and time.monotonic() - saved > 60:
                 training.save_checkpoint(run, checkpoint)
                 saved = time.monotonic()
-        checkpoint.unlink(missing_ok=True)
+        for path_done in (checkpoint, training.previous(checkpoint)):
+            path_done.unlink(missing_ok=True)
         return {f"network.{k}": v for k, v in run.ema.network.state_dict().items()} | {
             "loss": losses}
 

@@ -138,6 +138,7 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(4.1 * len(panels) + 0.3, 4.0),
                                     layout="constrained", squeeze=False)
+        sizes = sorted(set().union(*(table[x] for table in panels.values())))
         for axis, (name, table) in zip(axes.flat, panels.items()):
             if not len(table):
                 axis.text(0.5, 0.5, "not trained yet", ha="center", transform=axis.transAxes)
@@ -149,7 +150,7 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
                 ticks = sorted({*ticks, *published[x]})
                 _pale_curves(axis, published, by, x)
             for colour, (key, curve) in zip(MODEL_COLOURS, table.groupby(by, sort=False)):
-                whole = curve.set_index(x).reindex(sorted(set(table[x]))).reset_index()
+                whole = curve.set_index(x).reindex(sizes).reset_index()
                 label = f"{by} {key}" if isinstance(key, int) else str(key)
                 _curve(axis, whole, x, value, label, colour)
             if shaded:

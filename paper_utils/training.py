@@ -227,6 +227,7 @@ def _go_on(training: Training, checkpoint: Path) -> None:
             if path == there[-1]:
                 raise
             warnings.warn(f"{error}; going on from {there[-1]}", stacklevel=3)
+            path.replace(path.with_name(path.name + ".damaged"))  # never to become the previous
 
 
 class DamagedCheckpoint(UserError):

@@ -209,6 +209,17 @@ def test_gl_moves_right_with_the_width(small, large, shape, order):
     assert found[0].verdict == shape and found[1].verdict.startswith(order)
 
 
+def test_what_cannot_be_decided_is_not_decided():
+    one = curve({64: .5}, width=48)
+    assert all(c.verdict.startswith("not decided") for c in claims.moves_right(one))
+    assert claims.leaves_the_optimum(one).verdict.startswith("not decided")
+    both = pd.concat([curve({64: 0., 1024: 1.}, width=16), one])
+    found = claims.moves_right(both)
+    assert found[0].verdict == "reproduced" and found[1].verdict.startswith("not decided")
+    none = curve({64: .5}, pair="a")[:0]
+    assert claims.more_than_gaussian(none, one).verdict.startswith("not decided")
+
+
 def test_half_way_is_linear_in_the_logarithm():
     assert claims.half_way(curve({64: 0.0, 1024: 1.0})) == pytest.approx(256)
     assert claims.half_way(curve({64: 0.6, 1024: 1.0})) is None

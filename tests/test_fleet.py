@@ -75,6 +75,7 @@ def test_trainings_stop_with_the_command_that_started_them(folder):
                                capture_output=True, text=True).stdout.split()
         child = int(found[0]) if found else None
         time.sleep(0.2)
+    assert child is not None
     command.kill()
     command.wait()
     for _ in range(600):
