@@ -358,8 +358,10 @@ def test_the_last_good_checkpoint_takes_over_and_says_so(images, tmp_path, damag
     with pytest.warns(UserWarning, match="is damaged.*going on from .*previous"):
         run = next(train(TINY, images, checkpoint))
     assert run.step == 3
-    with pytest.warns(UserWarning):
-        assert_same(finish(TINY, images, checkpoint), finish(TINY, images))
+    assert (tmp_path / "checkpoint.damaged").exists() and not checkpoint.exists()
+    training.save_checkpoint(run, checkpoint)
+    assert_same(finish(TINY, images, checkpoint), finish(TINY, images))
+    assert next(train(TINY, images, training.previous(checkpoint))).step == 3
 
 
 def test_a_lost_checkpoint_is_replaced_by_the_one_before(images, tmp_path):
