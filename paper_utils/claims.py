@@ -77,11 +77,14 @@ def beside_the_paper(rp: pd.DataFrame, mae: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def verdict_on_number(paper: float, row) -> str:
-    """Where the paper's number lies against our interval."""
+READING = 0.01  # how well a curve can be read from a figure
+
+
+def verdict_on_number(paper: float, row, within: float = 0.0) -> str:
+    """Where the paper's number, known up to `within`, lies against our interval."""
     if row is None:
         return "no counterpart yet"
-    if row.low <= paper <= row.high:
+    if row.low - within <= paper <= row.high + within:
         return "agrees"
     return "ours is lower" if row.high < paper else "ours is higher"
 
@@ -211,7 +214,8 @@ def regimes_beside_the_paper(tables: Mapping[str, tuple[pd.DataFrame, str]]) -> 
                 row = found.get(n)
                 numbers = (row.score, row.low, row.high) if row else (None,) * 3
                 rows.append((score, n, theirs, str(key), value, *numbers,
-                             verdict_on_number(value, row) if row else "not trained here"))
+                             verdict_on_number(value, row, READING) if row
+                             else "not trained here"))
     columns = ["score", "images", "paper's width", "our width", "paper", "ours", "low", "high",
                "verdict"]
     return pd.DataFrame(rows, columns=columns)

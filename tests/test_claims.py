@@ -165,6 +165,13 @@ def test_sections_share_one_file(tmp_path):
 
 # --- section 3 ----------------------------------------------------------------------------------
 
+def test_a_number_read_from_a_figure_is_known_to_a_hundredth():
+    row = curve({64: 0.0}, 0.0).iloc[0]
+    assert claims.verdict_on_number(.005, row, claims.READING) == "agrees"
+    assert claims.verdict_on_number(.02, row, claims.READING) == "ours is lower"
+    assert claims.verdict_on_number(.005, row) == "ours is lower"
+
+
 def curve(scores: dict[int, float], half_width: float = 0.05, **columns) -> pd.DataFrame:
     return pd.DataFrame([dict(images=n, score=s, low=s - half_width, high=s + half_width,
                               shuffled=0.0, **columns) for n, s in scores.items()])
