@@ -120,7 +120,12 @@ def gl(size: Size) -> list[Row]:
 
 def extra_memory(samples: int, images: int) -> int:
     """Peak memory of max_similarity beyond its inputs in bytes, in a process of its own."""
-    code = f"from paper_utils.bench import print_extra as p; p({samples}, {images})"
+    return number_printed(f"print_extra({samples}, {images})")
+
+
+def number_printed(call: str) -> int:
+    """What a function of this module prints when a process of its own calls it."""
+    code = f"from paper_utils import bench; bench.{call}"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return int(done.stdout)
 
@@ -226,9 +231,7 @@ def optimal(size: Size) -> list[Row]:
 
 def optimal_memory(images: int) -> int:
     """Peak memory of one answer of the optimal denoiser beyond its images, in bytes."""
-    code = f"from paper_utils.bench import print_optimal as p; p({images})"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return int(done.stdout)
+    return number_printed(f"print_optimal({images})")
 
 
 def print_optimal(images: int) -> None:

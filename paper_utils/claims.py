@@ -319,18 +319,17 @@ def halves_agree(halves: pd.DataFrame) -> Claim:
 
 def more_than_gaussian(rp: pd.DataFrame, gaussian: pd.DataFrame) -> Claim:
     """Our control: at the most images, do the widths agree more than each with the Gaussian?"""
-    most = rp.images.max()
+    statement = ("With the most images the widths agree with each other more than with the "
+                 "Gaussian denoiser (our control)")
+    rule, most = "lowest pair above the highest width with it", rp.images.max()
     ours, theirs = rp[rp.images == most].score, gaussian[gaussian.images == most].score
     if ours.empty or theirs.empty:
-        return Claim("With the most images the widths agree with each other more than with the "
-                     "Gaussian denoiser (our control)", "lowest pair above the highest width with "
-                     "it", "no pair", "not decided: not trained yet")
+        return Claim(statement, rule, "no pair", "not decided: not trained yet")
     verdict = "yes" if ours.min() > theirs.max() else (
         "no: they may agree because each is near it")
-    return Claim("With the most images the widths agree with each other more than with the "
-                 "Gaussian denoiser (our control)", "lowest pair above the highest width with it",
-                 f"at {most} images: pairs {ours.min():.2f} to {ours.max():.2f}, with the Gaussian "
-                 f"{theirs.min():.2f} to {theirs.max():.2f}", verdict)
+    measured = (f"at {most} images: pairs {ours.min():.2f} to {ours.max():.2f}, with the Gaussian "
+                f"{theirs.min():.2f} to {theirs.max():.2f}")
+    return Claim(statement, rule, measured, verdict)
 
 
 def mixture_crosses(errors: pd.DataFrame, crossings: pd.DataFrame) -> Claim:
