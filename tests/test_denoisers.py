@@ -144,6 +144,55 @@ def test_optimal_denoiser_takes_a_noise_level_per_row():
     torch.testing.assert_close(denoiser(u, levels), rows, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("sigma", [0.002, 0.1, 1.0, 10.0, 80.0])
+@pytest.mark.parametrize("block", [100, 512])
+def test_the_streamed_softmax_is_that_of_float64(sigma, block):
+    """Points near images and points of pure noise; blocks that matter, come late, or are left out.
+
+    The softmax runs over all images at once, from differences in float64.
+    """
+    pixels = torch.cat([data.load("bundled", split).pixels for split in ("train", "test")])
+    pixels = pixels[:, :, ::2, ::2]
+    pixels = torch.cat([pixels, pixels.flip(3)])
+    images = data.to_unit(pixels).double().flatten(1)
+    noise = torch.randn(8, 768, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u = sigma * noise
+    u[:6] += images[[0, 5, 500, 600, 1000, 1023]]
+    distances = (u[:, None] - images).square().sum(2)
+    expected = (-distances / (2 * sigma**2)).softmax(1) @ images
+    found = OptimalDenoiser(pixels, block)(u.view(8, 3, 16, 16), sigma)
+    torch.testing.assert_close(found.flatten(1), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1e-20, 1e25])
+def test_the_optimal_denoiser_at_extreme_noise_levels(sigma):
+    pixels = small_images()
+    images = data.to_unit(pixels)
+    expected = images.mean(0).expand_as(images) if sigma > 1 else images
+    torch.testing.assert_close(OptimalDenoiser(pixels, 7)(images, sigma), expected)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 2.0])
+def test_the_optimal_denoiser_has_a_gradient(sigma):
+    pixels = small_images()
+    images = data.to_unit(pixels).double().flatten(1)
+    u = torch.randn(3, 192, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    u.requires_grad_()
+    distances = (u[:, None] - images).square().sum(2)
+    exact = (-distances / (2 * sigma**2)).softmax(1) @ images
+    expected, = torch.autograd.grad(exact.square().sum(), u)
+    found = OptimalDenoiser(pixels, 7)(u.view(3, 3, 8, 8), sigma)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), u)[0], expected,
+                               rtol=1e-3, atol=1e-3)
+
+
+def test_the_optimal_denoiser_keeps_a_float_per_image_beside_the_images():
+    denoiser = OptimalDenoiser(small_images())
+    assert denoiser.half_norms.shape == (40,) and denoiser.pixels.dtype == torch.uint8
+    kept = [x.numel() for x in vars(denoiser).values() if isinstance(x, torch.Tensor)]
+    assert sum(kept) == 40 * 192 + 192 + 40
+
+
 def test_the_optimal_denoisers_ode_ends_on_training_images():
     """The theorem of the paper's appendix B: every sample is a training image."""
     pixels = data.load("bundled").pixels[:64]
