@@ -21,11 +21,7 @@ MAE_THRESHOLD = 15.0  # on the 0..255 scale, strict (paper, section 2)
 
 @dataclass(frozen=True)
 class Score:
-    """A proportion with its 95 % percentile-bootstrap interval over n noises.
-
-    Where no, or every, noise is a hit the bootstrap interval is a point: it cannot see beyond what
-    was sampled (the rule of three bounds the truth by 3 / n).
-    """
+    """A proportion with its 95 % interval over n noises, see `proportion`."""
 
     value: float
     low: float
@@ -37,15 +33,35 @@ class Score:
 
 
 def proportion(hits: Tensor, resamples: int = 1_000) -> Score:
-    """Mean of hits [n] (bool) with its interval. Raises UserError for no hits at all to average."""
+    """Mean of hits [n] (bool), or [n, C] for C classes of each noise, with its 95 % interval.
+
+    The interval is that of the percentile bootstrap over noises: all classes of a noise are drawn
+    together. Where every noise has the same share of hits, as when none or all of them are hits,
+    that would be a point; there it is Wilson's interval (Wilson 1927), which is open on the side
+    that was not sampled: 0 of n is [0, 3.84 / (n + 3.84)]. Raises UserError for no noise at all.
+    """
     if not len(hits):
         raise UserError("a score needs at least one noise")
-    values, n = hits.double(), len(hits)
+    n = len(hits)
+    values = hits.double().reshape(n, -1).mean(1)
+    value = values.mean().item()
+    if (values == values[0]).all():
+        return Score(value, *wilson(value, n), n)
     rng = stream("bootstrap", n, resamples)
     means = torch.cat([values[torch.randint(n, (part, n), generator=rng)].mean(1)
                        for part in _parts(resamples)])
     low, high = means.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
-    return Score(values.mean().item(), low, high, n)
+    return Score(value, low, high, n)
+
+
+def wilson(value: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a proportion `value` of n independent trials (Wilson 1927).
+
+    z: normal quantile, 95 % by default.
+    """
+    centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * (value * (1 - value) / n + (z / (2 * n)) ** 2) ** 0.5 / (1 + z**2 / n)
+    return max(min(centre - half, value), 0.0), min(max(centre + half, value), 1.0)
 
 
 def _parts(total: int, size: int = 100) -> list[int]:

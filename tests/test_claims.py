@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from paper_utils import claims
+from paper_utils import claims, scores
 from paper_utils.plots import Output
 
 MODELS = "DDPMv4 DDPMv6 Multistagev1 EDMv1 UViT CT Progressivev1".split()
@@ -238,6 +238,15 @@ def test_half_way_is_linear_in_the_logarithm():
 ])
 def test_leaving_the_optimum(scores, verdict):
     assert claims.leaves_the_optimum(curve(scores, width=16)).verdict.startswith(verdict)
+
+
+@pytest.mark.parametrize("hits, n, verdict", [(13, 256, "reproduced"), (5, 16, "not reproduced")])
+def test_no_verdict_hangs_on_an_interval_that_is_a_point(hits, n, verdict):
+    """0 of 16 noises do not tell 0 from 5 in 16; 0 of 256 tell it from 13 in 256."""
+    found = [dict(images=images, width=16, **vars(scores.proportion(torch.arange(n) < k)))
+             for images, k in ((64, hits), (1024, 0))]
+    table = pd.DataFrame(found).rename(columns={"value": "score"})
+    assert claims.leaves_the_optimum(table).verdict == verdict
 
 
 @pytest.mark.parametrize("scores, verdict", [

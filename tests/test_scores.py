@@ -113,11 +113,41 @@ def test_proportion_is_deterministic_and_leaves_the_global_generator_alone():
     assert first.low < first.value < first.high
 
 
-def test_extreme_proportions_are_points():
-    for value in (0.0, 1.0):
-        found = scores.proportion(torch.full((20,), bool(value)))
-        assert (found.value, found.low, found.high) == (value, value, value)
+def test_a_score_at_its_end_is_open_on_the_side_that_was_not_sampled():
+    none, every = (scores.proportion(torch.full((20,), hit)) for hit in (False, True))
+    assert (none.value, none.low, every.value, every.high) == (0, 0, 1, 1)
+    # Wilson: (p - 0)^2 = z^2 p (1 - p) / n at p = z^2 / (n + z^2)
+    assert none.high == pytest.approx(1.959964**2 / (20 + 1.959964**2))
+    assert every.low == pytest.approx(1 - none.high)
     assert str(scores.Score(0.5, 0.25, 0.75, 9)) == "0.50 [0.25, 0.75]"
+
+
+@pytest.mark.parametrize("truth", [0.005, 0.995])
+def test_a_rare_hit_stays_inside_the_interval(truth):
+    """Most of these draws of 64 have no hit (or no miss): a point would cover nothing."""
+    found = [scores.proportion(torch.rand(64, generator=rng(k)) < truth, 200) for k in range(100)]
+    assert np.mean([s.low <= truth <= s.high for s in found]) > 0.9
+
+
+@pytest.mark.parametrize("value, n", [(0.0, 7), (0.3, 50), (1.0, 1)])
+def test_wilsons_ends_are_where_the_truth_is_z_deviations_away(value, n):
+    for end in scores.wilson(value, n, 2.0):
+        assert (end - value) ** 2 == pytest.approx(4 * end * (1 - end) / n, abs=1e-12)
+
+
+def test_classes_of_a_noise_are_resampled_together():
+    """Eight equal classes tell as much as one; n stays the number of noises."""
+    hits = torch.rand(60, generator=rng()) < 0.4
+    assert scores.proportion(hits[:, None].expand(60, 8)) == scores.proportion(hits)
+    mixed = torch.rand(60, 8, generator=rng(1)) < 0.4
+    found = scores.proportion(mixed)
+    assert found.n == 60 and found.value == pytest.approx(mixed.double().mean().item())
+    alone = scores.proportion(mixed[:, 0])
+    assert found.high - found.low < 0.5 * (alone.high - alone.low)
+    none = scores.proportion(torch.zeros(20, 8, dtype=torch.bool))
+    assert none == scores.proportion(torch.zeros(20, dtype=torch.bool))
+    half = scores.proportion(torch.tensor([[True, False]] * 20))
+    assert half.low < half.value == 0.5 < half.high
 
 
 def test_no_noise_at_all_is_refused():
