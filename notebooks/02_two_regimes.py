@@ -181,5 +181,6 @@ verdicts = claims.two_regimes(rp, nested, against["optimal"], against["gaussian"
                               crossings)
 ours = {"RP": (rp, "pair"), "GL": (nested, "width"),
         "optimal": (against["optimal"], "width")}
-output.table(claims.regimes_beside_the_paper(ours), "tab_paper_numbers_regimes")
+beside = claims.regimes_beside_the_paper(ours, profiles.GRIDS[profile].widths)
+output.table(beside, "tab_paper_numbers_regimes")
 claims.save(verdicts, "two_regimes", output)

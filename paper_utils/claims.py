@@ -5,7 +5,7 @@ rule written down before the numbers were seen; no threshold is tuned until it a
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -199,21 +199,22 @@ def unconditional(rp: pd.DataFrame, mae: pd.DataFrame, diffusion: list[str], con
             maps_alike(agreement, chance, control)]
 
 
-def regimes_beside_the_paper(tables: Mapping[str, tuple[pd.DataFrame, str]]) -> pd.DataFrame:
+def regimes_beside_the_paper(tables: Mapping[str, tuple[pd.DataFrame, str]],
+                             widths: Sequence[int]) -> pd.DataFrame:
     """Every number of figure 4 beside ours of the same rank in width, with a verdict per number.
 
     tables: 'RP', 'GL' or 'optimal' -> (our table with columns images, score, low, high, and the
-    name of its column of widths).
+    name of its column of widths); widths: all of our grid, trained or not, the narrowest first.
     """
     rows = []
     for score, (ours, by) in tables.items():
-        mine = list(dict.fromkeys(ours.sort_values(by, key=_numbers)[by]))
-        for theirs, key in zip(PAPER_CURVES[score], mine):
-            found = {row.images: row for row in ours[ours[by] == key].itertuples()}
-            for n, value in zip(PAPER_SIZES, PAPER_CURVES[score][theirs]):
+        for theirs, numbers in PAPER_CURVES[score].items():
+            mine = _counterpart(theirs, widths)
+            found = {row.images: row for row in ours[ours[by].astype(str) == mine].itertuples()}
+            for n, value in zip(PAPER_SIZES, numbers):
                 row = found.get(n)
-                numbers = (row.score, row.low, row.high) if row else (None,) * 3
-                rows.append((score, n, theirs, str(key), value, *numbers,
+                rows.append((score, n, theirs, mine, value,
+                             *((row.score, row.low, row.high) if row else (None,) * 3),
                              verdict_on_number(value, row, READING) if row
                              else "not trained here"))
     columns = ["score", "images", "paper's width", "our width", "paper", "ours", "low", "high",
@@ -221,9 +222,10 @@ def regimes_beside_the_paper(tables: Mapping[str, tuple[pd.DataFrame, str]]) -> 
     return pd.DataFrame(rows, columns=columns)
 
 
-def _numbers(labels: pd.Series) -> pd.Series:
-    """'16 / 32' -> (16, 32), to sort by."""
-    return labels.astype(str).map(lambda text: tuple(map(int, text.split(" / "))))
+def _counterpart(label: str, widths: Sequence[int]) -> str:
+    """The paper's '64 / 256' or '128' with our widths of the same rank."""
+    ours = dict(zip(PAPER_CURVES["GL"], map(str, widths)))
+    return " / ".join(ours[width] for width in label.split(" / "))
 
 
 def valley(rp: pd.DataFrame) -> Claim:

@@ -187,14 +187,29 @@ def test_the_papers_curves_have_a_number_per_size():
 
 def test_every_number_of_figure_4_stands_beside_ours():
     rp = pd.concat([curve({64: .69, 1024: .9}, pair="16 / 32"), curve({64: .1}, pair="16 / 64")])
-    gl = pd.concat([curve({64: 0.3}, width=64), curve({64: 0.0}, width=8)])
-    found = claims.regimes_beside_the_paper({"RP": (rp, "pair"), "GL": (gl, "width")})
+    gl = pd.concat([curve({64: 0.3}, width=32), curve({64: 0.0}, width=16)])
+    found = claims.regimes_beside_the_paper({"RP": (rp, "pair"), "GL": (gl, "width")}, (16, 32, 64))
     rows = found.set_index(["score", "paper's width", "images"]).verdict
+    assert len(found) == 60
     assert rows["RP", "64 / 128", 64] == "agrees"
     assert rows["RP", "64 / 128", 1024] == "ours is higher"
     assert rows["RP", "64 / 128", 128] == "not trained here"
     assert rows["RP", "64 / 256", 64] == "ours is lower"
     assert rows["GL", "64", 64] == "agrees" and rows["GL", "128", 64] == "ours is higher"
+
+
+@pytest.mark.parametrize("trained, beside", [((8, 16), {"64": "agrees", "128": "ours is higher"}),
+                                             ((8, 32), {"64": "agrees", "256": "ours is higher"})])
+def test_a_width_that_was_not_trained_keeps_its_rows(trained, beside):
+    """Widths are paired by their rank in the grid, not among those that happen to be there."""
+    gl = pd.concat([curve({64: score}, width=w) for w, score in zip(trained, (0.0, 0.9))])
+    rp = curve({64: .9}, pair=" / ".join(map(str, trained)))
+    found = claims.regimes_beside_the_paper({"RP": (rp, "pair"), "GL": (gl, "width")}, (8, 16, 32))
+    assert found.groupby(["score", "paper's width"]).size().tolist() == [10] * 6
+    assert set(found["our width"]) == {"8", "16", "32", "8 / 16", "8 / 32", "16 / 32"}
+    rows = found[found.images == 64].set_index("paper's width").verdict
+    expected = dict.fromkeys(rows.index, "not trained here") | beside
+    assert rows.to_dict() == expected | {" / ".join(beside): "ours is higher"}
 
 
 @pytest.mark.parametrize("scores, verdict", [
