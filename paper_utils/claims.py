@@ -13,7 +13,7 @@ import pandas as pd
 from torch import Tensor
 
 from paper_utils import artifacts, scores
-from paper_utils.plots import Output
+from paper_utils.plots import GENERALIZATION, MEMORIZATION, Output
 
 PAPER_MODELS = ("DDPMv4", "DDPMv6", "Multistagev1", "EDMv1", "UViT", "CT", "Progressivev1")
 PAPER_RP = (
@@ -230,25 +230,41 @@ def _counterpart(label: str, widths: Sequence[int]) -> str:
 
 def valley(rp: pd.DataFrame) -> Claim:
     """RP falls with the number of images, has its minimum between the regimes, rises after."""
-    measured, deep = [], []
+    measured, found = [], []
     rp = rp[rp.groupby("pair").images.transform("nunique") > 2]  # a valley has two sides
     for pair, curve in rp.groupby("pair", sort=False):
         curve = curve.sort_values("images")
-        lowest = curve.loc[curve.score.idxmin()]
-        left, right = (curve[side] for side in (curve.images < lowest.images,
-                                                curve.images > lowest.images))
-        deep.append([bool((side.low > lowest.high).any()) for side in (left, right)])
+        lowest = _lowest(curve)
+        falls, rises = (bool((side.low > lowest.high).any()) for side in
+                        (curve[curve.images < lowest.images], curve[curve.images > lowest.images]))
+        found.append((falls, rises, lowest.inside))
         measured.append(f"{pair}: {curve.score.iloc[0]:.2f} at {curve.images.iloc[0]}, lowest "
-                        f"{lowest.score:.2f} at {lowest.images}, {curve.score.iloc[-1]:.2f} at "
-                        f"{curve.images.iloc[-1]}")
-    falls, rises = (sum(side[k] for side in deep) for k in (0, 1))
-    verdict = ("not decided: too few sizes trained" if not deep else
-               "reproduced" if falls == rises == len(deep) else
+                        f"{lowest.score:.2f} at {lowest.images} ({_where(lowest, curve)}), "
+                        f"{curve.score.iloc[-1]:.2f} at {curve.images.iloc[-1]}")
+    falls, rises, there = (sum(pair[k] for pair in found) for k in range(3))
+    verdict = ("not decided: too few sizes trained" if not found else
+               "reproduced" if falls == rises == there == len(found) else
                "not reproduced" if not falls + rises else
-               f"partly: {falls} of {len(deep)} pairs fall to it, {rises} rise from it")
+               f"partly: of {len(found)} pairs {falls} fall to it, {rises} rise from it, {there} "
+               "have it between the paper's regimes")
     return Claim("RP falls with the number of images, is lowest between the regimes, rises after",
-                 "every two widths: on either side of the lowest some size has a higher interval",
-                 "; ".join(measured), verdict)
+                 "every two widths: on either side of the lowest some size has a higher interval, "
+                 f"and the lowest is at more than {MEMORIZATION} and less than "
+                 f"{GENERALIZATION:.0f} images; partly if some of it", "; ".join(measured), verdict)
+
+
+def _lowest(curve: pd.DataFrame) -> pd.Series:
+    """The row with the lowest score; of several, one between the paper's regimes (`inside`)."""
+    inside = curve.images.between(MEMORIZATION, GENERALIZATION, inclusive="neither")
+    rows = curve.assign(inside=inside)[curve.score == curve.score.min()]
+    return rows.loc[rows.inside.idxmax()]
+
+
+def _where(lowest: pd.Series, curve: pd.DataFrame) -> str:
+    ends = curve.images.min(), curve.images.max()
+    return ("between the paper's regimes" if lowest.inside else
+            "the end of what was trained" if lowest.images in ends else
+            "not between the paper's regimes")
 
 
 def half_way(curve: pd.DataFrame) -> float | None:

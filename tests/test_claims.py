@@ -213,11 +213,27 @@ def test_a_width_that_was_not_trained_keeps_its_rows(trained, beside):
 
 
 @pytest.mark.parametrize("scores, verdict", [
-    ({64: .7, 1024: .3, 32768: .8}, "reproduced"), ({64: .7, 1024: .5, 32768: .3}, "partly"),
-    ({64: .31, 1024: .3, 32768: .32}, "not reproduced"), ({64: .3, 1024: .5}, "not decided"),
+    ({64: .7, 4096: .3, 32768: .8}, "reproduced"),
+    ({64: .7, 1024: .5, 4096: .3}, "partly: of 1 pairs 1 fall to it, 0 rise from it, 1 have it"),
+    ({64: .31, 4096: .3, 32768: .32}, "not reproduced"), ({64: .3, 1024: .5}, "not decided"),
+    ({64: .7, 8192: .3, 32768: .8}, "reproduced"),
 ])
 def test_the_valley(scores, verdict):
     assert claims.valley(curve(scores, pair="16 / 32")).verdict.startswith(verdict)
+
+
+@pytest.mark.parametrize("scores, verdict, where", [
+    ({64: .7, 256: .3, 4096: .7, 32768: .8}, "partly: of 1 pairs 1 fall to it, 1 rise from it, 0 ",
+     "lowest 0.30 at 256 (not between the paper's regimes)"),
+    ({64: .7, 1024: .3, 4096: .7}, "partly", "at 1024 (not between"),
+    ({64: .7, 4096: .7, 16384: .3, 32768: .8}, "partly", "at 16384 (not between"),
+    ({64: .3, 4096: .7, 32768: .8}, "partly: of 1 pairs 0 fall", "at 64 (the end of what was"),
+    ({64: .7, 256: .3, 4096: .3, 32768: .8}, "reproduced", "at 4096 (between the paper's"),
+])
+def test_the_valley_lies_between_the_papers_regimes(scores, verdict, where):
+    found = claims.valley(curve(scores, pair="16 / 32"))
+    assert found.verdict.startswith(verdict) and where in found.measured
+    assert "more than 1024 and less than 11585 images" in found.rule
 
 
 @pytest.mark.parametrize("small, large, shape, order", [
