@@ -104,14 +104,23 @@ def crossings(table: pd.DataFrame, sigmas: Sequence[float]) -> pd.DataFrame:
     """For each sigma the number of points at which the ground truth becomes the nearer one.
 
     Interpolated in log2 of the number of points between the two measured around it; none where
-    the same one stays nearer.
+    the same one stays nearer. Columns: sigma, crossing, decided: whether the two truths are there
+    farther from each other than the network is from them; else being nearer to one means nothing.
     """
     rows = []
     for sigma in sigmas:
         part = table[table.sigma == sigma].sort_values("points")
-        gap = np.log2(part["to empirical"] / part["to ground truth"])
-        rows.append((sigma, _zero(part["points"].tolist(), gap.tolist())))
-    return pd.DataFrame(rows, columns=["sigma", "crossing"])
+        logs = np.log2(part[["points", "to empirical", "to ground truth", "between them"]])
+        gap = logs["to empirical"] - logs["to ground truth"]
+        found = _zero(part["points"].tolist(), gap.tolist())
+        rows.append((sigma, found, found is not None and _decided(np.log2(found), logs)))
+    return pd.DataFrame(rows, columns=["sigma", "crossing", "decided"])
+
+
+def _decided(crossing: float, logs: pd.DataFrame) -> bool:
+    """Whether 'between them' is above the two errors, equal there, at log2 points `crossing`."""
+    there = {column: np.interp(crossing, logs.points, logs[column]) for column in logs}
+    return bool(there["between them"] > there["to ground truth"])
 
 
 def _zero(points: Sequence[int], gap: Sequence[float]) -> float | None:

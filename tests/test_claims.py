@@ -297,7 +297,7 @@ def test_the_halves_of_section_3_are_held_against_the_gaussian_denoiser():
     rp = rising.assign(pair="16 / 32")
     errors = pd.DataFrame({"points": [8, 512], "sigma": 0.1, "to empirical": [1., 3.],
                            "to ground truth": [2., 1.], "between them": [2., 2.]})
-    crossings = pd.DataFrame({"sigma": [0.1], "crossing": [40.0]})
+    crossings = pd.DataFrame({"sigma": [0.1], "crossing": [40.0], "decided": True})
     found = {kind: claims.two_regimes(rp, rising, rising, gaussian, rising, errors, crossings)
              for kind, gaussian in (("near", rising), ("far", curve({1024: .2}, width=32)))}
     verdicts = {kind: next(c.verdict for c in found[kind] if "no training image" in c.statement)
@@ -317,6 +317,20 @@ def test_the_gaussian_control_of_section_3(gaussian, verdict):
 def test_the_mixture_crosses(empirical, truth, verdict):
     errors = pd.DataFrame({"points": [8, 512], "sigma": 0.1, "to empirical": empirical,
                            "to ground truth": truth})
-    crossings = pd.DataFrame({"sigma": [0.1, 0.2], "crossing": [40.0, None]})
+    crossings = pd.DataFrame({"sigma": [0.1, 0.2], "crossing": [40.0, None],
+                              "decided": [True, False]})
     found = claims.mixture_crosses(errors, crossings)
     assert found.verdict == verdict and "at 40 points" in found.measured
+
+
+@pytest.mark.parametrize("decided, verdict, measured", [
+    ((True, True), "reproduced", "sigma 0.1: at 40 points; sigma 0.4: at 90 points"),
+    ((True, False), "reproduced", "sigma 0.1: at 40 points"),
+    ((False, True), "not decided: the two truths are nearer", "sigma 0.4: at 90 points"),
+    ((False, False), "not decided: the two truths are nearer", "no crossing")])
+def test_an_undecided_crossing_is_none(decided, verdict, measured):
+    errors = pd.DataFrame({"points": [8, 512], "sigma": 0.1, "to empirical": [1., 3.],
+                           "to ground truth": [2., 1.]})
+    crossings = pd.DataFrame({"sigma": [0.1, 0.4], "crossing": [40.0, 90.0], "decided": decided})
+    found = claims.mixture_crosses(errors, crossings)
+    assert found.verdict.startswith(verdict) and found.measured == measured

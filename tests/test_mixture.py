@@ -55,6 +55,23 @@ def test_a_network_is_trained_for_every_number_of_points():
 ])
 def test_where_the_curves_cross(empirical, truth, crossing):
     table = pd.DataFrame({"points": [4, 64], "sigma": 0.1, "to empirical": empirical,
-                          "to ground truth": truth})
+                          "to ground truth": truth, "between them": 3.0})
     found = mixture.crossings(table, [0.1]).crossing[0]
     assert found is None or pd.isna(found) if crossing is None else found == pytest.approx(crossing)
+
+
+@pytest.mark.parametrize("between, decided", [
+    ((2.0, 2.0), True), ((1.5, 1.5), True), ((1.4, 1.4), False), ((0.1, 0.1), False),
+    ((8.0, 0.5), True), ((8.0, 0.2), False),  # at 16 points 2 and 1.26
+])
+def test_a_crossing_is_decided_where_the_truths_are_apart(between, decided):
+    """The network is at 1.41 from both at the crossing, 16 points."""
+    table = pd.DataFrame({"points": [4, 64], "sigma": 0.1, "to empirical": (1.0, 2.0),
+                          "to ground truth": (2.0, 1.0), "between them": between})
+    assert mixture.crossings(table, [0.1]).decided.tolist() == [decided]
+
+
+def test_where_nothing_crosses_nothing_is_decided():
+    table = pd.DataFrame({"points": [4, 64], "sigma": 0.1, "to empirical": 1.0,
+                          "to ground truth": 2.0, "between them": 9.0})
+    assert mixture.crossings(table, [0.1]).decided.tolist() == [False]
