@@ -153,16 +153,17 @@ def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],
     """RP of every width with a closed form of the same images: figure 4, left, for the optimal one.
 
     theirs: number of images -> samples of the closed form, perhaps of fewer noises. Columns:
-    images, width, score, low, high, n, distance (mean |difference| of pixels, 0..255).
+    images, width, score, low, high, n, shuffled, distance (mean |difference| of pixels, 0..255).
     """
     found, described = [], {n: descriptors.features(descriptor, rows) for n, rows in theirs.items()}
     for row in cells(table).itertuples():
-        rows = theirs[row.images]
-        n = len(rows)
-        copies = scores.copies(features[row.model][:n], described[row.images], descriptor.threshold)
-        gap = (samples[row.model][:n].short() - rows.short()).abs().float().mean().item()
+        rows, other = theirs[row.images], described[row.images]
+        mine = features[row.model][:len(rows)]
+        copies = scores.copies(mine, other, descriptor.threshold)
+        chance = scores.copies(mine, scores.shuffled(other), descriptor.threshold)
+        gap = (samples[row.model][:len(rows)].short() - rows.short()).abs().float().mean().item()
         found.append(_row(scores.proportion(copies, resamples), images=row.images, width=row.width,
-                          distance=gap))
+                          shuffled=chance.double().mean().item(), distance=gap))
     return pd.DataFrame(found)
 
 

@@ -103,6 +103,19 @@ def test_agreement_with_a_closed_form():
                                      theirs, describe, 50).set_index(["images", "width"])
     assert found.score[2, 8] == 1.0 and found.score[4, 16] == 0.0 and (found.n == 2).all()
     assert found.distance[2, 8] == 10 and found.distance[4, 8] == 60
+    assert found.shuffled[2, 8] == 1.0 and found.shuffled[4, 8] == 0.0  # all noises give one image
+
+
+def test_agreement_with_a_closed_form_has_the_level_of_unrelated_noises():
+    describe = regimes.Descriptor("angle", 2, 0.9, lambda images: unit(
+        *images.float().mean((1, 2, 3)).tolist()))
+    mine = torch.tensor([0, 0, 90, 180], dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 2, 2)
+    features = dict.fromkeys(GRID, unit(0, 0, 90, 180))
+    theirs = {2: mine, 4: mine[:2]}
+    found = regimes.with_closed_form(regimes.grid(GRID), dict.fromkeys(GRID, mine), features,
+                                     theirs, describe, 50).set_index(["images", "width"])
+    assert (found.score == 1).all()
+    assert found.shuffled[2, 8] == 0.0 and found.shuffled[4, 8] == 1.0
 
 
 def test_scores_over_training_time():
