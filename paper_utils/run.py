@@ -18,8 +18,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,6 +31,7 @@ from paper_utils.errors import UserError, choose
 ROOT = Path(__file__).resolve().parents[1]
 SNAKEFILE = ROOT / "workflow" / "Snakefile"
 HEARTBEAT = 30.0  # seconds between progress lines of a running notebook
+PATIENCE = 10.0  # seconds that papermill gets to clean up after its kernel was killed
 _WRAPPERS = re.compile(r"Optional\[(.*)\]|(?:(.*?)\s*\|\s*None)")
 
 
@@ -155,7 +158,8 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], log: TextIO)
 
     The executed notebook appears at `output` only when every cell has run. After a failing cell
     it is kept as ``<name>.failed.ipynb`` and NotebookFailed is raised, or UserError where that
-    is what the cell raised. What the cells print goes to `log` while they run.
+    is what the cell raised. What the cells print goes to `log` while they run. An interruption
+    (KeyboardInterrupt, SystemExit) kills the kernel and leaves nothing.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.{os.getpid()}.partial.ipynb")
@@ -182,7 +186,8 @@ def _papermill(notebook: Path, output: Path, given: Mapping[str, Any], log: Text
 
     folder = str(notebook.resolve().parent)  # where JupyterLab's kernel would be
     with _heartbeat(notebook), _kernel_environment(log):
-        papermill.execute_notebook(
+        _interruptible(
+            papermill.execute_notebook,
             str(notebook.resolve()),
             str(output.resolve()),
             dict(given),
@@ -193,6 +198,53 @@ def _papermill(notebook: Path, output: Path, given: Mapping[str, Any], log: Text
             stdout_file=log,
             stderr_file=log,
         )
+
+
+def _interruptible(work: Callable, *args: Any, **kwargs: Any) -> None:
+    """`work(..., kernel_manager_class=...)` in a thread; an interruption here kills its kernel.
+
+    Raised by a signal inside papermill, wherever it happens to be, the exception may be lost there
+    (as in a callback of the event loop or of the collector) and the notebook would go on, or it
+    may cut papermill's own cleaning up short. A thread that does not end with its kernel is left.
+    """
+    kernels: list[Any] = []
+    outcome: Future = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work(*args, kernel_manager_class=_recorded(kernels), **kwargs))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        outcome.result()
+    except (KeyboardInterrupt, SystemExit):
+        deadline = time.monotonic() + PATIENCE
+        while not outcome.done() and time.monotonic() < deadline:
+            _kill(kernels)  # again and again: it may be about to start one
+            time.sleep(0.1)
+        raise
+
+
+def _recorded(kernels: list[Any]) -> type:
+    """A kernel manager that adds itself to `kernels`."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Kernel(AsyncKernelManager):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            kernels.append(self)
+
+    return Kernel
+
+
+def _kill(kernels: Sequence[Any]) -> None:
+    """Kill the kernels that run, and what they started."""
+    for process in (getattr(kernel.provisioner, "process", None) for kernel in kernels):
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # a kernel leads a group of its own
 
 
 @contextlib.contextmanager

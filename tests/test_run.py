@@ -1,13 +1,16 @@
 """The runner: on notebooks of a few lines, through its command line."""
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -97,11 +100,16 @@ def test_a_notebook_that_is_not_there_is_named(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_interruption_leaves_no_output(tmp_path):
+SLEEP = "import time; time.sleep(300)"
+MOMENTS = {"in a cell": [SLEEP], "between cells": [*["1"] * 300, SLEEP]}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_interruption_leaves_no_output(tmp_path, moment):
     processes = {}
     for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        started = f"open('{how.name}', 'w').close()\nimport time; time.sleep(60)"
-        path = notebook(tmp_path / f"{how.name}.ipynb", started)
+        started = f"import os\nopen('{how.name}', 'w').write(str(os.getpid()))"
+        path = notebook(tmp_path / f"{how.name}.ipynb", started, *MOMENTS[moment])
         words = command(path, "--output", tmp_path / f"out-{how.name}" / "long.ipynb")
         processes[how] = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -114,7 +122,39 @@ def test_an_interruption_leaves_no_output(tmp_path):
         assert process.returncode != 0 and "Traceback" not in said
         left = names(tmp_path / f"out-{how.name}")
         assert "long.ipynb" not in left
-        assert how == signal.SIGKILL or left == []
+        assert how == signal.SIGKILL or left == [] and not runs((tmp_path / how.name).read_text())
+
+
+def runs(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_interruption_is_not_lost_inside_papermill(tmp_path, monkeypatch, ends):
+    """What a signal raises in a callback goes nowhere, and the notebook would go on."""
+    kernel = subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True)
+
+    def deaf(*_, kernel_manager_class, **__):
+        kernel_manager_class().provisioner = SimpleNamespace(process=kernel)
+        while kernel.poll() is None or not ends:
+            with contextlib.suppress(BaseException):
+                time.sleep(0.05)
+
+    monkeypatch.setattr("papermill.execute_notebook", deaf)
+    monkeypatch.setattr(run, "PATIENCE", 2.0)
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with pytest.raises(SystemExit), open(tmp_path / "log", "w") as log:
+            run.execute(notebook(tmp_path / "n.ipynb"), tmp_path / "out" / "n.ipynb", {}, log)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        kernel.kill()
+    assert kernel.wait() == -signal.SIGKILL and names(tmp_path / "out") == []
 
 
 def test_parameters_are_read_from_their_declarations():
