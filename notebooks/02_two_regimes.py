@@ -63,10 +63,11 @@ output.table(grid.merge(check, on="model"), "tab_regimes_models").drop(columns="
 # ## Reproducibility and generalization against the number of images
 #
 # Left: RP of every two widths, right: GL of each against its own training images, both with 95 %
-# bootstrap intervals. The pale curves are the paper's, for widths of 64, 128 and 256; the shading
-# is its two regimes. Held-out real images score below 1 in GL too (`held-out` in the table), for
-# two reasons: CIFAR-10 has near-duplicates, and the descriptor's threshold lets a few in a million
-# pairs of different images pass, which among 32,768 training images is some per cent of samples.
+# intervals: of the bootstrap, or Wilson's where no or every noise is a hit. The pale curves are the
+# paper's, for widths of 64, 128 and 256; the shading is its two regimes. Held-out real images score
+# below 1 in GL too (`held-out` in the table), for two reasons: CIFAR-10 has near-duplicates, and
+# the descriptor's threshold lets a few in a million pairs of different images pass, which among
+# 32,768 training images is some per cent of samples.
 
 # %%
 features = {name: descriptors.features(describe, rows) for name, rows in images.items()}
@@ -161,7 +162,7 @@ output.figure(plots.scores_against(moments, "what", x="images seen"), "fig_over_
 # of a mixture in 16 dimensions. Its error to the empirical optimum of those points and its error to
 # the exact denoiser of the mixture cross: with few points it is nearer to the former, with many to
 # the latter. Where the two truths are closer to each other than the network is to either (dashed),
-# nothing can be decided.
+# nothing can be decided, and a crossing there is no part of the claim.
 
 # %%
 study = mixture.STUDIES[profile]

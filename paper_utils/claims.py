@@ -374,7 +374,7 @@ def mixture_crosses(errors: pd.DataFrame, crossings: pd.DataFrame) -> Claim:
                  "and the ground truth with the most; only crossings count where the two are "
                  "farther from each other than the network is from them",
                  "; ".join(f"sigma {r.sigma:g}: at {r.crossing:.0f} points"
-                           for r in found.itertuples()) or "no crossing", verdict)
+                           for r in found.itertuples()) or "no decided crossing", verdict)
 
 
 def two_regimes(rp: pd.DataFrame, gl: pd.DataFrame, optimal: pd.DataFrame, gaussian: pd.DataFrame,

@@ -327,7 +327,7 @@ def test_the_mixture_crosses(empirical, truth, verdict):
     ((True, True), "reproduced", "sigma 0.1: at 40 points; sigma 0.4: at 90 points"),
     ((True, False), "reproduced", "sigma 0.1: at 40 points"),
     ((False, True), "not decided: the two truths are nearer", "sigma 0.4: at 90 points"),
-    ((False, False), "not decided: the two truths are nearer", "no crossing")])
+    ((False, False), "not decided: the two truths are nearer", "no decided crossing")])
 def test_an_undecided_crossing_is_none(decided, verdict, measured):
     errors = pd.DataFrame({"points": [8, 512], "sigma": 0.1, "to empirical": [1., 3.],
                            "to ground truth": [2., 1.]})
