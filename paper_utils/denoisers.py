@@ -7,7 +7,7 @@ network's input and its output becomes x0_hat. The closed forms are denoisers as
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -60,20 +60,70 @@ class Preconditioned(nn.Module):
     """A network F and a framework make a denoiser (Karras et al. 2022, eq. 7).
 
     The coefficients are computed in the dtype of u, the network runs in its own. Raises UserError
-    for labels given to a network without classes.
+    for labels that do not fit the network, see `check_labels`.
     """
 
     def __init__(self, network: nn.Module, framework: Framework):
         super().__init__()
         self.network, self.framework = network, framework
 
-    def forward(self, u: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        if labels is not None and not getattr(self.network, "num_classes", 0):
+    @property
+    def classes(self) -> int:
+        """Number of classes, 0 for an unconditional network."""
+        return getattr(self.network, "num_classes", 0)
+
+    @property
+    def has_null_class(self) -> bool:
+        """Whether it was trained with label dropout; label `classes` then stands for no class."""
+        return getattr(self.network, "has_null_class", False)
+
+    def check_labels(self, labels: Tensor | None) -> None:
+        """UserError for labels given to a network without classes, none to one with, or one that
+        is out of range (looked for outside training only: it waits for the device)."""
+        if labels is None and self.classes:
+            raise UserError(f"this model is class-conditional: give it labels, 0 to "
+                            f"{self.classes - 1}")
+        if labels is not None and not self.classes:
             raise UserError("labels were given to an unconditional model: leave them out")
+        if labels is None or self.training:
+            return
+        odd = labels[(labels < 0) | (labels >= self.classes + self.has_null_class)]
+        if len(odd):
+            null = f", or {self.classes} for no class" if self.has_null_class else ""
+            raise UserError(f"label {int(odd[0])} is out of range: this model knows 0 to "
+                            f"{self.classes - 1}{null}")
+
+    def forward(self, u: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        self.check_labels(labels)
         c_skip, c_out, c_in, c_noise = self.framework.precondition(column(sigma, u))
         dtype = next(self.network.parameters()).dtype
         out = self.network((c_in * u).to(dtype), c_noise.flatten().to(dtype), labels)
         return c_skip * u + c_out * out.to(u.dtype)
+
+
+def guided(denoiser: Preconditioned, weight: float) -> Denoiser:
+    """Classifier-free guidance (Ho & Salimans 2022) as a denoiser of its own.
+
+        D(u; c) + (weight - 1) (D(u; c) - D(u; no class))
+
+    weight 1 is the conditional model, 0 the unconditional one; Ho & Salimans' w is weight - 1. Two
+    evaluations a call where weight is not 1. Raises UserError where the model has no null class
+    or weight is not a number from 0 up.
+    """
+    if not weight >= 0:
+        raise UserError(f"guidance weight {weight}: give a number from 0 up; 1 is no guidance")
+    if weight == 1:
+        return denoiser
+    if not denoiser.has_null_class:
+        raise UserError("guidance needs a model trained with label dropout, and this one never saw "
+                        "the null class: train it with label_dropout=0.1, or use weight 1")
+
+    def answer(u: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        with_class = denoiser(u, sigma, labels)
+        without = denoiser(u, sigma, torch.full_like(labels, denoiser.classes))
+        return with_class + (weight - 1) * (with_class - without)
+
+    return answer
 
 
 def _epsilon_weight(sigma: Tensor) -> Tensor:
@@ -269,20 +319,51 @@ def from_diffusers(source) -> Preconditioned:
     'google/ddpm-cifar10-32'). Weights must be safetensors: a pickle is never loaded.
     Raises UserError when it cannot be loaded.
     """
-    from diffusers import DDPMPipeline
-
     from paper_utils.networks import DiffusersUNet
 
-    if isinstance(source, str) or hasattr(source, "__fspath__"):
-        try:
-            source = DDPMPipeline.from_pretrained(str(source), use_safetensors=True)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"no diffusers pipeline with safetensors at '{source}' ({reason}): "
-                            "give a folder saved by save_pretrained or a hub name") from None
-    scheduler = source.scheduler
+    pipeline = _pipeline(source, "DDPMPipeline")
+    return _scheduled(DiffusersUNet(pipeline.unet), pipeline.scheduler)
+
+
+def from_diffusers_dit(source, device: str = "cpu"
+                       ) -> tuple[Preconditioned, Callable[[Tensor], Tensor]]:
+    """A class-conditional DiTPipeline of diffusers: its denoiser of latents, and their decoder.
+
+    source: a pipeline, a folder or a hub name such as 'facebook/DiT-XL-2-256' (ImageNet). The
+    decoder maps latents [B, C, h, w] to images [B, 3, H, W] in [-1, 1]. Weights must be
+    safetensors. Raises UserError when it cannot be loaded.
+    """
+    from paper_utils.networks import DiffusersDiT
+
+    pipeline = _pipeline(source, "DiTPipeline")
+    vae = pipeline.vae.eval().requires_grad_(False).to(device)
+
+    @torch.no_grad()
+    def decode(latents: Tensor) -> Tensor:
+        latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+        return vae.decode(latents).sample.float()
+
+    denoiser = _scheduled(DiffusersDiT(pipeline.transformer), pipeline.scheduler)
+    return denoiser.to(device), decode
+
+
+def _scheduled(network: nn.Module, scheduler) -> Preconditioned:
     kind = discrete(scheduler.alphas_cumprod, scheduler.config.prediction_type)
-    return Preconditioned(DiffusersUNet(source.unet), kind).eval()
+    return Preconditioned(network, kind).eval()
+
+
+def _pipeline(source, kind: str):
+    """`source` itself, or the diffusers pipeline of class `kind` at that folder or hub name."""
+    import diffusers
+
+    if not isinstance(source, str) and not hasattr(source, "__fspath__"):
+        return source
+    try:
+        return getattr(diffusers, kind).from_pretrained(str(source), use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"no diffusers pipeline with safetensors at '{source}' ({reason}): give a "
+                        "folder saved by save_pretrained or a hub name") from None
 
 
 # --- closed forms -------------------------------------------------------------------------------
@@ -400,6 +481,27 @@ class GaussianDenoiser:
         elsewhere = sigma_to / sigma_from
         inside = (((u - mean).flatten(1) @ vectors) * (gain - elsewhere)) @ vectors.T
         return mean + elsewhere * (u - mean) + inside.view_as(u)
+
+
+class PerClass:
+    """Another denoiser for every class: rows of u go to the one of their label.
+
+    parts: by label. Raises UserError for a label without one.
+    """
+
+    def __init__(self, parts: Mapping[int, Denoiser]):
+        self.parts = dict(parts)
+
+    def __call__(self, u: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        if labels is None:
+            raise UserError("this denoiser has a part for every class: give it labels")
+        answer, sigmas = torch.empty_like(u), column(sigma, u).flatten()
+        for label in labels.unique().tolist():
+            if label not in self.parts:
+                raise UserError(f"label {label} is out of range: there are {sorted(self.parts)}")
+            rows = labels == label
+            answer[rows] = self.parts[label](u[rows], sigmas[rows])
+        return answer
 
 
 class MixtureDenoiser:

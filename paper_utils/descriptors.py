@@ -80,8 +80,8 @@ def features(descriptor: Descriptor, images: Tensor, batch: int = 256,
 # --- similarities -------------------------------------------------------------------------------
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of matching rows, a and b: unit rows [N, D] -> [N] (the paper's M)."""
-    return (a * b).sum(1)
+    """Cosine of matching rows, a and b: unit rows [..., D] -> [...] (the paper's M)."""
+    return (a * b).sum(-1)
 
 
 def max_similarity(features: Tensor, reference: Tensor, chunk: int = 2048) -> Tensor:

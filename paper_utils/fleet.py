@@ -2,12 +2,15 @@
 
     python -m paper_utils.fleet train edm uvit --profile gpu --device cuda --out runs --minutes 9
     python -m paper_utils.fleet add runs/edm.safetensors --made "one H200, 9 minutes"
-    python -m paper_utils.fleet closed optimal gaussian local
+    python -m paper_utils.fleet closed optimal gaussian local gaussian-cond
+    python -m paper_utils.fleet guided edm-cond
     python -m paper_utils.fleet pack FOLDER       and, on a machine without a network, unpack FOLDER
 
 `train` needs torch, numpy, Pillow and safetensors alone, prints plain lines, writes a checkpoint a
-minute and goes on from it when it is called again. `add` samples the sheet of a finished training
-and writes zoo.toml, `closed` the sheets of the closed forms, which have no weights.
+minute and goes on from it when it is called again. A fine-tuning starts from the finished run of
+its base in the same folder. `add` samples the sheet of a finished training
+and writes zoo.toml, `closed` the sheets of the closed forms, which have no weights, `guided` those
+of conditional models under guidance.
 """
 
 import argparse
@@ -25,6 +28,10 @@ from paper_utils import artifacts, contrast, data, models, profiles, training, z
 from paper_utils.errors import UserError, check_device, choose
 from paper_utils.models import BANK
 
+SECTIONS = {zoo.FOLDER: profiles.specs, zoo.REGIMES: profiles.regime_specs,
+            zoo.CONDITIONAL: profiles.conditional_specs,
+            zoo.FINE_TUNING: profiles.fine_tuning_specs}
+NOISES = {zoo.FOLDER: 512, zoo.REGIMES: 256, zoo.CONDITIONAL: 128, zoo.FINE_TUNING: 128}
 Run = tuple[int, int, torch.Tensor, Callable[[], None]]  # step, steps, loss, save
 
 
@@ -32,7 +39,8 @@ def train_one(name: str, profile: str, device: str, out: Path, deadline: float) 
     """Train one model until its budget or `deadline` (time.time()), checkpointing every minute."""
     torch.set_num_threads(1)
     diffusion, path = _diffusion_specs(profile), out / f"{name}.safetensors"
-    images = data.load(profiles.get(profile).dataset)
+    dataset = profiles.get(profile).dataset
+    images = data.load(diffusion[name].dataset or dataset if name in diffusion else dataset)
     if name in diffusion:
         runs = _diffusion(diffusion[name], images, path, device, diffusion)
     else:
@@ -64,18 +72,30 @@ def _child(*arguments) -> None:
 
 
 def _diffusion_specs(profile: str) -> dict[str, training.Spec]:
-    return profiles.specs(profile) | profiles.regime_specs(profile)
+    return {name: spec for make in SECTIONS.values() for name, spec in make(profile).items()}
 
 
 def _diffusion(spec: training.Spec, images: data.Images, path: Path, device: str,
                known: dict[str, training.Spec]) -> Iterator[Run]:
     """The run itself; where it passes through a shorter one, that one's checkpoint is left too."""
     shorter = profiles.prefixes(spec, known)
-    for run in training.train(spec, spec.subset(images), path, device):
+    start = _start(path.with_name(f"{spec.start}.safetensors"), known) if spec.start else None
+    for run in training.train(spec, spec.subset(images), path, device, start):
         if run.step in shorter:
             name = shorter[run.step]
             training.save_checkpoint(run, path.with_name(f"{name}.safetensors"), known[name])
         yield run.step, spec.steps, run.loss, lambda: training.save_checkpoint(run, path)
+
+
+def _start(path: Path, known: dict[str, training.Spec]) -> artifacts.Tensors:
+    """The weights of a finished run, in the precision they ship in."""
+    if not path.exists():
+        raise UserError(f"{path} is missing: train {path.stem} first")
+    tensors, _ = artifacts.load_tensors(path)
+    if int(tensors["step"]) < (steps := known[path.stem].steps):
+        raise UserError(f"{path} is at step {int(tensors['step'])} of {steps}: finish it first")
+    return {k: v.to(tensors[f"ema.{k}"].dtype)
+            for k, v in zoo.halved(training.below("ema.", tensors)).items()}
 
 
 def _contrast(spec: contrast.Spec, images: data.Images, path: Path, device: str) -> Iterator[Run]:
@@ -133,30 +153,58 @@ def add(options: argparse.Namespace) -> None:
     if int(tensors["step"]) < spec.steps:
         raise UserError(f"{options.checkpoint} is at step {int(tensors['step'])} of {spec.steps}: "
                         "finish its training first")
+    folder = next((folder for folder, make in SECTIONS.items() if kind == "diffusion"
+                   and any(spec.name in make(profile) for profile in profiles.PROFILES)),
+                  zoo.FOLDER)
+    start = metadata.get("start", "")
+    if start:  # only what trained, on top of its start
+        chosen = training.trained_names(training.build(spec).network)
+        weights = {name: weights[name] for name in chosen}
     weights = {k: v.to(weights[k].dtype) for k, v in zoo.halved(weights).items()}
-    model = models.assembled(name, kind, values, weights, str(options.checkpoint), "")
-    section_3 = kind == "diffusion" and any(spec.name in profiles.regime_specs(profile)
-                                            for profile in profiles.GRIDS)
-    folder = zoo.REGIMES if section_3 else zoo.FOLDER
-    noises = options.noises or (256 if section_3 else 512)
+    model = models.assembled(name, kind, values, weights, str(options.checkpoint), "", folder,
+                             start=start)
+    noises = options.noises or NOISES[folder]
     samples = data.to_bytes(model.generate(BANK[:noises], name))
     if samples.float().std(0).mean() < 1:
         raise UserError(f"{name} makes the same image from every noise: it has collapsed, so it is "
                         "not added; train it again")
     zoo.add(name, kind, samples, BANK, options.made, weights, values, folder,
-            metadata.get("subset", ""))
+            metadata.get("subset", ""), start)
     print(f"{name}: weights and {noises} samples added to {folder.name}/")
 
 
 def closed(options: argparse.Namespace) -> None:
     """Sample the sheets of closed forms of the laptop profile's training images."""
+    from paper_utils import conditional  # with pandas, which `train` does without
+
     profile = profiles.get("laptop")
-    known = models.closed_forms(data.load(profile.dataset), profile.bag)
+    images = data.load(profile.dataset)
+    known = models.closed_forms(images, profile.bag)
+    known[conditional.GAUSSIAN] = conditional.gaussian(images)
     for name in options.models:
         model = known[choose(name, known, "closed form")]
-        samples = data.to_bytes(model.generate(BANK[:options.noises], name))
-        zoo.add(name, "closed form", samples, BANK, f"{model.architecture}; {model.solver}")
-        print(f"{name}: {options.noises} samples added to {zoo.FOLDER.name}/")
+        folder = zoo.CONDITIONAL if model.classes else zoo.FOLDER
+        noises = options.noises or NOISES[folder]
+        samples = data.to_bytes(model.generate(BANK[:noises], name))
+        zoo.add(name, "closed form", samples, BANK, f"{model.architecture}; {model.solver}",
+                folder=folder)
+        print(f"{name}: {noises} noises added to {folder.name}/")
+
+
+def guided(options: argparse.Namespace) -> None:
+    """Sample the sheets of conditional models of the zoo at every guidance weight but 1."""
+    from paper_utils import conditional
+
+    images = data.load(profiles.get("laptop").dataset)
+    found = conditional.trained(profiles.get("laptop"), images)
+    for name in options.models:
+        one = found[choose(name, found, "conditional model")]
+        for model in (conditional.guided(one, w) for w in conditional.WEIGHTS if w != 1):
+            noises = options.noises or NOISES[zoo.CONDITIONAL]
+            samples = data.to_bytes(model.generate(BANK[:noises], model.name))
+            zoo.add(model.name, "guided", samples, BANK, f"{name}; {model.solver}",
+                    folder=zoo.CONDITIONAL, start=one.identity["weights"])
+            print(f"{model.name}: {noises} samples added to conditional/")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -175,12 +223,16 @@ def main(arguments: list[str] | None = None) -> int:
     two = actions.add_parser("add")
     two.add_argument("checkpoint", type=Path)
     two.add_argument("--made", required=True, help="how it was trained, for zoo.toml")
-    two.add_argument("--noises", type=int, default=0, help="default: 512, of section 3 256")
+    two.add_argument("--noises", type=int, default=0, help="default: that of its folder")
     two.set_defaults(action=add)
     four = actions.add_parser("closed")
     four.add_argument("models", nargs="+")
-    four.add_argument("--noises", type=int, default=512)
+    four.add_argument("--noises", type=int, default=0, help="default: that of its folder")
     four.set_defaults(action=closed)
+    five = actions.add_parser("guided")
+    five.add_argument("models", nargs="+")
+    five.add_argument("--noises", type=int, default=0, help="default: that of its folder")
+    five.set_defaults(action=guided)
     for name, action in (("pack", data.pack), ("unpack", data.unpack)):
         three = actions.add_parser(name)
         three.add_argument("folder", type=Path)

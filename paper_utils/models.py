@@ -6,15 +6,16 @@ know which.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from paper_utils import (artifacts, contrast, data, denoisers, local_score, networks, profiles,
-                         samplers, training, zoo)
+                         samplers, trainable, training, zoo)
 from paper_utils.errors import UserError, check_device
 from paper_utils.noise import NoiseBank, hyperplane
 from paper_utils.profiles import Profile
@@ -30,10 +31,12 @@ TRANSFORMERS = ("uvit", "dit")
 class Model:
     """A row of the table of models.
 
-    generate: unit normal noise [B, 3, 32, 32] -> x0 [B, 3, 32, 32] in [-1, 1]. identity: all that
-    decides what it generates (names its samples in the artifact store). images_seen: the training
-    budget; 0 for a closed form, None where it is not known. spec: of the diffusion models this
-    project trained. denoiser: makes the denoiser, None for GANs and VAEs.
+    generate: unit normal noise [B, 3, 32, 32] -> x0 [B, 3, 32, 32] in [-1, 1]; of a conditional
+    model [B, classes, 3, 32, 32], an image of every class it knows. identity: all that decides what
+    it generates (names its samples in the artifact store). images_seen: the training budget; 0 for
+    a closed form, None where it is not known. spec: of the diffusion models this project trained.
+    denoiser: makes the denoiser, None for GANs and VAEs. classes: labels of a conditional model.
+    shape: of a noise, which for a model of latents is not that of an image.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Model:
     generate: Callable[..., Tensor]
     spec: training.Spec | None = None
     denoiser: Callable[[], denoisers.Denoiser] | None = None
+    classes: tuple[int, ...] = ()
+    shape: tuple[int, ...] = BANK.shape
 
     @property
     def trained_diffusion(self) -> bool:
@@ -60,21 +65,26 @@ class Model:
 def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: str) -> Model:
     """A trained denoiser with the solver of its specification; `weights` is their hash."""
     family = "transformer" if spec.network in TRANSFORMERS else "U-Net"
+    classes = tuple(range(denoiser.classes))
     return Model(spec.name, family, _architecture(spec), denoiser.framework.label,
                  f"{spec.solver.sampler}, {spec.solver.steps} steps", spec.solver.evaluations,
                  networks.count_parameters(denoiser), spec.images, spec.images_seen,
                  {"weights": weights, "solver": asdict(spec.solver), "code": _sampling_code()},
-                 _sampled(denoiser, spec.solver), spec, lambda: denoiser)
+                 _sampled(denoiser, spec.solver, classes), spec, lambda: denoiser, classes)
 
 
-def _sampled(denoiser: denoisers.Preconditioned, solver: Solver) -> Callable[..., Tensor]:
+def _sampled(denoiser: denoisers.Preconditioned, solver: Solver,
+             classes: tuple[int, ...] = ()) -> Callable[..., Tensor]:
     """noise -> x0, both on the CPU, by `solver` on the device of the denoiser."""
     device = next(denoiser.parameters()).device
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
         return samplers.sample(denoiser, noise.to(device), solver, progress=title).cpu()
 
-    return generate
+    def of_every_class(noise: Tensor, title: str = "") -> Tensor:
+        return samplers.every_class(denoiser, noise.to(device), solver, classes, title).cpu()
+
+    return of_every_class if classes else generate
 
 
 def from_hub(source: str, device: str = "cpu") -> Model:
@@ -90,6 +100,31 @@ def from_hub(source: str, device: str = "cpu") -> Model:
                  denoiser.framework.label, f"{solver.sampler}, {solver.steps} steps",
                  solver.evaluations, networks.count_parameters(denoiser), 50_000, None, identity,
                  _sampled(denoiser, solver), None, lambda: denoiser)
+
+
+def from_hub_dit(source: str, classes: Sequence[int], device: str = "cpu") -> Model:
+    """A class-conditional DiT pipeline of diffusers, by hub name or folder (DDIM, 50 steps).
+
+    classes: the labels it is sampled with. Its noises are latents, its samples decoded images.
+    Raises UserError when it cannot be loaded or does not know a class.
+    """
+    denoiser, decode = denoisers.from_diffusers_dit(source, check_device(device))
+    denoiser.check_labels(torch.tensor(classes))
+    solver, config = Solver("ddim", 50, "karras", 0.01, 80), denoiser.network.transformer.config
+    latents = _sampled(denoiser, solver, tuple(classes))
+
+    def generate(noise: Tensor, title: str = "") -> Tensor:
+        found = latents(noise, title)
+        return torch.stack([decode(row).cpu() for row in found])
+
+    identity = {"weights": artifacts.digest(denoiser.network.state_dict()), "source": source,
+                "solver": asdict(solver), "classes": list(classes), "code": _sampling_code()}
+    side = config.sample_size
+    return Model(source.rstrip("/").split("/")[-1], "transformer",
+                 f"DiT, {config.num_layers} deep, patch {config.patch_size}, latents",
+                 denoiser.framework.label, f"{solver.sampler}, {solver.steps} steps",
+                 solver.evaluations, networks.count_parameters(denoiser), 1_281_167, None, identity,
+                 generate, None, lambda: denoiser, tuple(classes), (config.in_channels, side, side))
 
 
 def _architecture(spec: training.Spec) -> str:
@@ -156,27 +191,30 @@ def gaussian(images: data.Images) -> denoisers.GaussianDenoiser:
 
 
 def _sampling_code() -> str:
-    return artifacts.code_version(samplers, denoisers, networks, local_score)
+    return artifacts.code_version(samplers, denoisers, networks, local_score, trainable)
 
 
 # --- training on the spot -----------------------------------------------------------------------
 
-def train(spec: training.Spec, images: data.Images,
-          device: str = "cpu") -> tuple[Model, Tensor]:
+def train(spec: training.Spec, images: data.Images, device: str = "cpu",
+          start: artifacts.Tensors | None = None) -> tuple[Model, Tensor]:
     """The trained model of `spec` and its loss at every step, from the artifact store or else now.
+
+    start: the weights that fine-tuning starts from, where spec.start names them.
 
     A run that was killed goes on from its checkpoint; progress is a bar in a notebook, plain lines
     in a batch log. Raises UserError as training.train does.
     """
     check_device(device)
     made = {"spec": json.loads(spec.to_json()), "images": images.hash,
-            "code": artifacts.code_version(training, denoisers, networks)}
+            "start": "" if start is None else artifacts.digest(start),
+            "code": artifacts.code_version(training, denoisers, networks, trainable)}
     path = artifacts.path_of("model", made)
 
     def compute() -> artifacts.Tensors:
         checkpoint, saved = path.with_name(f"{path.stem}.checkpoint"), time.monotonic()
         losses = torch.full((spec.steps,), torch.nan)  # the steps of a killed run stay so
-        runs = training.train(spec, images, checkpoint, device)
+        runs = training.train(spec, images, checkpoint, device, start)
         for run in progress(runs, spec.name, spec.steps, "step", lambda r: f"loss {r.loss:.4f}"):
             losses[run.step - 1] = run.loss
             if run.step < spec.steps and time.monotonic() - saved > 60:
@@ -191,6 +229,28 @@ def train(spec: training.Spec, images: data.Images,
     denoiser = training.build(spec)
     denoiser.network.load_state_dict(training.below("network.", tensors))
     return diffusion(spec, denoiser.to(device).eval(), path.stem), tensors["loss"]
+
+
+def weights_of(path: str | Path) -> artifacts.Tensors:
+    """The network's weights in a file of zoo/, of the artifact store or of a training.
+
+    path: as it is, or below the repository's root. Of a fine-tuned model of the zoo, adapters are
+    merged into the weights. Raises UserError for a file that is not there or is no safetensors.
+    """
+    path = Path(path) if Path(path).exists() else zoo.FOLDER.parent / path
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a safetensors file")
+    tensors, metadata = artifacts.load_tensors(path)
+    if path.parent in zoo.FOLDERS and json.loads(metadata.get("spec", "{}")).get("start"):
+        row = zoo.entry(path.stem, path.parent)
+        whole = assembled(path.stem, row.kind, json.loads(metadata["spec"]), tensors, path.name, "",
+                          path.parent, start=row.start)
+        return trainable.merged(whole.denoiser().network).state_dict()
+    for prefix in ("ema.", "network."):
+        if inside := training.below(prefix, tensors):
+            tensors = inside
+            break
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 def train_contrast(name: str, spec: contrast.Spec, images: data.Images,
@@ -235,48 +295,99 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
     return first | closed_forms(images, profile.bag, device) | last
 
 
+def twins_of(names: Iterable[str], profile: Profile, images: data.Images,
+             device: str = "cpu") -> dict[str, Model]:
+    """Unconditional diffusion models by name, from where `unconditional` has them."""
+    if profile.shipped:
+        return {name: shipped(name, device) for name in names}
+    specs = profiles.specs(profile.name)
+    return {name: train(specs[name], specs[name].subset(images), device)[0] for name in names}
+
+
 def shipped(name: str, device: str = "cpu") -> Model:
     """A model of zoo/ with its weights; UserError for an unknown name or damaged weights."""
     row = zoo.entry(name)
     if not row.weights:
         raise UserError(f"{name} is a closed form, it has no weights: see models.closed_forms")
     tensors, values = row.load_weights()
-    return assembled(name, row.kind, values, tensors, row.weights, row.weights_sha256, device)
+    return assembled(name, row.kind, values, tensors, row.weights, row.weights_sha256,
+                     device=device)
+
+
+def shipped_by(specs: Mapping[str, training.Spec], folder: Path,
+               images: data.Images | None = None, device: str = "cpu") -> dict[str, Model]:
+    """The models of `specs` that are in a folder of the zoo; what is not there is left out.
+
+    images: the dataset of specs without one of their own. Raises UserError where one is that was
+    trained on other images or by another recipe than its name says.
+    """
+    there = zoo.entries(folder)
+    return {name: _checked(there[name], spec, folder, images, device)
+            for name, spec in specs.items() if name in there}
+
+
+def _checked(row: zoo.Entry, spec: training.Spec, folder: Path, images: data.Images | None,
+             device: str) -> Model:
+    tensors, values = row.load_weights(folder)
+    again = f"train it again, `fleet train {row.name} --profile laptop`"
+    if training.Spec.from_json(json.dumps(values)) != training.Spec.from_json(spec.to_json()):
+        raise UserError(f"{row.weights} was trained by another recipe than {row.name} has in this "
+                        f"profile: {again}")
+    mine = spec.subset(dataset_of(spec, images)).hash
+    if row.subset != mine:
+        raise UserError(f"{row.weights} belongs to another subset of images ({row.subset}, not "
+                        f"{mine}): {again}")
+    return assembled(row.name, row.kind, values, tensors, row.weights, row.weights_sha256, folder,
+                     device, row.start)
+
+
+def dataset_of(spec: training.Spec, images: data.Images | None = None) -> data.Images:
+    """The dataset a specification names, or else `images`."""
+    return _dataset(spec.dataset) if spec.dataset else images
+
+
+_dataset = lru_cache(maxsize=2)(data.load)
 
 
 def assembled(name: str, kind: str, values: dict, weights: dict[str, Tensor], where: str,
-              digest: str, device: str = "cpu") -> Model:
+              digest: str, folder: Path = zoo.FOLDER, device: str = "cpu",
+              start: str = "") -> Model:
     """A trained model from its specification (JSON values) and weights, as the zoo stores them.
 
-    Raises UserError when the weights, which came from `where`, belong to another architecture.
+    Of a fine-tuned model the zoo stores what trained; the rest is its start's, in the same folder,
+    whose weights have the hash `start`. Raises UserError when the weights, which came from `where`,
+    belong to another architecture, and when the start is another one.
     """
     if kind == "contrast":
         spec = contrast.Spec(**{k: v for k, v in values.items() if k != "images"})
         network = contrast.build(spec.kind, spec.width)
-        load_into(network, weights, where)
+        networks.load_into(network, weights, where)
         return contrast_model(name, spec, network.to(device), digest, values["images"])
     spec = training.Spec.from_json(json.dumps(values))
-    denoiser = training.build(spec).eval()
-    load_into(denoiser.network, weights, where)
-    return diffusion(spec, denoiser.to(device), digest)
-
-
-def load_into(network: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """Load a state dict; UserError when it belongs to another architecture."""
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError:
-        mine, theirs = set(network.state_dict()), set(tensors)
-        odd = sorted(mine ^ theirs) or sorted(
-            k for k in mine if network.state_dict()[k].shape != tensors[k].shape)
-        raise UserError(f"{where} belongs to another architecture than {type(network).__name__} "
-                        f"(first difference: {odd[0]})") from None
+    denoiser = training.build(spec)
+    if spec.start:
+        base = zoo.entry(spec.start, folder).load_weights(folder)[0]
+        if artifacts.digest(base) != start:
+            raise UserError(f"{where} was fine-tuned from other weights than those of {spec.start} "
+                            "in the zoo: train it again from them")
+        chosen = training.trained_names(denoiser.network)
+        if set(weights) != set(chosen):
+            raise UserError(f"{where} does not hold the {len(chosen)} parameters that "
+                            f"'{spec.trains}' trains: add it to the zoo again")
+        denoiser = training.build(spec, base)
+        weights, digest = denoiser.network.state_dict() | weights, f"{start}+{digest}"
+    networks.load_into(denoiser.network, weights, where)
+    return diffusion(spec, denoiser.eval().to(device), digest)
 
 
 # --- samples ------------------------------------------------------------------------------------
 
-def samples(model: Model, n: int, start: int = 0, bank: NoiseBank = BANK) -> Tensor:
-    """The model's 8-bit images of noises start..start+n-1: uint8 [n, 3, 32, 32], an artifact."""
+def samples(model: Model, n: int, start: int = 0, bank: NoiseBank | None = None) -> Tensor:
+    """The model's 8-bit images of noises start..start+n-1: uint8 [n, 3, 32, 32], an artifact.
+
+    Of a conditional model [n, classes, 3, 32, 32]. bank: by default the one of the model's shape.
+    """
+    bank = bank or NoiseBank(shape=model.shape)
     spec = {"model": model.identity, "bank": bank.name, "noises": [start, start + n]}
 
     def compute() -> artifacts.Tensors:
@@ -286,15 +397,29 @@ def samples(model: Model, n: int, start: int = 0, bank: NoiseBank = BANK) -> Ten
     return artifacts.remember("samples", spec, compute)["images"]
 
 
+def shipped_samples(found: Mapping[str, Model], folder: Path, n: int,
+                    shipped: bool) -> dict[str, Tensor]:
+    """Images of the first n noises from every model: from the sheets of a folder of the zoo where
+    `shipped` and as far as they reach, else from the artifact store or made now."""
+    sheets = zoo.entries(folder) if shipped else {}
+    return {name: sheets[name].load_sheet(folder)[:n]
+            if name in sheets and sheets[name].noises >= n else samples(model, n)
+            for name, model in found.items()}
+
+
 def all_samples(models: dict[str, Model], profile: Profile) -> dict[str, Tensor]:
     """Images of the first profile.noises noises from every model, uint8 [n, 3, 32, 32] each.
 
     The laptop profile reads the shipped sheets, as far as they reach; see `tables.check_sheets`.
     """
-    sheets = zoo.entries() if profile.shipped else {}
-    return {name: sheets[name].load_sheet()[:profile.noises]
-            if name in sheets and sheets[name].noises >= profile.noises
-            else samples(model, profile.noises) for name, model in models.items()}
+    return shipped_samples(models, zoo.FOLDER, profile.noises, profile.shipped)
+
+
+def rows_to_show(model: Model, images: Tensor) -> dict[str, Tensor]:
+    """Samples by the label of their row: one row, or of a conditional model one a class."""
+    if not model.classes:
+        return {model.name: images}
+    return {f"{model.name}, {data.CLASSES[c]}": images[:, k] for k, c in enumerate(model.classes)}
 
 
 def hyperplane_samples(model: Model, grid: int, extent: tuple[float, float] = (-0.5, 1.5),

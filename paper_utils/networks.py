@@ -2,8 +2,9 @@
 
 Every network is called as `network(x, noise_label, labels=None)`: x [B, C, H, W], noise_label [B]
 float (whatever c_noise(sigma) gives), labels int64 [B], where `num_classes` is the null class, for
-which None stands too; it returns a tensor like x. `build(arch, **kwargs)` makes one by name. On a
-CPU they train fastest in channels_last under bfloat16 autocast.
+which None stands too; it returns a tensor like x. `has_null_class` tells whether it trains with
+label dropout, so that the null class means something. `build(arch, **kwargs)` makes one by name. On
+a CPU they train fastest in channels_last under bfloat16 autocast.
 """
 
 import inspect
@@ -49,13 +50,23 @@ def conv(inputs: int, outputs: int, kernel: int = 3, gain: float = 1.0, **kwargs
     return xavier(nn.Conv2d(inputs, outputs, kernel, **{"padding": kernel // 2, **kwargs}), gain)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(32, max(1, channels // 4)), channels, eps=1e-6)
+class GroupNorm(nn.GroupNorm):
+    """Group norm in the precision of its weights; in bfloat16 channels_last the CPU kernel is 5x
+    slower.
+
+    Where the weight trains but nothing before it, the input must ask for a gradient all the same:
+    torch's channels_last CPU kernel crashes without (seen with torch 2.13).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(self.weight.dtype)
+        if self.weight.requires_grad and torch.is_grad_enabled() and not wide.requires_grad:
+            wide = wide.detach().requires_grad_()
+        return super().forward(wide).to(x.dtype)
 
 
-def normalized(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """The norm in its own precision; in bfloat16 channels_last its CPU kernel is 5x slower."""
-    return norm(x.to(norm.weight.dtype)).to(x.dtype)
+def group_norm(channels: int) -> GroupNorm:
+    return GroupNorm(min(32, max(1, channels // 4)), channels, eps=1e-6)
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
@@ -103,6 +114,18 @@ class Labels(nn.Module):
 def count_parameters(network: nn.Module) -> int:
     """Number of trained scalars."""
     return sum(p.numel() for p in network.parameters())
+
+
+def load_into(network: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Load a state dict, which came from `where`; UserError when it is of another architecture."""
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError:
+        mine, theirs = network.state_dict(), set(tensors)
+        odd = sorted(set(mine) ^ theirs) or sorted(
+            k for k in mine if mine[k].shape != tensors[k].shape)
+        raise UserError(f"{where} belongs to another architecture than {type(network).__name__} "
+                        f"(first difference: {odd[0]})") from None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -160,8 +183,8 @@ class Block(nn.Module):
             self.proj = linear(outputs, outputs, gain=0.0)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv0(self.resample(F.silu(normalized(self.norm0, x))))
-        h = F.silu(normalized(self.norm1, h + self.affine(emb)[:, :, None, None]))
+        h = self.conv0(self.resample(F.silu(self.norm0(x))))
+        h = F.silu(self.norm1(h + self.affine(emb)[:, :, None, None]))
         h = self.conv1(F.dropout(h, self.dropout, self.training) if self.dropout else h)
         x = self.join(self.skip(self.resample(x)), h)
         return self.join(x, self.attend(x)) if self.attention else x
@@ -170,7 +193,7 @@ class Block(nn.Module):
         return (x + h).mul_(self.skip_scale) if self.skip_scale != 1 else x + h
 
     def attend(self, x: Tensor) -> Tensor:
-        tokens = normalized(self.norm2, x).flatten(2).transpose(1, 2)
+        tokens = self.norm2(x).flatten(2).transpose(1, 2)
         h = self.proj(attend(self.qkv(tokens), self.heads))
         return h.transpose(1, 2).unflatten(2, x.shape[2:])
 
@@ -354,6 +377,7 @@ class UNet(nn.Module):
         super().__init__()
         flags = UNetFlags(**flags)
         self.patch, self.num_classes = flags.patch, flags.num_classes
+        self.has_null_class = flags.label_dropout > 0
         self.embedding, self.encoder = flags.make_embedding(), Encoder(flags)
         self.decoder = Decoder(flags, self.encoder.skip_channels)
 
@@ -380,6 +404,7 @@ class MultistageUNet(nn.Module):
         if list(boundaries) != sorted(set(boundaries)) or len(widths) != len(boundaries) + 1:
             raise UserError("boundaries must increase, with one more decoder width than boundaries")
         self.patch, self.num_classes = flags.patch, flags.num_classes
+        self.has_null_class = flags.label_dropout > 0
         self.embedding, self.encoder = flags.make_embedding(), Encoder(flags)
         self.decoders = nn.ModuleList(Decoder(flags, self.encoder.skip_channels, w) for w in widths)
         self.register_buffer("boundaries", torch.tensor(boundaries, dtype=torch.float32))
@@ -468,6 +493,7 @@ class UViT(nn.Module):
         if depth % 2:
             raise UserError(f"depth {depth} must be even: half of the blocks mirror the other half")
         self.patch, self.num_classes = patch, num_classes
+        self.has_null_class = label_dropout > 0
         self.labels = Labels(num_classes, label_dropout)
         self.extras = 2 if num_classes else 1
         block = partial(UViTBlock, dim, heads, mlp_ratio)
@@ -552,6 +578,7 @@ class DiT(nn.Module):
         super().__init__()
         check_tokens(image_size, patch, dim, heads)
         self.patch, self.num_classes = patch, num_classes
+        self.has_null_class = label_dropout > 0
         self.labels = Labels(num_classes, label_dropout)
         self.patch_embed = patchify(channels, dim, patch)
         self.time_embed = nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
@@ -627,10 +654,28 @@ class DiffusersUNet(nn.Module):
             unet = UNet2DModel(**kwargs)
         self.unet = unet
         self.num_classes = (unet.config.num_class_embeds or 1) - 1
+        self.has_null_class = self.num_classes > 0
 
     def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None) -> Tensor:
         labels = Labels(self.num_classes)(labels, x) if self.num_classes else None
         return self.unet(x, noise_label, class_labels=labels).sample
+
+
+class DiffusersDiT(nn.Module):
+    """diffusers.DiTTransformer2DModel behind this interface, on latents [B, C, H, W].
+
+    It also predicts a variance, which is left out; its last class is the null one.
+    """
+
+    def __init__(self, transformer: nn.Module):
+        super().__init__()
+        self.transformer = transformer
+        self.num_classes, self.has_null_class = transformer.config.num_embeds_ada_norm, True
+
+    def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = Labels(self.num_classes)(labels, x).long()
+        out = self.transformer(x, timestep=noise_label, class_labels=labels).sample
+        return out[:, :x.shape[1]]
 
 
 def rename_edm(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -52,8 +52,11 @@ class Output:
 
 
 def sample_grid(samples: Mapping[str, Tensor], columns: int = 12, title: str = "",
-                labels: Mapping[str, str] | None = None) -> Figure:
-    """A model per row, a noise per column. samples: uint8 [n, 3, H, W] by model."""
+                labels: Mapping[str, str] | None = None, heads: Sequence[str] = ()) -> Figure:
+    """A model per row, a noise per column. samples: uint8 [n, 3, H, W] by model.
+
+    labels: what to write beside a row instead of its name; heads: above the columns.
+    """
     labels = labels or {}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(len(samples), 1, figsize=(0.55 * columns + 1.6,
@@ -64,8 +67,13 @@ def sample_grid(samples: Mapping[str, Tensor], columns: int = 12, title: str = "
             axis.set(xticks=[], yticks=[])
             axis.set_ylabel(labels.get(name, name), rotation=0, ha="right", va="center")
             axis.spines[:].set_visible(False)
+        top, side = np.atleast_1d(axes)[0], strip.shape[0]
+        for column, head in enumerate(heads[:strip.shape[1] // strip.shape[0]]):
+            top.text((column + 0.5) * side, -0.12 * side, head, ha="left", va="bottom",
+                     rotation=35, fontsize=7.5)
+        room = 0.8 if heads else 0.4
         figure.suptitle(title, fontsize=10)
-        figure.subplots_adjust(hspace=0.04, top=1 - 0.4 / figure.get_figheight(), bottom=0)
+        figure.subplots_adjust(hspace=0.04, top=1 - room / figure.get_figheight(), bottom=0)
     return figure
 
 
@@ -100,11 +108,27 @@ def heatmaps(tables: Mapping[str, pd.DataFrame], names: Sequence[str], floor: fl
     tables: title -> pairs; floor: the lower end of the scale, by default the lowest score shown.
     """
     matrices = {title: square(pairs, names) for title, pairs in tables.items()}
+    return _heatmaps(matrices, floor, note)
+
+
+def rectangles(tables: Mapping[str, pd.DataFrame], names: Sequence[str], others: Sequence[str],
+               values: Mapping[str, str], note: str = "") -> Figure:
+    """Heat maps of some models (rows) against others (columns), as `heatmaps`, from 0 to 1.
+
+    tables: title -> pairs with columns model, other and values[title].
+    """
+    matrices = {title: table.pivot(index="model", columns="other", values=values[title])
+                .loc[list(names), list(others)].rename_axis(index=None, columns=None)
+                for title, table in tables.items()}
+    return _heatmaps(matrices, 0.0, note)
+
+
+def _heatmaps(matrices: Mapping[str, pd.DataFrame], floor: float | None, note: str) -> Figure:
     if floor is None:
         floor = min(m.min().min() for m in matrices.values())
-    side = 0.52 * len(names) + 1.2
+    height, width = (0.52 * max(m.shape[k] for m in matrices.values()) + 1.72 for k in (0, 1))
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(matrices), figsize=(side * len(matrices), side),
+        figure, axes = plt.subplots(1, len(matrices), figsize=(width * len(matrices), height),
                                     layout="constrained")
         for axis, (title, matrix) in zip(np.atleast_1d(axes), matrices.items()):
             last = title == list(matrices)[-1]
@@ -128,12 +152,13 @@ MEMORIZATION, GENERALIZATION = 2**10, 2**13.5  # the paper's shading: up to, and
 def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images",
                    paper: Mapping[str, pd.DataFrame] | None = None, value: str = "score",
                    labels: Mapping[str, str] | None = None, title: str = "",
-                   shaded: bool = False, log_y: bool = False) -> Figure:
+                   shaded: bool = False, log_y: bool = False, linear: bool = False) -> Figure:
     """Curves of a score with its intervals, a panel per table, a curve per value of column `by`.
 
-    x: the column on the horizontal axis, in powers of two. paper: panel -> the paper's curves
-    (columns x, by, score), drawn pale and dashed. labels: panel -> its vertical axis. shaded: mark
-    the paper's two regimes. What was not measured is not drawn, nor bridged by its neighbours.
+    x: the column on the horizontal axis, in powers of two unless `linear`. paper: panel -> the
+    paper's curves (columns x, by, score), drawn pale and dashed. labels: panel -> its vertical
+    axis. shaded: mark the paper's two regimes. What was not measured is not drawn, nor bridged by
+    its neighbours.
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(4.1 * len(panels) + 0.3, 4.0),
@@ -155,7 +180,7 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
                 _curve(axis, whole, x, value, label, colour)
             if shaded:
                 _regimes(axis, ticks)
-            _power_axis(axis, ticks, x, log_y)
+            (_linear_axis if linear else _power_axis)(axis, ticks, x, log_y)
             axis.set(title=name, ylabel=(labels or {}).get(name, "score"))
             axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
                         bbox_to_anchor=(0.5, -0.19))
@@ -192,6 +217,29 @@ def _power_axis(axis, ticks: Sequence[int], x: str, log_y: bool) -> None:
         axis.set_yscale("log")
     else:
         axis.set_ylim(-0.03, max(1.03, axis.get_ylim()[1]))
+
+
+def _linear_axis(axis, ticks: Sequence[float], x: str, log_y: bool) -> None:
+    axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axis.set_xlabel({"guidance": "guidance weight"}.get(x, x))
+    axis.set_yscale("log") if log_y else axis.set_ylim(-0.03, 1.03)
+
+
+def shares(table: pd.DataFrame, x: str, by: str, chance: float, ylabel: str,
+           title: str = "") -> Figure:
+    """Grouped bars of the column `share`: a group per value of x, a bar per value of `by`."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(0.62 * table[x].nunique() + 1.6, 2.9),
+                                    layout="constrained")
+        sns.barplot(table, x=x, y="share", hue=by, ax=axis, errorbar=None, width=0.82,
+                    palette=list(MODEL_COLOURS[:table[by].nunique()]), saturation=1)
+        axis.axhline(chance, color="0.35", lw=0.9, ls="--", label="if all were equal")
+        axis.set(xlabel="", ylabel=ylabel, title=title)
+        axis.legend(frameon=False, fontsize=7.5, title=None, ncols=3, loc="upper center",
+                    bbox_to_anchor=(0.5, -0.2))
+        axis.tick_params(axis="x", rotation=25)
+        sns.despine(figure)
+    return figure
 
 
 def gallery(found: Mapping[str, tuple[Tensor, Tensor]], columns: int = 10,

@@ -6,8 +6,10 @@ gpu     CIFAR-10, models trained from nothing on one GPU in minutes each
 paper   CIFAR-10, the authors' width, budget, warm-up, EMA and 10,000 noises: clusters
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from paper_utils import contrast, networks
 from paper_utils.errors import UserError, choose
@@ -26,26 +28,33 @@ class Profile:
     held_out: int            # held-out real images, for the baselines
     hyperplane: int          # the noise hyperplane is a grid of this many noises squared
     grid_noises: int         # noises per model of section 3
+    transfer_noises: int     # noises per fine-tuned model
+    class_noises: int        # noises per conditional model, each with every class
     bag: int                 # patches in the bag of the local score
     resamples: int           # of the bootstrap
     descriptors: tuple[str, ...] = ("cifar-copy", "pixels", "imgsim", "inception")
     shipped: bool = False    # models and sheets come from zoo/
     hub: tuple[str, ...] = ()  # diffusers pipelines that join the models
+    imagenet: tuple[str, ...] = ()  # class-conditional DiT pipelines
 
 
 SIZES = tuple(field.name for field in fields(Profile) if field.type is int)
 
 PROFILES = {
     "smoke": Profile("smoke", "bundled", noises=32, live=2, held_out=64, hyperplane=4,
-                     grid_noises=16, bag=256, resamples=200, descriptors=("cifar-copy", "pixels")),
-    "laptop": Profile("laptop", "cifar10", noises=512, live=16, held_out=2_000, hyperplane=15,
-                      grid_noises=256, bag=2_048, resamples=1_000, shipped=True),
+                     grid_noises=16, transfer_noises=16, class_noises=4, bag=256, resamples=200,
+                     descriptors=("cifar-copy", "pixels")),
+    "laptop": Profile("laptop", "cifar10", noises=512, live=8, held_out=2_000, hyperplane=11,
+                      grid_noises=256, transfer_noises=128, class_noises=128, bag=2_048,
+                      resamples=1_000, shipped=True),
     "gpu": Profile("gpu", "cifar10", noises=2_048, live=64, held_out=10_000, hyperplane=50,
-                   grid_noises=1_024, bag=32_768, resamples=1_000),
+                   grid_noises=1_024, transfer_noises=1_024, class_noises=1_024, bag=32_768,
+                   resamples=1_000),
     "paper": Profile("paper", "cifar10", noises=10_000, live=64, held_out=10_000, hyperplane=100,
-                     grid_noises=10_000, bag=65_536, resamples=1_000,
+                     grid_noises=10_000, transfer_noises=10_000, class_noises=10_000,
+                     bag=65_536, resamples=1_000,
                      descriptors=("cifar-copy", "pixels", "imgsim", "inception", "sscd"),
-                     hub=("google/ddpm-cifar10-32",)),
+                     hub=("google/ddpm-cifar10-32",), imagenet=("facebook/DiT-XL-2-256",)),
 }
 
 
@@ -153,6 +162,41 @@ def _diffusers_unet(scale: Scale) -> dict:
                 attention_head_dim=8)
 
 
+CLASSES = {"num_classes": 10, "label_dropout": 0.1}
+CONDITIONAL = ("edm", "ddpm-vp", "multistage", "uvit")
+
+
+def conditional_specs(profile: str) -> dict[str, Spec]:
+    """The class-conditional twins of four models of section 2 (appendix D), by name.
+
+    A tenth of the labels is dropped in training, so that each can be guided (Ho & Salimans 2022).
+    U-ViT learns slowest: it sees twice as many images, at twice the rate. Raises UserError for an
+    unknown profile.
+    """
+    twins = [specs(profile)[name] for name in CONDITIONAL]
+    found = [replace(spec, name=f"{spec.name}-cond", network_args=spec.network_args | CLASSES)
+             for spec in twins]
+    return {spec.name: spec if spec.network != "uvit" else replace(
+        spec, images_seen=2 * spec.images_seen, learning_rate=2 * spec.learning_rate)
+        for spec in found}
+
+
+def fine_tuned(spec: Spec, start: str = "", trains: str = "all", dataset: str = "",
+               images: int = 0) -> Spec:
+    """A variant of `spec`: from weights called `start`, some of its parameters, other images.
+
+    What is left empty stays as it is. Raises UserError for parts of a network without a start.
+    """
+    if trains != "all" and not start:
+        raise UserError(f"trains={trains!r} without a start: the rest would keep its random "
+                        "initial weights; give start=, the weights to begin with")
+    words = [spec.name, start and Path(start).stem, trains != "all" and trains, dataset,
+             images and f"n{images}"]
+    name = re.sub(r"[^\w.@-]+", "_", "-".join(filter(None, words)))  # it names files too
+    return replace(spec, name=name, start=start, trains=trains, dataset=dataset or spec.dataset,
+                   images=images or spec.images)
+
+
 def prefixes(spec: Spec, specs: Mapping[str, Spec]) -> dict[int, str]:
     """The runs among `specs` that `spec` passes through before its end: step -> name."""
     return {other.steps: name for name, other in specs.items()
@@ -234,3 +278,84 @@ def _cell(grid: Grid, width: int, n: int, half: int = 0) -> Spec:
                 images=n, half=half, images_seen=grid.budget, batch=grid.batch, warmup=grid.warmup,
                 ema_half_life=grid.ema_half_life, precision=grid.precision,
                 learning_rate=grid.learning_rate)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Fine-tuning (appendix G): networks pre-trained on one dataset learn a second, in some ways.
+
+    base, target: what data.load takes; pretraining: images the base trains on. Every budget is in
+    images seen; warmup and EMA half-life as in Spec.
+    """
+
+    base: str
+    target: str
+    pretraining: int
+    images: tuple[int, ...]
+    base_budget: int
+    budget: int
+    batch: int
+    warmup: int
+    ema_half_life: int
+    network: dict
+    framework: str = "edm"
+    precision: str = "bf16"
+    learning_rate: float = 1e-3
+
+
+WAYS = ("scratch", "all", "attention", "last", "low-rank")  # of learning the target
+SPLIT = ("cifar10:0-4", "cifar10:5-9")  # where CIFAR-100 cannot be had
+TRANSFERS = {
+    "smoke": Transfer("bundled:0-4", "bundled:5-9", 96, (4, 64), 256, 128, 32, 64, 64,
+                      GRIDS["smoke"].network | {"width": 8}, precision="float32"),
+    "laptop": Transfer(*SPLIT, 25_000, tuple(2**k for k in (4, 6, 9, 14)), 160_000, 40_000, 32,
+                       5_000, 5_000, GRIDS["laptop"].network | {"width": 48}, learning_rate=2e-3),
+    "gpu": Transfer("cifar100", "cifar10", 50_000, tuple(2**k for k in (6, 8, 10, 12, 14, 15)),
+                    4_000_000, 1_000_000, 128, 100_000, 50_000,
+                    GRIDS["gpu"].network | {"width": 64}),
+    "paper": Transfer("cifar100", "cifar10", 50_000, tuple(2**k for k in range(6, 16)), 50_000_000,
+                      12_500_000, 128, 1_000_000, 500_000, GRIDS["paper"].network | {"width": 128},
+                      "vp"),
+}
+
+
+def transfer(profile: str, pretraining: str = "") -> Transfer:
+    """The fine-tuning study of a profile.
+
+    pretraining: 'split' pre-trains on five classes of CIFAR-10 and fine-tunes on the other five,
+    'cifar100' on CIFAR-100; '' is the profile's own. Raises UserError for another.
+    """
+    found = TRANSFERS[choose(profile, TRANSFERS, "profile")]
+    if not pretraining:
+        return found
+    chosen = choose(pretraining, ("split", "cifar100"), "pretraining")
+    base, target = SPLIT if chosen == "split" else ("cifar100", "cifar10")
+    there = 25_000 if chosen == "split" else 50_000
+    return replace(found, base=base, target=target, pretraining=there,
+                   images=tuple(n for n in found.images if n <= there))
+
+
+def fine_tuning_specs(profile: str, pretraining: str = "") -> dict[str, Spec]:
+    """The models of the fine-tuning study, by name; every base stands before what starts from it.
+
+    'base' and 'base-seed1' are pre-trained. 'attention-n64' starts from base and trains its
+    attention on the first 64 images of the target; '-seed1' has other training noise and order
+    from the same start, '-other' starts from base-seed1. 'scratch-n64' starts from nothing.
+    """
+    study = transfer(profile, pretraining)
+    spec = Spec("base", "unet", networks.DDPMPP | study.network, study.framework,
+                images=study.pretraining, images_seen=study.base_budget, batch=study.batch,
+                warmup=study.warmup,
+                ema_half_life=study.ema_half_life, precision=study.precision,
+                learning_rate=study.learning_rate, dataset=study.base)
+    bases = [spec, replace(spec, name="base-seed1", seed=1)]
+    runs = [_fine_tuned(spec, study, way, n, more) for n in study.images for way in WAYS
+            for more in (("", "-seed1") if way == "scratch" else ("", "-seed1", "-other"))]
+    return {row.name: row for row in bases + runs}
+
+
+def _fine_tuned(base: Spec, study: Transfer, way: str, n: int, more: str) -> Spec:
+    start = "" if way == "scratch" else "base-seed1" if more == "-other" else "base"
+    return replace(base, name=f"{way}-n{n}{more}", images=n, images_seen=study.budget,
+                   dataset=study.target, start=start, trains="all" if not start else way,
+                   seed=int(more == "-seed1"))

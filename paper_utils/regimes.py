@@ -5,7 +5,6 @@ with samples or features by model name and return tables; a cell that was not tr
 grid and so in no table.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
@@ -16,7 +15,6 @@ from torch import Tensor
 from paper_utils import data, descriptors, models, profiles, scores, training, zoo
 from paper_utils.denoisers import Denoiser
 from paper_utils.descriptors import Descriptor
-from paper_utils.errors import UserError
 from paper_utils.models import Model
 from paper_utils.noise import stream
 from paper_utils.profiles import Profile
@@ -37,31 +35,12 @@ def trained(profile: Profile, images: data.Images, device: str = "cpu") -> dict[
     if not profile.shipped:
         return {name: models.train(spec, spec.subset(images), device)[0]
                 for name, spec in specs.items()}
-    there = zoo.entries(zoo.REGIMES)
-    return {name: _shipped(there[name], spec, images, device)
-            for name, spec in specs.items() if name in there}
-
-
-def _shipped(row: zoo.Entry, spec: training.Spec, images: data.Images, device: str) -> Model:
-    tensors, values = row.load_weights(zoo.REGIMES)
-    found = training.Spec.from_json(json.dumps(values))
-    if found != training.Spec.from_json(spec.to_json()):
-        raise UserError(f"{row.weights} was trained by another recipe than {row.name} has in this "
-                        f"profile: train it again, `fleet train {row.name} --profile laptop`")
-    if row.subset != (mine := spec.subset(images).hash):
-        raise UserError(f"{row.weights} belongs to another subset of images ({row.subset}, not "
-                        f"{mine}): train it again, `fleet train {row.name} --profile laptop`")
-    return models.assembled(row.name, row.kind, values, tensors, row.weights, row.weights_sha256,
-                            device)
+    return models.shipped_by(specs, zoo.REGIMES, images, device)
 
 
 def samples(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
     """Images of the first profile.grid_noises noises from every model, uint8 [n, 3, 32, 32]."""
-    sheets = zoo.entries(zoo.REGIMES) if profile.shipped else {}
-    n = profile.grid_noises
-    return {name: sheets[name].load_sheet(zoo.REGIMES)[:n]
-            if name in sheets and sheets[name].noises >= n else models.samples(model, n)
-            for name, model in found.items()}
+    return models.shipped_samples(found, zoo.REGIMES, profile.grid_noises, profile.shipped)
 
 
 def grid(found: Mapping[str, Model]) -> pd.DataFrame:
@@ -97,11 +76,11 @@ def closed_samples(name: str, images: data.Images, sizes: Sequence[int], profile
 
 # --- the scores against the number of images ----------------------------------------------------
 
-def _row(score: Score, **where) -> dict:
+def scored(score: Score, **where) -> dict:
     return where | {"score": score.value, "low": score.low, "high": score.high, "n": score.n}
 
 
-def _table(rows: list[dict], *where: str) -> pd.DataFrame:
+def table_of(rows: list[dict], *where: str) -> pd.DataFrame:
     """The rows; without any, an empty table with the columns that tell where they would be."""
     return pd.DataFrame(rows, columns=None if rows else [*where, "score", "low", "high", "n"])
 
@@ -117,9 +96,9 @@ def between_widths(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
         for a, b in combinations(cell.sort_values("width").itertuples(), 2):
             mine, other = rows[a.model], rows[b.model]
             chance = hits(mine, scores.shuffled(other)).double().mean().item()
-            found.append(_row(scores.proportion(hits(mine, other), resamples), images=images,
+            found.append(scored(scores.proportion(hits(mine, other), resamples), images=images,
                               pair=f"{a.width} / {b.width}", shuffled=chance))
-    return _table(found, "images", "pair", "shuffled")
+    return table_of(found, "images", "pair", "shuffled")
 
 
 def own_images(spec: training.Spec, rows: Tensor) -> Tensor:
@@ -143,7 +122,7 @@ def generalization(found: Mapping[str, Model], table: pd.DataFrame, features: Ma
         if key not in baseline:
             baseline[key] = scores.gl(real, own, threshold, resamples).value
         found_gl = scores.gl(features[cell["model"]], own, threshold, resamples)
-        rows.append(_row(found_gl, **cell) | {"held-out": baseline[key]})
+        rows.append(scored(found_gl, **cell) | {"held-out": baseline[key]})
     return pd.DataFrame(rows)
 
 
@@ -162,8 +141,8 @@ def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],
         copies = scores.copies(mine, other, descriptor.threshold)
         chance = scores.copies(mine, scores.shuffled(other), descriptor.threshold)
         gap = (samples[row.model][:len(rows)].short() - rows.short()).abs().float().mean().item()
-        found.append(_row(scores.proportion(copies, resamples), images=row.images, width=row.width,
-                          shuffled=chance.double().mean().item(), distance=gap))
+        found.append(scored(scores.proportion(copies, resamples), images=row.images,
+                            width=row.width, shuffled=chance.double().mean().item(), distance=gap))
     return pd.DataFrame(found)
 
 
@@ -180,10 +159,10 @@ def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], threshold
             mine, theirs = features[row.model], features[other]
             copies = scores.copies(mine, theirs, threshold)
             chance = scores.copies(mine, scores.shuffled(theirs), threshold).double().mean().item()
-            found.append(_row(scores.proportion(copies, resamples), images=row.images,
+            found.append(scored(scores.proportion(copies, resamples), images=row.images,
                               width=row.width, shuffled=chance,
                               cosine=(mine * theirs).sum(1).mean().item()))
-    return _table(found, "images", "width", "shuffled", "cosine")
+    return table_of(found, "images", "width", "shuffled", "cosine")
 
 
 def nearer_than_second(found: Mapping[str, Model], table: pd.DataFrame,
@@ -196,7 +175,7 @@ def nearer_than_second(found: Mapping[str, Model], table: pd.DataFrame,
     rows = []
     for row in cells(table).itertuples():
         ratio = scores.nearest_ratio(samples[row.model], own_images(found[row.model].spec, pixels))
-        rows.append(_row(scores.proportion(ratio < 1 / 3, resamples), images=row.images,
+        rows.append(scored(scores.proportion(ratio < 1 / 3, resamples), images=row.images,
                          width=row.width))
     return pd.DataFrame(rows)
 
@@ -219,9 +198,9 @@ def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.Da
             rows.append(where | {"what": f"GL, width {row.width}"} | score)
         for a, b in combinations(cell.sort_values("width").itertuples(), 2):
             copies = scores.copies(features[a.model], features[b.model], threshold)
-            rows.append(_row(scores.proportion(copies, resamples), **where,
+            rows.append(scored(scores.proportion(copies, resamples), **where,
                              what=f"RP, widths {a.width} and {b.width}"))
-    return _table(rows, "images", "images seen", "what")
+    return table_of(rows, "images", "images seen", "what")
 
 
 # --- the denoisers themselves -------------------------------------------------------------------

@@ -6,7 +6,7 @@ Euler step (it lands on D). `sample` runs one to its end in batches.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -159,7 +159,10 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
     """x0 [B, C, H, W] float32 at the end of the ODE, the state kept in float64.
 
     noise: [B, C, H, W] unit normal; labels: [B] or None; progress: a title for a progress bar.
+    Raises UserError unless there is a label for every noise, or none at all.
     """
+    if labels is not None and len(labels) != len(noise):
+        raise UserError(f"{len(labels)} labels for {len(noise)} noises: give one for each")
     sampler, parts = SAMPLERS[solver.sampler], []
     rows = range(0, len(noise), batch)
     for start in shown(rows, progress, len(rows)) if progress else rows:
@@ -169,6 +172,15 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
         with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
             parts.append(_last(sampler(conditioned, part.double(), solver.sigmas.to(part.device))))
     return torch.cat(parts).float() if parts else noise.float()
+
+
+def every_class(denoiser: Denoiser, noise: Tensor, solver: Solver, classes: Sequence[int],
+                progress: str = "") -> Tensor:
+    """x0 [n, classes, C, H, W]: each of the noises [n, C, H, W] with each of the labels."""
+    labels = torch.tensor(classes, device=noise.device).repeat(len(noise))
+    repeated = noise.repeat_interleave(len(classes), 0)
+    x0 = sample(denoiser, repeated, solver, labels, progress=progress)
+    return x0.unflatten(0, (len(noise), len(classes)))
 
 
 def _last(states: Iterator[Tensor]) -> Tensor:

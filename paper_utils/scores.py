@@ -42,16 +42,23 @@ def proportion(hits: Tensor, resamples: int = 1_000) -> Score:
     """
     if not len(hits):
         raise UserError("a score needs at least one noise")
-    n = len(hits)
-    values = hits.double().reshape(n, -1).mean(1)
-    value = values.mean().item()
-    if (values == values[0]).all():
-        return Score(value, *wilson(value, n), n)
-    rng = stream("bootstrap", n, resamples)
+    n, values = len(hits), _per_noise(hits)
+    value, alike = values.mean().item(), bool((values == values[0]).all())
+    return Score(value, *(wilson(value, n) if alike else _bootstrap(values, resamples)), n)
+
+
+def _per_noise(hits: Tensor) -> Tensor:
+    """Share of hits of each noise: [n] or [n, C] -> [n] float64."""
+    return hits.double().reshape(len(hits), -1).mean(1)
+
+
+def _bootstrap(values: Tensor, resamples: int) -> tuple[float, float]:
+    """95 % percentile interval of the mean of values [n]."""
+    n, rng = len(values), stream("bootstrap", len(values), resamples)
     means = torch.cat([values[torch.randint(n, (part, n), generator=rng)].mean(1)
                        for part in _parts(resamples)])
     low, high = means.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
-    return Score(value, low, high, n)
+    return low, high
 
 
 def wilson(value: float, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -85,6 +92,18 @@ def _paired(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         raise UserError(f"models are compared on the same noises, but the samples are "
                         f"{tuple(a.shape)} and {tuple(b.shape)}")
     return a, b
+
+
+def paired_difference(hits: Tensor, other: Tensor, resamples: int = 1_000) -> Score:
+    """Mean of hits - other on the same noises, with its 95 % bootstrap interval over noises.
+
+    hits, other: bool [n] or [n, C]. Tighter than two separate intervals: both saw the same noises.
+    Raises UserError where the numbers of noises differ.
+    """
+    if len(hits) != len(other):
+        raise UserError(f"{len(hits)} noises and {len(other)} do not pair")
+    gaps = _per_noise(hits) - _per_noise(other)
+    return Score(gaps.mean().item(), *_bootstrap(gaps, resamples), len(gaps))
 
 
 def shuffled(rows: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from paper_utils import artifacts, data, denoisers, networks, noise
+from paper_utils import artifacts, data, denoisers, networks, noise, trainable
 from paper_utils.denoisers import Framework, Preconditioned
 from paper_utils.errors import UserError, check_device
 from paper_utils.samplers import Solver
@@ -32,6 +32,10 @@ class Spec:
     else depends on the budget: a run is a prefix of the same run with a larger one. images is the
     size of the nested subset, the first of the dataset (half 0) or of its second half (half 1).
     precision 'bf16' autocasts the forward pass; weights, EMA and optimizer stay float32.
+
+    Fine-tuning: start names the model whose weights it starts from, trains says which parameters
+    learn (a name of trainable.WAYS or a regular expression). dataset is what data.load takes, where
+    it is not the profile's.
     """
 
     name: str
@@ -49,6 +53,9 @@ class Spec:
     precision: str = "float32"
     solver: Solver = Solver()
     note: str = ""
+    dataset: str = ""
+    start: str = ""
+    trains: str = "all"
 
     @property
     def run(self) -> str:
@@ -75,12 +82,24 @@ class Spec:
         return cls(**values | {"solver": Solver(**values["solver"])})
 
 
-def build(spec: Spec) -> Preconditioned:
-    """The untrained denoiser of `spec`, initialised from its own seed; global streams untouched."""
+def build(spec: Spec, start: artifacts.Tensors | None = None) -> Preconditioned:
+    """The untrained denoiser of `spec`, initialised from its own seed; global streams untouched.
+
+    start: the weights it starts from, by name; only what spec.trains chooses has requires_grad.
+    Raises UserError where they belong to another architecture, or nothing is chosen.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(noise.seed_of(spec.run, "init"))
         network = networks.build(spec.network, **spec.network_args)
+        if start is not None:
+            networks.load_into(network, start, spec.start or "the start")
+        trainable.restrict(network, spec.trains)
     return Preconditioned(network, denoisers.framework(spec.framework))
+
+
+def trained_names(network: nn.Module) -> list[str]:
+    """Names of the parameters that train."""
+    return [name for name, p in network.named_parameters() if p.requires_grad]
 
 
 def denoising_loss(denoiser: nn.Module, framework: Framework, clean: Tensor, sigma: Tensor,
@@ -110,16 +129,17 @@ def batch_rows(run: str, step: int, batch: int, n: int) -> Tensor:
 class Training:
     """A run in progress: the denoiser that learns, its EMA, the optimizer and the step."""
 
-    def __init__(self, spec: Spec, images: data.Images, device: str = "cpu"):
-        if len(images) != spec.images:
-            raise UserError(f"{spec.name} trains on {spec.images} images but was given "
-                            f"{len(images)}: pass spec.subset(images)")
+    def __init__(self, spec: Spec, images: data.Images, device: str = "cpu",
+                 start: artifacts.Tensors | None = None):
+        _check(spec, images, start)
         self.spec, self.images, self.device = spec, images, torch.device(device)
-        self.denoiser = build(spec).to(self.device, memory_format=torch.channels_last)
-        self.ema = build(spec).to(self.device, memory_format=torch.channels_last)
+        self.start = artifacts.digest(start) if start is not None else ""
+        self.denoiser = build(spec, start).to(self.device, memory_format=torch.channels_last)
+        self.ema = build(spec, start).to(self.device, memory_format=torch.channels_last)
+        self._learning, self._averaged = ([p for p in d.parameters() if p.requires_grad]
+                                          for d in (self.denoiser, self.ema))
         self.ema.eval().requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=spec.learning_rate,
-                                          fused=True)
+        self.optimizer = torch.optim.Adam(self._learning, lr=spec.learning_rate, fused=True)
         self.step, self.loss = 0, math.nan
         self._pixels, self._labels = images.pixels.to(self.device), images.labels.to(self.device)
 
@@ -162,8 +182,7 @@ class Training:
         half_life = min(self.spec.ema_half_life, 0.05 * self.images_seen)
         keep = 0.5 ** (self.spec.batch / max(half_life, 1e-8))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.denoiser.parameters()),
-                                 1 - keep)
+            torch._foreach_lerp_(self._averaged, self._learning, 1 - keep)
             for mine, other in zip(self.ema.buffers(), self.denoiser.buffers()):
                 mine.copy_(other)
 
@@ -181,31 +200,47 @@ class Training:
         self.denoiser.network.load_state_dict(below("network.", state))
         self.ema.network.load_state_dict(below("ema.", state))
         optimizer, moments = self.optimizer.state_dict(), {}
-        parameters = list(self.denoiser.parameters())
         for key, value in below("optimizer.", state).items():
             index, moment = key.split(".")
             # the fused optimizer goes through memory in order: moments must lie as weights do
-            like = parameters[int(index)]
+            like = self._learning[int(index)]
             value = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
             moments.setdefault(int(index), {})[moment] = value
         self.optimizer.load_state_dict({**optimizer, "state": moments})
         self.step = int(state["step"])
 
 
+def _check(spec: Spec, images: data.Images, start: artifacts.Tensors | None) -> None:
+    if len(images) != spec.images:
+        raise UserError(f"{spec.name} trains on {spec.images} images but was given {len(images)}: "
+                        "pass spec.subset(images)")
+    if bool(spec.start) != (start is not None):
+        missing = "gives no weights to start from" if spec.start else "starts from nothing"
+        raise UserError(f"{spec.name} {missing}: pass start= exactly where spec.start names it")
+    classes = spec.network_args.get("num_classes") or 0
+    if classes and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < classes:
+        raise UserError(f"{spec.name} has {classes} classes but {images.name} has labels "
+                        f"{images.labels.min()} to {images.labels.max()}: give it num_classes to "
+                        "match")
+
+
 def below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def train(spec: Spec, images: data.Images, checkpoint: Path | None = None,
-          device: str = "cpu") -> Iterator[Training]:
+def train(spec: Spec, images: data.Images, checkpoint: Path | None = None, device: str = "cpu",
+          start: artifacts.Tensors | None = None) -> Iterator[Training]:
     """Train `spec` on `images` (exactly spec.images of them); yields after every step.
+
+    start: the weights that fine-tuning starts from, where spec.start names them.
 
     checkpoint: a file to go on from if it exists, or else from the one before it; on the CPU the
     weights at the end are, bit for bit, those of a run that was never stopped. Raises UserError for
-    a checkpoint of another specification, where both are damaged, and for CUDA where there is none.
+    a checkpoint of another specification, subset or start, where both are damaged, for a start of
+    another architecture, and for CUDA where there is none.
     """
     check_device(device)
-    training = Training(spec, images, device)
+    training = Training(spec, images, device, start)
     if checkpoint:
         _go_on(training, Path(checkpoint))
     while training.step < spec.steps:
@@ -241,7 +276,8 @@ def save_checkpoint(training: Training, path: Path, spec: Spec | None = None) ->
     is no room or no permission; the old file then stays in its place.
     """
     tensors = {k: v.contiguous() for k, v in training.state_dict().items()}
-    metadata = {"spec": (spec or training.spec).to_json(), "subset": training.images.hash}
+    metadata = {"spec": (spec or training.spec).to_json(), "subset": training.images.hash,
+                "start": training.start}
     artifacts.replace_file(Path(path), save(tensors, metadata), keep=previous(Path(path)))
 
 
@@ -257,7 +293,8 @@ def load_checkpoint(training: Training, path: Path) -> None:
     if not metadata.keys() >= {"spec", "subset"} or "step" not in state:
         raise UserError(f"{path} is no checkpoint of this project: give this run a file of its own")
     mine = Spec.from_json(training.spec.to_json())  # through JSON, where tuples are lists
-    if (Spec.from_json(metadata["spec"]), metadata["subset"]) != (mine, training.images.hash):
-        raise UserError(f"checkpoint {path} belongs to another specification or subset of images: "
-                        "give this run a file of its own")
+    found = Spec.from_json(metadata["spec"]), metadata["subset"], metadata.get("start", "")
+    if found != (mine, training.images.hash, training.start):
+        raise UserError(f"checkpoint {path} belongs to another specification, subset of images or "
+                        "start: give this run a file of its own")
     training.load_state_dict(state)

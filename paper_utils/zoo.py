@@ -20,13 +20,17 @@ from paper_utils.errors import UserError, choose
 from paper_utils.noise import NoiseBank
 
 FOLDER = Path(__file__).resolve().parents[1] / "zoo"
-REGIMES = FOLDER / "regimes"  # the grid of section 3, with a zoo.toml of its own
+# the grid of section 3, the conditional and the fine-tuned models, each with a zoo.toml of its own
+REGIMES, CONDITIONAL, FINE_TUNING = (FOLDER / name
+                                     for name in ("regimes", "conditional", "fine_tuning"))
+FOLDERS = (FOLDER, REGIMES, CONDITIONAL, FINE_TUNING)
 COLUMNS = 32
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One table of zoo.toml. kind: 'diffusion', 'contrast' or 'closed form' (no weights)."""
+    """One table of zoo.toml. kind: 'diffusion', 'contrast', or, without weights, 'closed form' and
+    'guided' (a conditional model of the same folder under guidance)."""
 
     name: str
     kind: str
@@ -38,6 +42,9 @@ class Entry:
     weights: str = ""
     weights_sha256: str = ""
     subset: str = ""         # hash of the training images, where they are a subset
+    classes: int = 0         # of a conditional model: images per noise, one for each class
+    start: str = ""          # what it builds on: hash of the fine-tuned model's start, or sha256 of
+    #                          the weights that a guided sheet was sampled from
 
     def load_weights(self, folder: Path = FOLDER) -> tuple[dict[str, Tensor], dict]:
         """float32 tensors and the specification from the metadata; UserError if damaged."""
@@ -47,13 +54,19 @@ class Entry:
         return floats, json.loads(metadata["spec"])
 
     def load_sheet(self, folder: Path = FOLDER) -> Tensor:
-        """The samples, uint8 [noises, 3, 32, 32], row k from noise k; UserError if damaged."""
+        """The samples, uint8 [noises, 3, 32, 32], row k from noise k; UserError if damaged.
+
+        Of a conditional model [noises, classes, 3, 32, 32].
+        """
         path = self._whole(folder / self.sheet, self.sheet_sha256)
         with Image.open(path) as image:
             if image.text.get("bank") != self.bank:
                 raise UserError(f"{path} is from {image.text.get('bank')}, not {self.bank}: "
                                 f"restore it with `git checkout -- {_in_repository(path)}`")
-            return unpack(np.array(image))[:self.noises]
+            images = unpack(np.array(image))
+            if self.classes:
+                return images[:self.noises * self.classes].unflatten(0, (-1, self.classes))
+            return images[:self.noises]
 
     @staticmethod
     def _whole(path: Path, digest: str) -> Path:
@@ -66,7 +79,7 @@ class Entry:
 
 
 def _in_repository(path: Path) -> str:
-    """zoo/<name> or zoo/regimes/<name>."""
+    """zoo/<name> or zoo/<folder>/<name>."""
     return f"zoo/{path.relative_to(FOLDER)}" if path.is_relative_to(FOLDER) else f"zoo/{path.name}"
 
 
@@ -90,14 +103,17 @@ def entry(name: str, folder: Path = FOLDER) -> Entry:
 
 def add(name: str, kind: str, samples: Tensor, bank: NoiseBank, made: str,
         weights: dict[str, Tensor] | None = None, spec: dict | None = None,
-        folder: Path = FOLDER, subset: str = "") -> Entry:
+        folder: Path = FOLDER, subset: str = "", start: str = "") -> Entry:
     """Put a model into the zoo: its files first, its table in zoo.toml last.
 
-    samples: uint8 [N, 3, 32, 32] from noises 0..N-1 of `bank`; weights are stored in half precision
-    with `spec` (JSON values), `made` and `subset` (hash of the training images) in the metadata.
+    samples: uint8 [N, 3, 32, 32], or [N, classes, 3, 32, 32], from noises 0..N-1 of `bank`; weights
+    are stored in half precision with `spec` (JSON values), `made` and `subset` (hash of the
+    training images) in the metadata. start: what it builds on, see Entry.
     """
     label = name.replace(" ", "-")
-    new = Entry(name, kind, f"{label}.png", "", len(samples), bank.name, made)
+    classes = samples.shape[1] if samples.ndim == 5 else 0
+    new = Entry(name, kind, f"{label}.png", "", len(samples), bank.name, made, classes=classes,
+                start=start)
     new = replace(new, sheet_sha256=_write(folder / new.sheet, _png(samples, name, bank, made)))
     if weights is not None:
         path = folder / f"{label}.safetensors"
@@ -133,7 +149,7 @@ def _toml(found: dict[str, Entry]) -> str:
     for name, row in found.items():
         lines.append(f"\n[{json.dumps(name)}]")
         lines += [f"{key} = {json.dumps(value)}" for key, value in vars(row).items()
-                  if key != "name" and (value != "" or key == "made")]
+                  if key != "name" and (value not in ("", 0) or key == "made")]
     return "\n".join(lines) + "\n"
 
 
@@ -160,5 +176,5 @@ def _png(samples: Tensor, name: str, bank: NoiseBank, made: str) -> bytes:
                        "made": made}.items():
         text.add_text(key, value)
     buffer = BytesIO()
-    Image.fromarray(pack(samples)).save(buffer, "PNG", pnginfo=text, optimize=True)
+    Image.fromarray(pack(samples.flatten(0, -4))).save(buffer, "PNG", pnginfo=text, optimize=True)
     return buffer.getvalue()

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import json
+import pickle
 import tarfile
 import threading
 import urllib.request
@@ -97,7 +98,7 @@ def test_impossible_subsets_are_refused(ask, words):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (("cifar11",), "'cifar10'"), (("imagenet",), "cifar10, bundled"),
+    (("cifar11",), "'cifar10'"), (("imagenet",), "cifar10, cifar100, bundled"),
     (("bundled", "trian"), "'train'"), (("bundled", "validation"), "train, test"),
 ])
 def test_unknown_names_list_the_valid_ones(arguments, words):
@@ -345,3 +346,63 @@ def test_a_damaged_cache_is_named_and_kept(tiny, serve, cache, damage):
     assert str(path) in one_line(failure)
     assert path.read_bytes() == left
     assert len(data.load("cifar10", "test")) == 3
+
+
+# --- classes, CIFAR-100 -------------------------------------------------------------------------
+
+def test_a_range_of_classes_keeps_order_and_labels():
+    whole, part = data.load("bundled"), data.load("bundled:5-9")
+    rows = [k for k, label in enumerate(whole.labels.tolist()) if label >= 5]
+    assert part.labels.tolist() == whole.labels[rows].tolist() and part.name == "bundled-train:5-9"
+    assert torch.equal(part.pixels, whole.pixels[rows])
+    assert len(part) + len(data.load("bundled:0-4")) == len(whole)
+
+
+@pytest.mark.parametrize("name, words", [
+    ("bundled:5", "no range: write them as in 'cifar10:0-4'"), ("bundled:a-b", "no range"),
+    ("bundled:10-12", "no image of bundled-train has a class from 10 to 12.*0 to 9"),
+    ("bundled:7-2", "no image of bundled-train")])
+def test_classes_that_are_not_there_are_refused(name, words):
+    with pytest.raises(UserError, match=words):
+        data.load(name)
+
+
+def cifar100_files() -> dict[str, bytes]:
+    """A small data set with the layout of CIFAR-100's archive."""
+    rng, content = np.random.default_rng(0), {"train": (5, [3, 99, 7, 0, 3]), "test": (2, [1, 2])}
+    rows = {name: {"data": rng.integers(0, 256, (n, 3072), dtype=np.uint8), "fine_labels": labels}
+            for name, (n, labels) in content.items()}
+    rows["meta"] = {"fine_label_names": [str(k) for k in range(100)]}
+    return {name: pickle.dumps(value) for name, value in rows.items()}
+
+
+def test_cifar100_comes_through_torchvision_and_stays(tmp_path, monkeypatch, serve):
+    from torchvision.datasets import CIFAR100
+
+    files, archive = cifar100_files(), io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"cifar-100-python/{name}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    serve(archive.getvalue())
+    md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    for name, value in {
+            "url": data.PACKAGE_URL, "tgz_md5": hashlib.md5(archive.getvalue()).hexdigest(),
+            "train_list": [["train", md5["train"]]], "test_list": [["test", md5["test"]]],
+            "meta": CIFAR100.meta | {"md5": md5["meta"]}}.items():
+        monkeypatch.setattr(CIFAR100, name, value)
+    found = data.load("cifar100", cache=tmp_path)
+    assert found.labels.tolist() == [3, 99, 7, 0, 3] and found.pixels.shape == (5, 3, 32, 32)
+    monkeypatch.setattr(data, "fetch_cifar100", lambda cache: pytest.fail("fetched again"))
+    assert data.load("cifar100:3-7", cache=tmp_path).labels.tolist() == [3, 7, 3]
+    assert data.load("cifar100", "test", tmp_path).labels.tolist() == [1, 2]
+
+
+def test_cifar100_that_cannot_be_had_says_what_else_to_use(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR100
+
+    monkeypatch.setattr(CIFAR100, "url", "http://toronto.invalid/cifar.tgz")
+    with pytest.raises(UserError, match="CIFAR-100 could not be fetched.*'cifar10:0-4'"):
+        data.load("cifar100", cache=tmp_path)
+    assert not list(tmp_path.glob("cifar100*"))

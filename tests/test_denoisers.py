@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from paper_utils import data
+from paper_utils import data, denoisers, networks
 from paper_utils.denoisers import (FRAMEWORKS, GaussianDenoiser, MixtureDenoiser, OptimalDenoiser,
                                    Preconditioned, framework, from_diffusers)
 from paper_utils.errors import UserError
@@ -331,3 +331,90 @@ def test_the_optimal_denoiser_takes_points_as_they_are():
     found = OptimalDenoiser(points)(torch.tensor([[0.4]]).double(), 1.0)
     odds = math.exp(-0.6**2 / 2 + 0.4**2 / 2)
     assert found.item() == pytest.approx(odds / (1 + odds), abs=1e-6)
+
+
+# --- classes and guidance -----------------------------------------------------------------------
+
+def conditional(label_dropout: float = 0.1) -> Preconditioned:
+    """A tiny class-conditional network whose every layer is awake."""
+    torch.manual_seed(3)
+    network = networks.build("unet", image_size=8, width=8, channel_mult=(1,), blocks=1,
+                             attention=(), num_classes=4, label_dropout=label_dropout)
+    for p in network.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    return Preconditioned(network, framework("edm")).eval()
+
+
+def noisy(n: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(4)
+    return torch.randn(n, 3, 8, 8, generator=rng), torch.tensor([0, 3, 1][:n])
+
+
+def test_a_conditional_model_needs_labels():
+    with pytest.raises(UserError, match="class-conditional: give it labels, 0 to 3"):
+        conditional()(noisy()[0], 1.0)
+
+
+@pytest.mark.parametrize("label, dropout, words", [
+    (5, 0.1, "label 5 is out of range: this model knows 0 to 3, or 4 for no class"),
+    (-1, 0.1, "label -1 is out of range"), (4, 0.0, "label 4 is out of range.*knows 0 to 3$")])
+def test_a_label_out_of_range_is_named(label, dropout, words):
+    u, labels = noisy()
+    labels[1] = label
+    with pytest.raises(UserError, match=words):
+        conditional(dropout)(u, 1.0, labels)
+
+
+def test_guidance_is_an_extrapolation_from_no_class_to_the_class():
+    model, (u, labels) = conditional(), noisy()
+    with_class, without = model(u, 0.7, labels), model(u, 0.7, torch.full((3,), 4))
+    assert not torch.allclose(with_class, without, atol=1e-3)
+    for weight, expected in [(0, without), (1, with_class), (3, 3 * with_class - 2 * without)]:
+        torch.testing.assert_close(denoisers.guided(model, weight)(u, 0.7, labels), expected)
+
+
+def test_guidance_scales_the_implied_classifier():
+    """Gaussian classes: the guided score is that of p(u) p(c|u)^w (Ho & Salimans 2022)."""
+    means = torch.tensor([-1.0, 2.0])
+    sigma, spread, weight = 0.8, 0.5, 3.0
+    total = spread**2 + sigma**2
+
+    class Two:
+        classes, has_null_class = 2, True
+
+        def __call__(self, u, _, labels):
+            parts = means[None] + spread**2 / total * (u - means[None])
+            share = (-(u - means[None]) ** 2 / (2 * total)).softmax(1)
+            options = torch.cat([parts, (share * parts).sum(1, keepdim=True)], 1)
+            return options.gather(1, labels[:, None])
+
+    u = torch.linspace(-2, 3, 7, dtype=torch.float64)[:, None].requires_grad_()
+    density = torch.stack([-(u[:, 0] - m) ** 2 / (2 * total) for m in means], 1)
+    marginal = density.logsumexp(1)
+    powered = marginal + weight * (density[:, 1] - marginal)
+    score, = torch.autograd.grad(powered.sum(), u)
+    answer = denoisers.guided(Two(), weight)(u, sigma, torch.ones(7, dtype=torch.long))
+    torch.testing.assert_close((answer - u) / sigma**2, score, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight, dropout, words", [
+    (2.0, 0.0, "label_dropout=0.1"), (-1.0, 0.1, "from 0 up"), (float("nan"), 0.1, "from 0 up")])
+def test_guidance_that_cannot_be_is_refused(weight, dropout, words):
+    with pytest.raises(UserError, match=words):
+        denoisers.guided(conditional(dropout), weight)
+
+
+def test_without_label_dropout_weight_one_is_the_model_itself():
+    model = conditional(0.0)
+    assert denoisers.guided(model, 1) is model
+
+
+def test_per_class_sends_each_row_to_its_part():
+    parts = {0: lambda u, s: u + s.view(-1, 1, 1, 1), 3: lambda u, s: 0 * u, 1: lambda u, s: -u}
+    (u, labels), sigma = noisy(), torch.tensor([1.0, 2.0, 3.0])
+    answer = denoisers.PerClass(parts)(u, sigma, labels)
+    torch.testing.assert_close(answer, torch.stack([u[0] + 1, 0 * u[1], -u[2]]))
+    with pytest.raises(UserError, match="label 2 is out of range"):
+        denoisers.PerClass(parts)(u, sigma, torch.tensor([0, 2, 1]))
+    with pytest.raises(UserError, match="give it labels"):
+        denoisers.PerClass(parts)(u, sigma)

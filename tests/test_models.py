@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from paper_utils import contrast, data, models, networks, profiles, tables, training, zoo
+from paper_utils import artifacts, contrast, data, models, networks, profiles, tables, training
+from paper_utils import zoo
 from paper_utils.errors import UserError
 from paper_utils.models import Model
 from paper_utils.noise import NoiseBank
@@ -144,8 +145,7 @@ def test_shipped_sheets_are_used_as_far_as_they_reach(tmp_path, monkeypatch):
     folder = tmp_path / "zoo"
     sheet = models.samples(fake(), 5) + 1
     zoo.add("sheet", "diffusion", sheet, BANK, "by hand", folder=folder)
-    monkeypatch.setattr(zoo, "entries", lambda entries=zoo.entries: entries(folder))
-    monkeypatch.setattr(zoo.Entry.load_sheet, "__defaults__", (folder,))
+    monkeypatch.setattr(zoo, "FOLDER", folder)
     pair = {"sheet": fake("sheet"), "other": fake("other")}
     laptop = profiles.get("laptop", noises=4)
     found = models.all_samples(pair, laptop)
@@ -160,7 +160,7 @@ def test_shipped_sheets_are_used_as_far_as_they_reach(tmp_path, monkeypatch):
 
 def test_weights_are_loaded():
     network, source = nn.Linear(3, 2), nn.Linear(3, 2)
-    models.load_into(network, source.state_dict(), "weights.safetensors")
+    networks.load_into(network, source.state_dict(), "weights.safetensors")
     assert torch.equal(network.weight, source.weight)
 
 
@@ -172,7 +172,7 @@ def test_weights_are_loaded():
 ])
 def test_weights_of_another_architecture_are_refused(tensors, first):
     with pytest.raises(UserError, match=rf"another architecture.*Linear.*: {first}\)") as failure:
-        models.load_into(nn.Linear(3, 2), tensors, "zoo/edm.safetensors")
+        networks.load_into(nn.Linear(3, 2), tensors, "zoo/edm.safetensors")
     assert "zoo/edm.safetensors" in str(failure.value) and "\n" not in str(failure.value)
 
 
@@ -254,3 +254,39 @@ def test_a_released_pipeline_joins_the_models_by_the_path_of_the_hub(tmp_path):
     model = models.from_hub(str(tmp_path / "ddpm-tiny"))
     assert model.name == "ddpm-tiny" and model.trained_diffusion and model.evaluations == 50
     assert model.generate(models.BANK[:1]).shape == (1, 3, 32, 32)
+
+
+def test_weights_come_from_any_file_of_this_project(images, tmp_path):
+    """A checkpoint gives its averaged weights, the store and the zoo theirs."""
+    for run in training.train(TINY, images):
+        pass
+    average = run.ema.network.state_dict()
+    training.save_checkpoint(run, tmp_path / "run.safetensors")
+    zoo.add("tiny", "diffusion", torch.zeros(1, 3, 32, 32, dtype=torch.uint8), BANK, "", average,
+            {}, tmp_path)
+    stored = {f"network.{k}": v for k, v in average.items()} | {"loss": torch.zeros(3)}
+    artifacts.write(tmp_path / "store.safetensors", stored, {})
+    for name in ("run", "tiny", "store"):
+        found = models.weights_of(tmp_path / f"{name}.safetensors")
+        assert found.keys() == average.keys()
+        assert all(torch.allclose(found[k], average[k], rtol=1e-3, atol=1e-6) for k in found)
+    with pytest.raises(UserError, match="nowhere.safetensors does not exist"):
+        models.weights_of(tmp_path / "nowhere.safetensors")
+
+
+def test_fine_tuning_of_one_model_is_stored_under_its_start(images):
+    spec = replace(TINY, name="tuned", start="tiny", trains="low-rank")
+    start = training.build(TINY).network.state_dict()
+    first, _ = models.train(spec, images, start=start)
+    other, _ = models.train(spec, images, start={k: v + 0.01 for k, v in start.items()})
+    again, _ = models.train(spec, images, start=start)
+    assert again.identity == first.identity != other.identity
+    assert torch.equal(weights_of(again), weights_of(first))
+
+
+def test_a_conditional_model_is_shown_a_row_a_class():
+    one = replace(fake("m"), classes=(0, 3))
+    rows = models.rows_to_show(one, torch.arange(8).view(4, 2, 1, 1, 1))
+    assert list(rows) == ["m, airplane", "m, cat"]
+    assert rows["m, cat"].flatten().tolist() == [1, 3, 5, 7]
+    assert list(models.rows_to_show(fake("m"), torch.zeros(2))) == ["m"]

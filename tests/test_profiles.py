@@ -125,3 +125,20 @@ def test_a_run_passes_through_its_shorter_ones():
     assert found == {782: "unet-96-n64@25000", 1563: "unet-96-n64@50000"}
     assert not profiles.prefixes(specs["unet-192-n64"], specs)
     assert not profiles.prefixes(specs["unet-48-n64-half1"], specs)
+
+
+# --- variants of a specification ----------------------------------------------------------------
+
+def test_a_variant_keeps_what_is_left_empty():
+    spec = profiles.specs("laptop")["edm"]
+    assert profiles.fine_tuned(spec) == spec
+    found = profiles.fine_tuned(spec, "zoo/edm.safetensors", r"decoder\..*qkv", "cifar10:5-9", 64)
+    assert found.name == "edm-edm-decoder_.._qkv-cifar10_5-9-n64"
+    assert (found.start, found.trains, found.dataset, found.images) == (
+        "zoo/edm.safetensors", r"decoder\..*qkv", "cifar10:5-9", 64)
+    assert found.network_args == spec.network_args and found.run != spec.run
+
+
+def test_a_part_of_a_random_network_is_not_trained():
+    with pytest.raises(UserError, match="'attention' without a start"):
+        profiles.fine_tuned(profiles.specs("laptop")["edm"], trains="attention")

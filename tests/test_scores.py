@@ -269,3 +269,22 @@ def test_map_agreement_by_hand():
     assert pairs == {("a", "b"): 0.75, ("a", "c"): 0.25, ("b", "c"): 0.25}
     # shares a (1/2, 1/4, 1/4), b (1/4, 1/2, 1/4), c (0, 0, 1): products .3125, .25, .25
     assert chance == pytest.approx(0.3125)
+
+
+# --- differences on the same noises -------------------------------------------------------------
+
+def test_a_paired_difference_knows_that_the_noises_are_the_same():
+    hits = torch.arange(200) % 2 == 0
+    more = hits | (torch.arange(200) % 20 == 1)  # a twentieth more, on the same noises
+    found = scores.paired_difference(more, hits)
+    assert found.value == pytest.approx(0.05) and 0.01 < found.low < 0.05 < found.high < 0.1
+    unpaired = scores.paired_difference(more, hits.roll(1))
+    assert unpaired.value == found.value and unpaired.low < -0.05
+
+
+def test_a_paired_difference_averages_classes_of_a_noise():
+    every = torch.tensor([[True, False], [True, True], [False, False]])
+    found = scores.paired_difference(every, torch.tensor([True, True, False]))
+    assert found.value == pytest.approx((-0.5 + 0 + 0) / 3) and found.n == 3
+    with pytest.raises(UserError, match="3 noises and 2 do not pair"):
+        scores.paired_difference(every, torch.tensor([True, True]))

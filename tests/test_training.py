@@ -420,3 +420,79 @@ def test_a_specification_survives_json():
 def test_a_newer_specification_can_be_read():
     text = TINY.to_json()[:-1] + ', "invented_later": 3}'
     assert Spec.from_json(text) == Spec.from_json(TINY.to_json())
+
+
+# --- fine-tuning: a start, and a part of the parameters -----------------------------------------
+
+TUNED = replace(TINY, name="tuned", start="base", trains="attention", images_seen=35)
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Weights to start from, every layer awake."""
+    network, rng = training.build(TINY).network, torch.Generator().manual_seed(8)
+    return {k: v + 0.1 * torch.randn(v.shape, generator=rng)
+            for k, v in network.state_dict().items()}
+
+
+def end_of(spec, images, start, checkpoint=None):
+    for run in train(spec, images, checkpoint, start=start):
+        pass
+    return run
+
+
+def test_fine_tuning_moves_what_it_names_and_leaves_its_start_elsewhere(images, start):
+    run = end_of(TUNED, images, start)
+    chosen = training.trained_names(run.denoiser.network)
+    assert len(chosen) == 18 and sum(p.numel() for p in run._learning) < 1_200
+    for network in (run.denoiser.network, run.ema.network):
+        moved = {k for k, v in network.state_dict().items() if not torch.equal(v, start[k])}
+        assert moved == set(chosen)
+
+
+@pytest.mark.parametrize("trains", ["attention", "low-rank", "last"])
+def test_a_killed_fine_tuning_goes_on_to_the_same_bits(images, start, tmp_path, trains):
+    spec, path = replace(TUNED, trains=trains), tmp_path / "run.safetensors"
+    straight = end_of(spec, images, start).state_dict()
+    for run in train(spec, images, path, start=start):
+        if run.step == 2:
+            training.save_checkpoint(run, path)
+            break
+    assert_same(end_of(spec, images, start, path).state_dict(), straight)
+
+
+def test_a_checkpoint_of_another_start_is_refused(images, start, tmp_path):
+    path = tmp_path / "run.safetensors"
+    training.save_checkpoint(end_of(TUNED, images, start), path)
+    other = {k: v + 1 for k, v in start.items()}
+    with pytest.raises(UserError, match="another specification, subset of images or start"):
+        end_of(TUNED, images, other, path)
+
+
+def test_a_start_of_another_architecture_is_refused(images, start):
+    wider = replace(TUNED, network_args=TUNED.network_args | {"width": 12})
+    with pytest.raises(UserError, match="base belongs to another architecture than UNet"):
+        end_of(wider, images, start)
+
+
+@pytest.mark.parametrize("spec, given, words", [
+    (TUNED, False, "gives no weights to start from"), (TINY, True, "starts from nothing")])
+def test_a_start_is_given_exactly_where_the_specification_names_one(images, start, spec, given,
+                                                                    words):
+    with pytest.raises(UserError, match=words):
+        Training(spec, images, start=start if given else None)
+
+
+def test_more_labels_than_classes_are_refused(images):
+    few = replace(TINY, network_args=TINY.network_args | {"num_classes": 5})
+    with pytest.raises(UserError, match="tiny has 5 classes but bundled-train.* labels 1 to 9"):
+        Training(few, images)
+
+
+def test_a_conditional_model_learns_from_the_labels(images):
+    spec = replace(TINY, network_args=TINY.network_args | {"num_classes": 10, "label_dropout": 0.1})
+    run = end_of(spec, images, None)
+    other = end_of(spec, replace(images, labels=images.labels.roll(1)), None)
+    moved = run.denoiser.network.embedding.label.weight
+    assert not torch.equal(moved, other.denoiser.network.embedding.label.weight)
+    assert not torch.equal(moved, training.build(spec).network.embedding.label.weight)

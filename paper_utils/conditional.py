@@ -1,0 +1,284 @@
+"""Class-conditional models (appendix D): do they agree, also with unconditional ones?
+
+Samples of a conditional model are [n, classes, 3, H, W]: every noise with every class. Features of
+them are [n, classes, d].
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import combinations
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from paper_utils import data, denoisers, descriptors, models, profiles, samplers, scores, zoo
+from paper_utils.descriptors import Descriptor
+from paper_utils.errors import UserError
+from paper_utils.models import Model
+from paper_utils.noise import stream
+from paper_utils.profiles import Profile
+
+WEIGHTS = (0.0, 1.0, 1.5, 2.0, 4.0)  # of guidance; 1 is none, 0 the model without a class
+GAUSSIAN = "gaussian-cond"
+Hits = Callable[[Tensor, Tensor], Tensor]
+
+
+# --- the models ---------------------------------------------------------------------------------
+
+def trained(profile: Profile, images: data.Images, device: str = "cpu") -> dict[str, Model]:
+    """The conditional models by name; from zoo/conditional/ for the laptop profile, else trained.
+
+    A shipped model that is not there is left out; raises UserError as models.shipped_by does.
+    """
+    specs = profiles.conditional_specs(profile.name)
+    if profile.shipped:
+        return models.shipped_by(specs, zoo.CONDITIONAL, images, device)
+    return {name: models.train(spec, spec.subset(images), device)[0]
+            for name, spec in specs.items()}
+
+
+def twins(found: Mapping[str, Model]) -> dict[str, str]:
+    """Conditional model -> the unconditional model of the same architecture and framework."""
+    return {name: name.removesuffix("-cond") for name in found}
+
+
+def gaussian(images: data.Images, device: str = "cpu") -> Model:
+    """The control that nobody trained: the Gaussian denoiser of each class's own images.
+
+    It is fitted when first asked for a sample.
+    """
+    classes = tuple(images.labels.unique().tolist())
+
+    def generate(noise: Tensor, title: str = "") -> Tensor:
+        parts = {c: models.gaussian(images.classes(c, c)) for c in classes}
+        x0 = samplers.every_class(denoisers.PerClass(parts), noise.to(device), samplers.Solver(),
+                                classes, title)
+        return x0.cpu()
+
+    twin = models.closed_forms(images, 1)["gaussian"]
+    return replace(twin, name=GAUSSIAN, architecture="Gaussian denoiser of each class",
+                   identity=twin.identity | {"classes": list(classes)}, generate=generate,
+                   denoiser=None, classes=classes)
+
+
+def from_hub(sources: str, defaults: Sequence[str] = (), device: str = "cpu") -> dict[str, Model]:
+    """Class-conditional DiT pipelines (ImageNet), by hub names or folders separated by commas.
+
+    Ten of their classes, evenly spaced. Without sources the defaults, of which one that cannot be
+    had is left out with a line that says so. Raises UserError when a source cannot be loaded, and
+    for two of the same name.
+    """
+    named = [source.strip() for source in sources.split(",") if source.strip()]
+    found: dict[str, Model] = {}
+    for source in named or defaults:
+        try:
+            model = models.from_hub_dit(source, range(0, 1000, 100), device)
+        except UserError as error:
+            if named:
+                raise
+            print(f"left out: {error}")
+            continue
+        if model.name in found:
+            raise UserError(f"two pipelines are called {model.name!r}: rename the folder of one")
+        found[model.name] = model
+    return found
+
+
+def imagenet_rp(found: Mapping[str, Model], images: Mapping[str, Tensor], descriptor: Descriptor,
+                resamples: int = 1_000) -> pd.DataFrame:
+    """RP_cond of every two pipelines: scores.pairwise of images uint8 [n, C, 3, H, W] by model.
+
+    Raises UserError unless all take noises of one shape, which is what makes noises the same.
+    """
+    if len({model.shape for model in found.values()}) > 1:
+        shapes = ", ".join(f"{name} {model.shape}" for name, model in found.items())
+        raise UserError(f"pipelines with noises of different shapes share none ({shapes}): compare "
+                        "pipelines of one latent size")
+    rows = {name: features(descriptor, part) for name, part in images.items()}
+    return scores.pairwise(rows, partial(scores.copies, threshold=descriptor.threshold), resamples)
+
+
+def check_noise(noise: int, profile: Profile) -> None:
+    """UserError for a noise that is not sampled, or too few of them for a chance level."""
+    if profile.class_noises < 2:
+        raise UserError("a chance level needs other noises: ask for class_noises of at least 2")
+    if not 0 <= noise < profile.class_noises:
+        raise UserError(f"noise {noise} is not sampled: choose 0 to {profile.class_noises - 1}")
+
+
+def beside_twin(unconditional: Tensor, images: Tensor, noise: int) -> Tensor:
+    """One noise: the unconditional image, then that of every class, [1 + C, 3, H, W]."""
+    return torch.cat([unconditional[noise:noise + 1], images[noise]])
+
+
+def samples(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
+    """Images of the first profile.class_noises noises with every class, uint8 [n, C, 3, H, W]."""
+    return models.shipped_samples(found, zoo.CONDITIONAL, profile.class_noises, profile.shipped)
+
+
+def guided(model: Model, weight: float) -> Model:
+    """The model under classifier-free guidance; noise k has class k modulo the number of classes.
+
+    Its samples are [n, 3, H, W]. Raises UserError for a model without label dropout.
+    """
+    denoiser = denoisers.guided(model.denoiser(), weight)
+    device = next(model.denoiser().parameters()).device
+
+    def generate(noise: Tensor, title: str = "") -> Tensor:
+        labels = torch.tensor(model.classes, device=device)[own_class(len(noise), model)]
+        return samplers.sample(denoiser, noise.to(device), model.spec.solver, labels,
+                               progress=title).cpu()
+
+    return replace(model, name=f"{model.name}@w{weight:g}", generate=generate, classes=(),
+                   evaluations=model.evaluations * (1 if weight == 1 else 2),
+                   identity=model.identity | {"guidance": weight, "classes": "k modulo"})
+
+
+def own_class(n: int, model: Model) -> Tensor:
+    """Position in model.classes of the class that noise k has under guidance: int64 [n]."""
+    return torch.arange(n) % len(model.classes)
+
+
+def guided_samples(found: Mapping[str, Model], images: Mapping[str, Tensor],
+                   profile: Profile) -> dict[float, dict[str, Tensor]]:
+    """Weight -> model -> uint8 [n, 3, H, W], one class per noise; images: those of `samples`."""
+    table: dict[float, dict[str, Tensor]] = {}
+    for weight in WEIGHTS:
+        table[weight] = {}
+        for name, model in found.items():
+            if weight == 1:
+                n = len(images[name])
+                table[weight][name] = images[name][torch.arange(n), own_class(n, model)]
+            else:
+                one = guided(model, weight)
+                table[weight][name] = samples({one.name: one}, profile)[one.name]
+    return table
+
+
+def features(descriptor: Descriptor, images: Tensor) -> Tensor:
+    """Descriptors of images uint8 [n, C, 3, H, W] -> [n, C, d]."""
+    return descriptors.features(descriptor, images.flatten(0, 1)).unflatten(0, images.shape[:2])
+
+
+# --- the scores ---------------------------------------------------------------------------------
+
+def between(unconditional: Mapping[str, Tensor], conditional: Mapping[str, Tensor],
+            threshold: float, resamples: int = 1_000) -> pd.DataFrame:
+    """RP_between: P(max_c M(x, x^c) > threshold) of each unconditional and each conditional model.
+
+    unconditional: features [n, d], conditional: [n, C, d], by model. Columns: model, other (the
+    conditional one), score, low, high, random, n. random is the same with C samples of the
+    conditional model drawn from other noises: what a maximum over C reaches by itself.
+    """
+    rows = []
+    for name, mine in unconditional.items():
+        for other, theirs in conditional.items():
+            n = len(theirs)
+            hits = best_class(mine[:n], theirs)[1] > threshold
+            chance = best_class(mine[:n], elsewhere(theirs))[1] > threshold
+            found = scores.proportion(hits, resamples)
+            rows.append((name, other, found.value, found.low, found.high,
+                         chance.double().mean().item(), n))
+    columns = ["model", "other", "score", "low", "high", "random", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def best_class(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the classes is most similar, and its cosine: [n, d], [n, C, d] -> [n], [n]."""
+    best = torch.einsum("nd,ncd->nc", mine, theirs).max(1)
+    return best.indices, best.values
+
+
+def elsewhere(rows: Tensor) -> Tensor:
+    """For every noise as many rows from random other noises and classes: [n, C, d] -> the same."""
+    n, classes, _ = rows.shape
+    rng = stream("random classes", n, classes)
+    shift = torch.randint(1, n, (n, classes), generator=rng)
+    which = torch.randint(classes, (n, classes), generator=rng)
+    return rows[(torch.arange(n)[:, None] + shift) % n, which]
+
+
+def winning_classes(unconditional: Mapping[str, Tensor], conditional: Mapping[str, Tensor],
+                    twin: Mapping[str, str], names: Sequence[str],
+                    resamples: int = 1_000) -> pd.DataFrame:
+    """How often each class is the most similar to the unconditional twin's image of the same noise.
+
+    Columns: model, class, share, low, high, n.
+    """
+    rows = []
+    for name, winner in winners(unconditional, conditional, twin).items():
+        found = [scores.proportion(winner == k, resamples) for k in range(len(names))]
+        rows += [(name, label, s.value, s.low, s.high, s.n) for label, s in zip(names, found)]
+    return pd.DataFrame(rows, columns=["model", "class", "share", "low", "high", "n"])
+
+
+def winners(unconditional: Mapping[str, Tensor], conditional: Mapping[str, Tensor],
+            twin: Mapping[str, str]) -> dict[str, Tensor]:
+    """By conditional model, the class most similar to its twin's image of each noise: int64 [n]."""
+    return {name: best_class(unconditional[twin[name]][:len(theirs)], theirs)[0]
+            for name, theirs in conditional.items()}
+
+
+def same_winner(unconditional: Mapping[str, Tensor], conditional: Mapping[str, Tensor],
+                twin: Mapping[str, str], resamples: int = 1_000) -> pd.DataFrame:
+    """Share of noises at which two models' winning classes are the same, and what chance gives.
+
+    Columns: model, other, score, low, high, chance (from how often each class wins), n.
+    """
+    rows = []
+    for (a, one), (b, two) in combinations(winners(unconditional, conditional, twin).items(), 2):
+        found = scores.proportion(one == two, resamples)
+        share = [w.bincount(minlength=conditional[a].shape[1]) / len(w) for w in (one, two)]
+        rows.append((a, b, found.value, found.low, found.high, (share[0] @ share[1]).item(),
+                     found.n))
+    return pd.DataFrame(rows, columns=["model", "other", "score", "low", "high", "chance", "n"])
+
+
+def carried_over(conditional: Mapping[str, Tensor], unconditional: Mapping[str, Tensor],
+                 twin: Mapping[str, str], hits: Hits, resamples: int = 1_000) -> pd.DataFrame:
+    """RP_cond of every two models minus RP of their unconditional twins, on the same noises.
+
+    Columns: model, other, score (RP_cond), twins (their RP), difference, low, high (its interval),
+    n.
+    """
+    rows = []
+    for a, b in combinations(conditional, 2):
+        n = len(conditional[a])
+        mine = hits(conditional[a], conditional[b])
+        theirs = hits(unconditional[twin[a]][:n], unconditional[twin[b]][:n])
+        gap = scores.paired_difference(mine, theirs, resamples)
+        rows.append((a, b, mine.double().mean().item(), theirs.double().mean().item(), gap.value,
+                     gap.low, gap.high, n))
+    columns = ["model", "other", "score", "twins", "difference", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def equal_budget(found: Mapping[str, Model], others: Mapping[str, Model]) -> list[str]:
+    """The conditional models that saw as many images, at one learning rate, as their twins."""
+    def budget(model: Model) -> tuple[int, float]:
+        return model.spec.images_seen, model.spec.learning_rate
+
+    return [name for name, other in twins(found).items()
+            if budget(found[name]) == budget(others[other])]
+
+
+def over_guidance(rows: Mapping[float, Mapping[str, Tensor]], hits: Hits,
+                  resamples: int = 1_000) -> pd.DataFrame:
+    """RP_cond of every two models at every guidance weight, and how it differs from weight 1.
+
+    rows: weight -> model -> features [n, d]. Columns: guidance, pair, score, low, high, n, change,
+    change low, change high (against weight 1, on the same noises).
+    """
+    found, names = [], list(rows[1.0])
+    for weight, part in rows.items():
+        for a, b in combinations(names, 2):
+            mine, plain = hits(part[a], part[b]), hits(rows[1.0][a], rows[1.0][b])
+            score = scores.proportion(mine, resamples)
+            change = scores.paired_difference(mine, plain, resamples)
+            found.append((weight, f"{a} / {b}".replace("-cond", ""), score.value, score.low,
+                          score.high, score.n, change.value, change.low, change.high))
+    columns = ["guidance", "pair", "score", "low", "high", "n", "change", "change low",
+               "change high"]
+    return pd.DataFrame(found, columns=columns)

@@ -1,0 +1,173 @@
+"""Fine-tuning (appendix G): what a shared start and a part of the parameters do to the two regimes.
+
+Two networks are pre-trained on one dataset, and each is fine-tuned on the first N images of
+another, in several ways (all parameters, attention, last blocks, low-rank adapters); networks that
+start from nothing are the contrast. A table of models has a row for each: model, way, images, run
+('', 'seed1' or 'other', see profiles.fine_tuning_specs) and how many parameters trained.
+"""
+
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from paper_utils import data, models, profiles, regimes, scores, tables, trainable
+from paper_utils import training, zoo
+from paper_utils.descriptors import Descriptor
+from paper_utils.errors import UserError
+from paper_utils.models import Model
+from paper_utils.noise import stream
+from paper_utils.profiles import Profile
+
+BASES = ("base", "base-seed1")
+SAME, OTHER = "same start", "different starts"
+
+
+def trained(profile: Profile, pretraining: str = "", device: str = "cpu") -> dict[str, Model]:
+    """The models of the study by name; from zoo/fine_tuning/ for the laptop profile, else trained.
+
+    A shipped model that is not there is left out; raises UserError as models.shipped_by does, and
+    where a dataset cannot be had.
+    """
+    specs = profiles.fine_tuning_specs(profile.name, pretraining)
+    own = profiles.transfer(profile.name)
+    if profile.shipped and profiles.transfer(profile.name, pretraining) != own:
+        raise UserError(f"the {profile.name} profile ships models pre-trained on {own.base}: leave "
+                        "out pretraining, or choose the profile gpu, which trains")
+    if profile.shipped:
+        return models.shipped_by(specs, zoo.FINE_TUNING, device=device)
+    subsets = {name: spec.subset(models.dataset_of(spec)) for name, spec in specs.items()}
+    found: dict[str, Model] = {}
+    for name, spec in specs.items():
+        start = found[spec.start].denoiser().network.state_dict() if spec.start else None
+        found[name] = models.train(spec, subsets[name], device, start)[0]
+    return found
+
+
+def samples(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
+    """Images of the first profile.transfer_noises noises from every model, uint8 [n, 3, 32, 32]."""
+    return models.shipped_samples(found, zoo.FINE_TUNING, profile.transfer_noises, profile.shipped)
+
+
+def spot_checks(found: Mapping[str, Model], n: int) -> dict[str, Model]:
+    """n of the models, drawn once and for all, in the order they are made."""
+    names = list(found)
+    drawn = torch.randperm(len(names), generator=stream("spot checks"))[:n]
+    return {names[k]: found[names[k]] for k in sorted(drawn.tolist())}
+
+
+def grid(found: Mapping[str, Model]) -> pd.DataFrame:
+    """What each fine-tuned model is: model, way, images, run, images seen, trained parameters."""
+    rows = []
+    for name, model in found.items():
+        if name in BASES:
+            continue
+        way, images, *run = name.rsplit("-n", 1)[0], *name.rsplit("-n", 1)[1].split("-")
+        network = model.denoiser().network
+        count = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        rows.append((name, way, int(images), "".join(run), model.images_seen, count))
+    columns = ["model", "way", "images", "run", "images seen", "trained parameters"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def ways(found: Mapping[str, Model], table: pd.DataFrame) -> pd.DataFrame:
+    """What each way trains: way, images seen, trained parameters, layers (* for a number)."""
+    first = table.drop_duplicates("way")
+    names = [trainable.layers(training.trained_names(found[name].denoiser().network))
+             for name in first.model]
+    return first[["way", "images seen", "trained parameters"]].assign(
+        layers=[", ".join(n) if len(n) < 15 else f"all {len(n)} kinds" for n in names])
+
+
+def known_features(descriptor: Descriptor, name: str, split: str = "train") -> Tensor:
+    """Features of the dataset data.load(name, split), taken from those of all its classes."""
+    whole, part = data.load(name.partition(":")[0], split), data.load(name, split)
+    return tables.features_of(descriptor, whole)[torch.isin(whole.labels, part.labels.unique())]
+
+
+def reproducibility(table: pd.DataFrame, features: Mapping[str, Tensor], threshold: float,
+                    resamples: int = 1_000) -> pd.DataFrame:
+    """RP of two models of each way at each number of images.
+
+    pair: 'different starts' (two pre-trained networks, or for 'scratch' two initializations), or
+    'same start' (one pre-trained network, other training noise and order). Columns: images, way,
+    pair, score, low, high, n, shuffled.
+    """
+    rows, known = [], table.set_index(["way", "images", "run"]).model
+    for way, images in table[["way", "images"]].drop_duplicates().itertuples(index=False):
+        runs = {OTHER: "seed1"} if way == "scratch" else {OTHER: "other", SAME: "seed1"}
+        for pair, run in runs.items():
+            names = [known.get((way, images, r)) for r in ("", run)]
+            if None not in names:
+                rows.append(_pair(*(features[name] for name in names), threshold, resamples,
+                                  images=images, way=way, pair=pair))
+    return regimes.table_of(rows, "images", "way", "pair", "shuffled")
+
+
+def shared_start(table: pd.DataFrame, features: Mapping[str, Tensor], threshold: float,
+                 resamples: int = 1_000) -> pd.DataFrame:
+    """RP of one start minus RP of two, on the same noises.
+
+    Columns: way, images, same, different (RP), difference, low, high (its interval).
+    """
+    rows, known = [], table.set_index(["way", "images", "run"]).model
+    for way, images in table[["way", "images"]].drop_duplicates().itertuples(index=False):
+        runs = [known.get((way, images, run)) for run in ("", "seed1", "other")]
+        if way != "scratch" and None not in runs:
+            first, same, other = (features[name] for name in runs)
+            hits = [scores.copies(first, second, threshold) for second in (same, other)]
+            gap = scores.paired_difference(*hits, resamples)
+            rows.append((way, images, *(h.double().mean().item() for h in hits), gap.value,
+                         gap.low, gap.high))
+    columns = ["way", "images", "same", "different", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _pair(mine: Tensor, theirs: Tensor, threshold: float, resamples: int, **where) -> dict:
+    n = min(len(mine), len(theirs))
+    mine, theirs = mine[:n], theirs[:n]
+    found = scores.proportion(scores.copies(mine, theirs, threshold), resamples)
+    chance = scores.copies(mine, scores.shuffled(theirs), threshold).double().mean().item()
+    return regimes.scored(found, **where) | {"shuffled": chance}
+
+
+def against(table: pd.DataFrame, features: Mapping[str, Tensor], others: Mapping[int, Tensor],
+            threshold: float, resamples: int = 1_000) -> pd.DataFrame:
+    """RP of the first run of each way with something else at each number of images.
+
+    others: number of images -> features. Columns: images, way, score, low, high, n, shuffled.
+    """
+    rows = [_pair(features[row.model], others[row.images], threshold, resamples,
+                  images=row.images, way=row.way) for row in table[table.run == ""].itertuples()]
+    return regimes.table_of(rows, "images", "way", "shuffled")
+
+
+def generalization(table: pd.DataFrame, features: Mapping[str, Tensor], known: Tensor,
+                   real: Tensor, threshold: float, resamples: int = 1_000) -> pd.DataFrame:
+    """GL of the first run of each way against the images it was fine-tuned on.
+
+    known: features of the whole target; real: of held-out images of the same classes. Columns:
+    images, way, score, low, high, n, held-out (GL of the held-out images).
+    """
+    rows, baseline = [], {n: scores.gl(real, known[:n], threshold, resamples).value
+                          for n in table.images.unique()}
+    for row in table[table.run == ""].itertuples():
+        found = scores.gl(features[row.model], known[:row.images], threshold, resamples)
+        rows.append(regimes.scored(found, images=row.images, way=row.way)
+                    | {"held-out": baseline[row.images]})
+    return regimes.table_of(rows, "images", "way", "held-out")
+
+
+def agreement_of_bases(features: Mapping[str, Tensor], threshold: float,
+                       resamples: int = 1_000) -> scores.Score:
+    """RP of the two pre-trained networks, before any fine-tuning."""
+    copies = scores.copies(*(features[name] for name in BASES), threshold)
+    return scores.proportion(copies, resamples)
+
+
+def examples(table: pd.DataFrame, images: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
+    """Samples of the base and of the first run of each way at n images, by way."""
+    rows = table[(table.run == "") & (table.images == n)]
+    return {"base": images["base"]} | {row.way: images[row.model] for row in rows.itertuples()}
+

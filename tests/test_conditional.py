@@ -1,0 +1,341 @@
+"""Conditional models: the scores against cases with a known answer, guidance, labels, sheets."""
+
+from dataclasses import replace
+from functools import partial
+
+import pandas as pd
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from paper_utils import claims, conditional, data, denoisers, descriptors, models, profiles
+from paper_utils import scores, training, zoo
+from paper_utils.errors import UserError
+from paper_utils.models import BANK
+from paper_utils.samplers import Solver, euler, sample
+from paper_utils.training import Spec
+
+TINY = Spec("tiny-cond", "unet", dict(width=8, channel_mult=(1,), blocks=1, attention=(), patch=4,
+                                      num_classes=10, label_dropout=0.1),
+            images=16, solver=Solver("heun", 3))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(2)
+    denoiser = training.build(TINY).eval()
+    for p in denoiser.parameters():
+        p.data.add_(0.2 * torch.randn_like(p))
+    return models.diffusion(TINY, denoiser, "weights")
+
+
+def directions(n: int, classes: int, d: int = 64, seed: int = 0) -> torch.Tensor:
+    """Unit rows that have nothing to do with each other, [n, classes, d]."""
+    return normalize(torch.randn(n, classes, d, generator=torch.Generator().manual_seed(seed)),
+                     dim=-1)
+
+
+# --- sampling -----------------------------------------------------------------------------------
+
+def test_a_conditional_model_makes_every_class_of_every_noise(model):
+    found = model.generate(BANK[:2])
+    assert found.shape == (2, 10, 3, 32, 32) and model.classes == tuple(range(10))
+    for k, label in [(0, 0), (0, 7), (1, 3)]:
+        alone = sample(model.denoiser(), BANK[k:k + 1], TINY.solver, torch.tensor([label]))
+        torch.testing.assert_close(found[k, label], alone[0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found[:, 0], found[:, 7], atol=1e-2)
+
+
+def test_samples_of_a_conditional_model_are_kept_with_their_classes(model):
+    first = models.samples(model, 3)
+    silent = replace(model, generate=lambda *_: pytest.fail("made again"))
+    assert first.shape == (3, 10, 3, 32, 32) and torch.equal(models.samples(silent, 3), first)
+
+
+def test_noise_k_has_class_k_under_guidance_and_weight_one_is_no_guidance(model):
+    every, one = model.generate(BANK[:12]), conditional.guided(model, 1.0).generate(BANK[:12])
+    for k in range(12):
+        torch.testing.assert_close(one[k], every[k, k % 10], rtol=1e-4, atol=1e-4)
+    strong = conditional.guided(model, 3.0)
+    assert strong.evaluations == 2 * model.evaluations and strong.name == "tiny-cond@w3"
+    assert not torch.allclose(strong.generate(BANK[:2]), one[:2], atol=1e-2)
+    assert strong.identity != model.identity
+
+
+def test_guidance_needs_label_dropout():
+    spec = replace(TINY, network_args=TINY.network_args | {"label_dropout": 0.0})
+    plain = models.diffusion(spec, training.build(spec).eval(), "weights")
+    with pytest.raises(UserError, match="label_dropout=0.1"):
+        conditional.guided(plain, 2.0)
+
+
+def test_guided_samples_of_weight_one_are_those_of_the_model(model):
+    sizes = profiles.get("smoke", class_noises=3)
+    images = {"m": models.samples(model, 3)}
+    found = conditional.guided_samples({"m": model}, images, sizes)
+    assert list(found) == list(conditional.WEIGHTS)
+    assert torch.equal(found[1.0]["m"], images["m"][torch.arange(3), torch.arange(3)])
+    assert all(rows["m"].shape == (3, 3, 32, 32) for rows in found.values())
+
+
+def test_labels_must_be_as_many_as_noises(model):
+    with pytest.raises(UserError, match="3 labels for 2 noises"):
+        sample(model.denoiser(), BANK[:2], TINY.solver, torch.tensor([0, 1, 2]))
+
+
+def test_the_gaussian_of_each_class_is_that_of_its_images():
+    images = data.load("bundled")
+    made = conditional.gaussian(images).generate(BANK[:1])
+    assert made.shape == (1, 10, 3, 32, 32)
+    alone = denoisers.GaussianDenoiser.fit(images.classes(4, 4).pixels)
+    exact = alone.flow(80 * BANK[:1].double(), 80.0, 0.0).float()
+    assert (made[0, 4] - exact[0]).abs().mean() < 0.02  # 18 Heun steps of the same ODE
+    other = (made[0, 5] - exact[0]).abs().mean()
+    assert other > 0.1
+
+
+@pytest.mark.parametrize("noise, noises, words", [(-1, 3, "choose 0 to 2"), (3, 3, "choose 0 to 2"),
+                                                  (0, 1, "class_noises of at least 2")])
+def test_a_noise_that_was_not_sampled_is_refused(noise, noises, words):
+    with pytest.raises(UserError, match=words):
+        conditional.check_noise(noise, profiles.get("smoke", class_noises=noises))
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+def test_rp_cond_counts_noises_and_classes():
+    one = directions(50, 4)
+    other = one.clone()
+    other[:, 0] = directions(50, 1, seed=9)[:, 0]  # the first class of every noise differs
+    copies = partial(scores.copies, threshold=0.75)
+    row = scores.pairwise({"a": one, "b": other}, copies).iloc[0]
+    assert row.score == pytest.approx(0.75) and row.n == 50 and row.shuffled == 0
+
+
+def test_rp_between_is_a_maximum_over_classes_beside_its_chance():
+    theirs = directions(40, 5)
+    mine = theirs[torch.arange(40), torch.arange(40) % 5]
+    mine[:10] = directions(10, 1, seed=7)[:, 0]  # ten noises have no class like them
+    row = conditional.between({"u": mine}, {"c": theirs}, 0.75).iloc[0]
+    assert row.score == pytest.approx(30 / 40) and row.random == 0 and (row.model, row.other) == (
+        "u", "c")
+
+
+def test_chance_takes_other_noises_and_as_many_samples():
+    rows = torch.arange(6.0).view(6, 1, 1).expand(6, 10, 1).clone()
+    taken = conditional.elsewhere(rows)
+    assert taken.shape == rows.shape and (taken != rows).all()
+    assert torch.equal(taken, conditional.elsewhere(rows)) and len(taken.unique()) == 6
+
+
+def test_chance_is_one_where_every_sample_is_alike():
+    same = directions(1, 1).expand(20, 3, 64)
+    row = conditional.between({"u": same[:, 0]}, {"c": same}, 0.75).iloc[0]
+    assert row.score == row.random == 1
+
+
+def test_the_winning_class_is_counted_against_the_twin():
+    theirs = directions(8, 3)
+    mine = theirs[torch.arange(8), torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])]
+    table = conditional.winning_classes({"m": mine}, {"m-cond": theirs}, {"m-cond": "m"}, "xyz")
+    assert table.set_index("class").share.to_dict() == {"x": 0.5, "y": 0.25, "z": 0.25}
+    both = {"m-cond": theirs, "n-cond": theirs.flip(1)}
+    row = conditional.same_winner({"m": mine}, both, dict.fromkeys(both, "m")).iloc[0]
+    assert row.score == 0.25 and row.low < 0.25 < row.high and row.chance == pytest.approx(2 * 0.5 * 0.25 + 0.25**2)
+
+
+def test_guidance_has_a_row_for_every_weight_and_pair():
+    rows = {w: {name: directions(10, 1, seed=s)[:, 0] for name, s in
+                (("a-cond", 0), ("b-cond", 0 if w < 2 else 1), ("c-cond", 2))} for w in (0, 1, 2)}
+    table = conditional.over_guidance(rows, partial(scores.copies, threshold=0.75))
+    assert len(table) == 9 and set(table.pair) == {"a / b", "a / c", "b / c"}
+    found = table[table.pair == "a / b"].set_index("guidance")
+    assert found.score.to_dict() == {0: 1.0, 1: 1.0, 2: 0.0}
+    assert found.change.to_dict() == {0: 0.0, 1: 0.0, 2: -1.0}
+
+
+def test_what_is_lost_with_classes_is_counted_on_the_same_noises():
+    """Half of the noises agree in both, a quarter without classes only."""
+    one, other = directions(40, 1, seed=1)[:, 0], directions(40, 1, seed=2)[:, 0]
+    plain = {"a": one, "b": torch.cat([one[:30], other[30:]])}
+    every = {"a-cond": one[:, None].expand(-1, 5, -1),
+             "b-cond": torch.cat([one[:20], other[20:]])[:, None].expand(-1, 5, -1)}
+    twin, copies = {"a-cond": "a", "b-cond": "b"}, partial(scores.copies, threshold=0.75)
+    row = conditional.carried_over(every, plain, twin, copies).iloc[0]
+    assert (row.score, row.twins, row.difference) == (0.5, 0.75, -0.25) and row.n == 40
+    apart = conditional.carried_over(every, {"a": one, "b": torch.cat([other[:30], one[30:]])},
+                                     twin, copies).iloc[0]
+    assert apart.high - apart.low > row.high - row.low  # other noises agree: less certain
+
+
+def test_twins_of_another_budget_are_left_out_of_the_comparison(model):
+    def trained(name, **more):
+        return replace(model, name=name, spec=replace(TINY, name=name, **more))
+
+    found = {"a-cond": trained("a-cond"), "b-cond": trained("b-cond", images_seen=7)}
+    others = {"a": trained("a"), "b": trained("b")}
+    assert conditional.equal_budget(found, others) == ["a-cond"]
+
+
+# --- specifications -----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("profile", profiles.PROFILES)
+def test_conditional_models_are_the_unconditional_ones_with_labels(profile):
+    plain, found = profiles.specs(profile), profiles.conditional_specs(profile)
+    assert list(found) == ["edm-cond", "ddpm-vp-cond", "multistage-cond", "uvit-cond"]
+    for name, spec in found.items():
+        twin = plain[name.removesuffix("-cond")]
+        assert spec.network_args == twin.network_args | {"num_classes": 10, "label_dropout": 0.1}
+        assert (spec.framework, spec.solver, spec.images) == (twin.framework, twin.solver,
+                                                              twin.images)
+        network = training.build(spec).network if profile in ("smoke", "laptop") else None
+        assert network is None or (network.num_classes, network.has_null_class) == (10, True)
+
+
+def test_a_shipped_model_of_another_subset_is_refused(tmp_path):
+    images, spec = data.load("bundled"), replace(TINY, name="x")
+    zoo.add("x", "diffusion", torch.zeros(1, 10, 3, 32, 32, dtype=torch.uint8), BANK, "test",
+            training.build(spec).network.state_dict(), training.json.loads(spec.to_json()),
+            tmp_path, images.first(15).hash)
+    with pytest.raises(UserError, match="x.safetensors belongs to another subset of images"):
+        models.shipped_by({"x": spec}, tmp_path, images)
+    with pytest.raises(UserError, match="trained by another recipe than x has"):
+        models.shipped_by({"x": replace(spec, batch=3)}, tmp_path, images)
+    assert models.shipped_by({"y": spec}, tmp_path, images) == {}
+
+
+# --- ImageNet -----------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def dit(tmp_path_factory):
+    """A tiny random pipeline of the class of facebook/DiT-XL-2-256, saved to disk."""
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    torch.manual_seed(6)
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2,
+        sample_size=8, patch_size=2, num_embeds_ada_norm=1000)
+    for p in transformer.parameters():
+        p.data.add_(0.05 * torch.randn_like(p))
+    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
+                        down_block_types=("DownEncoderBlock2D",) * 2,
+                        up_block_types=("UpDecoderBlock2D",) * 2)
+    folder = tmp_path_factory.mktemp("hub") / "dit-tiny"
+    DiTPipeline(transformer, vae, DDIMScheduler()).save_pretrained(folder)
+    return folder
+
+
+def test_a_dit_pipeline_joins_by_the_path_of_the_hub(dit):
+    found = conditional.from_hub(f"{dit}, ")
+    model = found["dit-tiny"]
+    assert model.shape == (4, 8, 8) and model.classes == tuple(range(0, 1000, 100))
+    images = models.samples(model, 2)
+    assert images.shape == (2, 10, 3, 16, 16) and images.dtype == torch.uint8
+    assert not torch.equal(images[:, 0], images[:, 1]) and conditional.from_hub("") == {}
+
+
+def test_pipelines_are_compared_on_noises_of_one_shape_and_by_name(dit, capsys):
+    model = conditional.from_hub(str(dit))["dit-tiny"]
+    images, describe = models.samples(model, 4), descriptors.load("cifar-copy")
+    pair = {"one": model, "two": replace(model, name="two")}
+    row = conditional.imagenet_rp(pair, dict.fromkeys(pair, images), describe).iloc[0]
+    assert row.score == 1 and row.n == 4
+    with pytest.raises(UserError, match="noises of different shapes"):
+        conditional.imagenet_rp(pair | {"large": replace(model, shape=(4, 16, 16))}, {}, describe)
+    with pytest.raises(UserError, match="two pipelines are called 'dit-tiny'"):
+        conditional.from_hub(f"{dit},{dit}")
+    assert list(conditional.from_hub("", [f"{dit}/nothing", str(dit)])) == ["dit-tiny"]
+    assert "left out: no diffusers pipeline" in capsys.readouterr().out
+
+
+def test_a_dit_agrees_with_diffusers_own_sampler(dit):
+    """The same latents, class and DDIM steps, without guidance, through diffusers' scheduler."""
+    from diffusers import DDIMScheduler, DiTTransformer2DModel
+
+    transformer = DiTTransformer2DModel.from_pretrained(dit, subfolder="transformer").eval()
+    scheduler = DDIMScheduler.from_pretrained(dit, subfolder="scheduler", clip_sample=False,
+                                              set_alpha_to_one=True)
+    scheduler.set_timesteps(10)
+    noise, label = torch.randn(1, 4, 8, 8), torch.tensor([7])
+    x = noise
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            eps = transformer(x, timestep=t[None], class_labels=label).sample[:, :4]
+            x = scheduler.step(eps, t, x).prev_sample
+    alphas = scheduler.alphas_cumprod[scheduler.timesteps].double()
+    sigmas = torch.cat([((1 - alphas) / alphas).sqrt(), torch.zeros(1, dtype=torch.float64)])
+    denoiser, _ = denoisers.from_diffusers_dit(str(dit))
+    u0 = (1 + sigmas[0] ** 2).sqrt() * noise  # diffusers starts at x, we at u = x / s
+    with torch.no_grad():
+        *_, u = euler(partial(denoiser, labels=label), (u0 / sigmas[0]).double(), sigmas)
+    torch.testing.assert_close(u.float(), x, rtol=2e-3, atol=2e-3)
+
+
+def test_a_hub_that_has_no_such_pipeline_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no diffusers pipeline with safetensors"):
+        conditional.from_hub(str(tmp_path / "nothing"))
+
+
+# --- claims -------------------------------------------------------------------------------------
+
+def pairs(low: float, high: float, chance: float = 0.0, names=("a", "b")):
+    return pd.DataFrame([(*names, (low + high) / 2, low, high, chance, chance, 100)],
+                        columns=["model", "other", "score", "low", "high", "shuffled", "random",
+                                 "n"])
+
+
+def gap(difference: float, half: float):
+    return pd.DataFrame([("a", "b", 0.6, 0.6 - difference, difference, difference - half,
+                          difference + half, 100)],
+                        columns=["model", "other", "score", "twins", "difference", "low", "high",
+                                 "n"])
+
+
+@pytest.mark.parametrize("difference, half, chance, verdict", [
+    (0.0, 0.05, 0.1, "reproduced"), (-0.04, 0.05, 0.1, "reproduced"),
+    (-0.3, 0.05, 0.1, "partly: above chance, lower than without classes"),
+    (0.0, 0.3, 0.1, "not decided: the intervals are too wide"),
+    (0.0, 0.05, 0.6, "not reproduced")])
+def test_carrying_over_is_judged_by_the_twins(difference, half, chance, verdict):
+    claim = claims.carries_over(gap(difference, half), pairs(0.5, 0.7, chance))
+    assert claim.verdict == verdict
+
+
+@pytest.mark.parametrize("low, random, verdict", [
+    (0.8, 0.2, "reproduced"), (0.3, 0.2, "partly: above chance"), (0.1, 0.2, "not reproduced")])
+def test_between_is_judged_by_random_samples_and_by_unconditional_models(low, random, verdict):
+    claim = claims.one_class_is_the_unconditional(pairs(low, 0.95, random), pairs(0.8, 0.9))
+    assert claim.verdict == verdict and "recalled" in claim.statement
+
+
+def curves(*changes: tuple):
+    return pd.DataFrame([(w, p, 0.5, c, c - 0.1, c + 0.1) for p, c in enumerate(changes)
+                         for w, c in ((1.0, 0.0), (4.0, c))],
+                        columns=["guidance", "pair", "score", "change", "change low",
+                                 "change high"])
+
+
+def test_guidance_is_judged_by_the_change_at_its_largest_weight():
+    verdicts = [claims.guidance_matters(curves(*c)).verdict for c in ((-0.5, 0.0, 0.2), (0.05,))]
+    assert verdicts == ["lower for 1, higher for 1 of 3 pairs", "no difference seen"]
+
+
+def test_the_control_stands_apart_in_the_claims():
+    rp = pd.concat([pairs(0.8, 0.9), pairs(0.1, 0.3, names=("a", "g")),
+                    pairs(0.1, 0.3, names=("b", "g"))])
+    between = pd.concat([pairs(0.8, 0.9), pairs(0.0, 0.1, 0.5, ("a", "g"))])
+    found = claims.conditional(rp, gap(0.0, 0.05), pairs(0.8, 0.9), between, curves(0.0), "g")
+    assert [claim.verdict for claim in found] == ["reproduced", "reproduced", "yes", "yes",
+                                                  "no difference seen"]
+
+
+def test_without_models_nothing_is_decided():
+    nothing = scores.pairwise({}, scores.close)
+    found = claims.conditional(nothing, conditional.carried_over({}, {}, {}, scores.close), nothing,
+                               conditional.between({}, {}, 0.5), curves(), "g")
+    assert {claim.verdict for claim in found} == {"not decided: not trained yet"}

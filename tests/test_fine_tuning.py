@@ -1,0 +1,270 @@
+"""Fine-tuning: the study's models, what ships of them, its tables and claims on known cases."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from paper_utils import artifacts, claims, data, descriptors, fine_tuning, fleet, models, profiles
+from paper_utils import scores, tables, training, zoo
+from paper_utils.errors import UserError
+from paper_utils.models import BANK
+
+SPECS = profiles.fine_tuning_specs("smoke")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
+
+
+def directions(n: int, seed: int) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return normalize(torch.randn(n, 64, generator=rng), dim=-1)
+
+
+# --- the models ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("profile", profiles.PROFILES)
+def test_every_start_stands_before_what_starts_from_it(profile):
+    seen = set()
+    for name, spec in profiles.fine_tuning_specs(profile).items():
+        assert not spec.start or spec.start in seen
+        assert spec.run not in {s.run for s in map(profiles.fine_tuning_specs(profile).get, seen)}
+        seen.add(name)
+    ways = {name.rsplit("-n", 1)[0] for name in seen if "-n" in name}
+    assert ways == set(profiles.WAYS)
+
+
+def test_the_three_runs_of_a_way_differ_in_what_they_should():
+    one, same, other = (SPECS[f"attention-n4{more}"] for more in ("", "-seed1", "-other"))
+    assert one.start == same.start == "base" and other.start == "base-seed1"
+    assert one.seed != same.seed and one.trains == same.trains == other.trains == "attention"
+    assert SPECS["base"].seed != SPECS["base-seed1"].seed
+    assert not SPECS["scratch-n4"].start and SPECS["scratch-n4"].trains == "all"
+    assert SPECS["base"].dataset == "bundled:0-4" and one.dataset == "bundled:5-9"
+
+
+@pytest.mark.parametrize("choice, base, images", [("split", "cifar10:0-4", 25_000),
+                                                  ("cifar100", "cifar100", 50_000)])
+def test_the_pre_training_can_be_chosen(choice, base, images):
+    for profile in ("laptop", "gpu", "paper"):
+        specs = profiles.fine_tuning_specs(profile, choice)
+        assert (specs["base"].dataset, specs["base"].images) == (base, images)
+        assert max(spec.images for spec in specs.values()) <= images
+    assert profiles.transfer("paper").base == "cifar100"
+    with pytest.raises(UserError, match="did you mean 'cifar100'"):
+        profiles.transfer("laptop", "cifar-100")
+
+
+def test_the_study_trains_from_nothing_and_again_from_the_store(monkeypatch):
+    few = {name: SPECS[name] for name in ("base", "all-n4", "low-rank-n4", "scratch-n4")}
+    monkeypatch.setattr(profiles, "fine_tuning_specs", lambda *_: few)
+    sizes = profiles.get("smoke", transfer_noises=2)
+    found = fine_tuning.trained(sizes)
+    assert list(found) == list(few)
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
+    again = fine_tuning.trained(sizes)
+    assert all(again[name].identity == found[name].identity for name in few)
+    table = fine_tuning.grid(found).set_index("way")
+    assert table.loc["low-rank", "trained parameters"] < table.loc["all", "trained parameters"]
+    assert list(table.images) == [4, 4, 4] and "base" not in set(table.model)
+    base, tuned = (found[name].denoiser().network for name in ("base", "low-rank-n4"))
+    original = tuned.decoder.in0.qkv.parametrizations.weight.original
+    assert torch.equal(original, base.decoder.in0.qkv.weight)
+
+
+# --- what ships ---------------------------------------------------------------------------------
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """A zoo of the test's own."""
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    (folder / "zoo.toml").touch()
+    monkeypatch.setattr(fleet, "SECTIONS", {folder: profiles.fine_tuning_specs})
+    monkeypatch.setattr(fleet, "NOISES", {folder: 3})
+    return tmp_path
+
+
+@pytest.mark.parametrize("way", ["attention", "low-rank", "all"])
+def test_what_trained_ships_and_the_rest_comes_from_the_start(runs, way, capsys):
+    for name in ("base", f"{way}-n4"):
+        fleet.train_one(name, "smoke", "cpu", runs, float("inf"))
+        assert fleet.main(["add", str(runs / f"{name}.safetensors"), "--made", "by a test"]) == 0
+    row = zoo.entry(f"{way}-n4", runs / "zoo")
+    weights, values = row.load_weights(runs / "zoo")
+    spec = training.Spec.from_json(json.dumps(values))
+    assert sorted(weights) == sorted(training.trained_names(training.build(spec).network))
+    found = models.shipped_by({row.name: SPECS[row.name]}, runs / "zoo", data.load("bundled"))
+    again = data.to_bytes(found[row.name].generate(BANK[:3]))
+    assert (again.short() - row.load_sheet(runs / "zoo").short()).abs().max() <= 1
+    trained = artifacts.load_tensors(runs / f"{way}-n4.safetensors")[0]
+    full = training.below("ema.", trained)
+    mine = found[row.name].denoiser().network.state_dict()
+    assert max((mine[k] - full[k]).abs().max() for k in mine) < 1e-3
+
+
+def test_a_start_that_was_trained_anew_is_found_out(runs, capsys):
+    for name in ("base", "attention-n4"):
+        fleet.train_one(name, "smoke", "cpu", runs, float("inf"))
+        assert fleet.main(["add", str(runs / f"{name}.safetensors"), "--made", "by a test"]) == 0
+    row = zoo.entry("base", runs / "zoo")
+    weights, values = row.load_weights(runs / "zoo")
+    zoo.add("base", row.kind, row.load_sheet(runs / "zoo"), BANK, "anew",
+            {k: v + 0.01 for k, v in weights.items()}, values, runs / "zoo", row.subset)
+    with pytest.raises(UserError, match="from other weights than those of base"):
+        models.shipped_by({"attention-n4": SPECS["attention-n4"]}, runs / "zoo")
+    path = str(runs / "attention-n4.safetensors")
+    assert fleet.main(["add", path, "--made", "by a test"]) == 2
+    assert "from other weights than those of base" in capsys.readouterr().err
+
+
+def test_weights_of_a_fine_tuned_model_are_whole(runs, monkeypatch):
+    for name in ("base", "low-rank-n4"):
+        fleet.train_one(name, "smoke", "cpu", runs, float("inf"))
+        assert fleet.main(["add", str(runs / f"{name}.safetensors"), "--made", "by a test"]) == 0
+    monkeypatch.setattr(zoo, "FOLDERS", (runs / "zoo",))
+    found = models.weights_of(runs / "zoo" / "low-rank-n4.safetensors")
+    base = models.weights_of(runs / "zoo" / "base.safetensors")
+    moved = {k for k in found if not torch.equal(found[k], base[k])}
+    assert found.keys() == base.keys() and moved
+    assert all(k.endswith(("qkv.weight", "proj.weight")) for k in moved)
+
+
+def test_the_laptop_ships_one_pre_training(monkeypatch):
+    with pytest.raises(UserError, match="ships models pre-trained on cifar10:0-4"):
+        fine_tuning.trained(profiles.get("laptop"), "cifar100")
+
+
+def test_a_fine_tuning_waits_for_its_start(runs):
+    with pytest.raises(UserError, match="base.safetensors is missing: train base first"):
+        fleet.train_one("attention-n4", "smoke", "cpu", runs, float("inf"))
+    fleet.train_one("base", "smoke", "cpu", runs, 0.0)  # one step
+    with pytest.raises(UserError, match="base.safetensors is at step 1 of 8: finish it first"):
+        fleet.train_one("attention-n4", "smoke", "cpu", runs, float("inf"))
+
+
+# --- the tables ---------------------------------------------------------------------------------
+
+def grid(*rows: tuple) -> pd.DataFrame:
+    return pd.DataFrame([(f"{way}-n{n}{'-' * bool(run)}{run}", way, n, run) for way, n, run in rows],
+                        columns=["model", "way", "images", "run"])
+
+
+def test_rp_pairs_the_right_runs():
+    table = grid(("all", 4, ""), ("all", 4, "seed1"), ("all", 4, "other"), ("scratch", 4, ""),
+                 ("scratch", 4, "seed1"), ("last", 4, ""))
+    one, two = directions(40, 0), directions(40, 1)
+    features = {"all-n4": one, "all-n4-seed1": one, "all-n4-other": two, "scratch-n4": two,
+                "scratch-n4-seed1": torch.cat([two[:10], one[10:]]), "last-n4": one}
+    found = fine_tuning.reproducibility(table, features, 0.75).set_index(["way", "pair"]).score
+    assert found.to_dict() == {("all", "same start"): 1.0, ("all", "different starts"): 0.0,
+                               ("scratch", "different starts"): 0.25}
+
+
+def test_gl_is_against_the_images_of_the_fine_tuning():
+    known = directions(20, 3)
+    table = grid(("all", 4, ""), ("all", 16, ""), ("all", 4, "seed1"))
+    features = {"all-n4": known[2:6], "all-n16": known[2:6]}
+    found = fine_tuning.generalization(table, features, known, known[10:18], 0.75)
+    assert found.set_index("images").score.to_dict() == {4: 0.5, 16: 0.0}
+    assert found.set_index("images")["held-out"].to_dict() == {4: 1.0, 16: 0.25}
+
+
+def test_agreement_with_something_else_uses_as_many_noises_as_it_has():
+    table, one = grid(("all", 4, ""), ("all", 16, "")), directions(40, 0)
+    others = {4: one[:8], 16: directions(40, 5)}
+    found = fine_tuning.against(table, {"all-n4": one, "all-n16": one}, others, 0.75)
+    assert found.score.tolist() == [1.0, 0.0] and found.n.tolist() == [8, 40]
+
+
+def test_examples_are_the_base_and_each_way():
+    table = grid(("all", 4, ""), ("last", 4, ""), ("all", 16, ""), ("all", 4, "other"))
+    images = {"base": 0, "all-n4": 1, "last-n4": 2, "all-n16": 3, "all-n4-other": 4}
+    assert fine_tuning.examples(table, images, 4) == {"base": 0, "all": 1, "last": 2}
+
+
+def test_spot_checks_are_spread_over_the_models():
+    found = dict.fromkeys(map(str, range(50)))
+    drawn = [int(name) for name in fine_tuning.spot_checks(found, 8)]
+    assert len(set(drawn)) == 8 and drawn == sorted(drawn)
+    assert len({k % 14 for k in drawn}) > 4  # the study repeats its ways and runs every 14
+    assert len(fine_tuning.spot_checks(found, 99)) == 50
+
+
+# --- the claims ---------------------------------------------------------------------------------
+
+def curve(values: dict, half_width: float = 0.05, pair: str = "different starts") -> pd.DataFrame:
+    return pd.DataFrame([(way, n, pair, s, s - half_width, s + half_width)
+                         for (way, n), s in values.items()],
+                        columns=["way", "images", "pair", "score", "low", "high"])
+
+
+@pytest.mark.parametrize("rp, gl, verdict", [
+    (0.2, 0.9, "reproduced"), (0.2, 0.3, "partly: only RP is lower"),
+    (0.6, 0.9, "partly: only GL is higher"), (0.6, 0.3, "not reproduced")])
+def test_partial_fine_tuning_with_few_images(rp, gl, verdict):
+    pairs = curve({("scratch", 16): 0.6, ("attention", 16): rp, ("scratch", 99): 0.0})
+    copied = curve({("scratch", 16): 0.3, ("attention", 16): gl})
+    still, bases = curve({("attention", 16): 0.4}), scores.Score(0.7, 0.6, 0.8, 99)
+    claim = claims.partial_with_few(pairs, copied, still, bases)
+    assert claim.verdict == verdict and "recalled" in claim.statement
+    assert "started from RP 0.40" in claim.measured and "0.70 [0.60, 0.80]" in claim.measured
+    missing = claims.partial_with_few(pairs[pairs.way != "attention"], copied, still, bases)
+    assert missing.verdict == "not decided: not trained yet"
+
+
+def gain(*differences: float) -> pd.DataFrame:
+    return pd.DataFrame([("all", 4, 0.5 + d, 0.5, d, d - 0.1, d + 0.1) for d in differences],
+                        columns=["way", "images", "same", "different", "difference", "low", "high"])
+
+
+@pytest.mark.parametrize("differences, verdict", [
+    ((0.3, 0.4), "yes, everywhere"), ((0.3, 0.0), "more at 1, less at 0 of 2 ways and sizes"),
+    ((0.3, -0.2), "more at 1, less at 1 of 2 ways and sizes"), ((0.05,), "no difference seen"),
+    ((), "not decided: not trained yet")])
+def test_a_shared_start(differences, verdict):
+    assert claims.shared_start(gain(*differences)).verdict == verdict
+
+
+def test_what_a_shared_start_adds_is_counted_on_the_same_noises():
+    table = grid(("all", 4, ""), ("all", 4, "seed1"), ("all", 4, "other"), ("scratch", 4, ""),
+                 ("scratch", 4, "seed1"), ("last", 4, ""), ("last", 4, "other"))
+    one, two = directions(40, 0), directions(40, 1)
+    features = {"all-n4": one, "all-n4-seed1": torch.cat([one[:30], two[30:]]),
+                "all-n4-other": torch.cat([one[:10], two[10:]])}
+    row, = fine_tuning.shared_start(table, features, 0.75).itertuples()
+    assert (row.way, row.same, row.different, row.difference) == ("all", 0.75, 0.25, 0.5)
+    assert 0.3 < row.low < 0.5 < row.high < 0.7
+
+
+def test_the_claims_of_the_study_take_each_number_from_its_place():
+    rp = curve({("scratch", 4): 0.6, ("attention", 4): 0.2, ("attention", 64): 0.9,
+                ("scratch", 64): 0.8})
+    gl = curve({("scratch", 4): 0.1, ("attention", 4): 0.9})
+    still, bases = curve({("attention", 4): 0.1}), scores.Score(0.7, 0.6, 0.8, 99)
+    gaussian = curve({("attention", 64): 0.7, ("scratch", 64): 0.85})
+    found = claims.fine_tuning(rp, gl, gain(0.3, 0.0), still, bases, gaussian)
+    assert [c.verdict for c in found] == [
+        "reproduced", "more at 1, less at 0 of 2 ways and sizes",
+        "no: they may agree because each is near it"]
+
+
+def test_a_zoo_without_models_gives_empty_tables_and_no_verdict():
+    table = fine_tuning.grid({})
+    rp = fine_tuning.reproducibility(table, {}, 0.5)
+    gl = fine_tuning.generalization(table, {}, directions(4, 0), directions(4, 0), 0.5)
+    start = fine_tuning.against(table, {}, {}, 0.5)
+    found = claims.fine_tuning(rp, gl, fine_tuning.shared_start(table, {}, 0.5), start,
+                               scores.Score(0, 0, 1, 1), start)
+    assert all(claim.verdict == "not decided: not trained yet" for claim in found)
+
+
+def test_features_of_some_classes_are_rows_of_the_whole():
+    describe = descriptors.load("pixels")
+    found = fine_tuning.known_features(describe, "bundled:5-9", "test")
+    alone = tables.features_of(describe, data.load("bundled:5-9", "test"))
+    torch.testing.assert_close(found, alone)
