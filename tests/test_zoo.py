@@ -61,6 +61,14 @@ def test_a_sheet_comes_back_bit_for_bit(folder):
         assert image.text["bank"] == "bank-0-3x32x32" and image.text["noises"] == "0:40"
 
 
+def test_a_sheet_of_a_conditional_model_has_every_class_of_a_noise(tmp_path):
+    images = pictures(35).view(7, 5, 3, 32, 32)
+    zoo.add("c", "guided", images, BANK, "", folder=tmp_path)
+    row = zoo.entry("c", tmp_path)
+    assert (row.noises, row.classes) == (7, 5)
+    assert torch.equal(row.load_sheet(tmp_path), images)
+
+
 def test_weights_come_back_to_half_precision(folder):
     tensors, spec = zoo.entry("a model", folder).load_weights(folder)
     assert spec == {"width": 8, "mult": [1, 2]} and tensors.keys() == weights().keys()
@@ -143,7 +151,8 @@ def test_an_unknown_name_lists_the_names(folder):
 
 # --- what ships ---------------------------------------------------------------------------------
 
-each_folder = pytest.mark.parametrize("folder", [zoo.FOLDER, zoo.REGIMES], ids=lambda f: f.name)
+each_folder = pytest.mark.parametrize("folder", zoo.FOLDERS, ids=lambda f: f.name)
+WITHOUT_WEIGHTS = ("closed form", "guided")
 
 
 @needs_zoo
@@ -152,15 +161,15 @@ def test_every_shipped_file_is_the_one_of_the_table(folder):
     for row in zoo.entries(folder).values():
         assert artifacts.sha256(folder / row.sheet) == row.sheet_sha256, row.name
         assert row.made and row.bank == BANK.name
-        if row.kind != "closed form":
+        if row.kind not in WITHOUT_WEIGHTS:
             assert artifacts.sha256(folder / row.weights) == row.weights_sha256, row.name
 
 
 @needs_zoo
 def test_the_zoo_is_small_and_holds_nothing_unnamed():
     files = [path for path in zoo.FOLDER.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 150e6
-    named = {folder / name for folder in (zoo.FOLDER, zoo.REGIMES)
+    assert sum(path.stat().st_size for path in files) < 300e6
+    named = {folder / name for folder in zoo.FOLDERS
              for row in zoo.entries(folder).values() for name in (row.sheet, row.weights)}
     binary = {path for path in files if path.suffix not in (".toml", ".md", ".csv")}
     assert binary - named <= {zoo.FOLDER / "descriptor.safetensors"}
@@ -170,18 +179,19 @@ def test_the_zoo_is_small_and_holds_nothing_unnamed():
 @each_folder
 def test_shipped_weights_are_finite(folder):
     for row in zoo.entries(folder).values():
-        tensors = row.load_weights(folder)[0] if row.kind != "closed form" else {}
+        tensors = row.load_weights(folder)[0] if row.kind not in WITHOUT_WEIGHTS else {}
         odd = [name for name, value in tensors.items() if not value.isfinite().all()]
         assert not odd, f"{row.name}: {odd}"
 
 
 @needs_zoo
-@pytest.mark.parametrize("folder, noises", [(zoo.FOLDER, 512), (zoo.REGIMES, 256)])
+@pytest.mark.parametrize("folder, noises", [(zoo.FOLDER, 512), (zoo.REGIMES, 256),
+                                            (zoo.CONDITIONAL, 128), (zoo.FINE_TUNING, 128)])
 def test_shipped_sheets_hold_different_images(folder, noises):
     for row in zoo.entries(folder).values():
         sheet = row.load_sheet(folder)
         assert len(sheet) == row.noises >= noises, row.name
-        distinct = {image.numpy().tobytes() for image in sheet}
+        distinct = {image.numpy().tobytes() for image in sheet.flatten(0, -4)}
         assert len(distinct) > 100, row.name
         assert np.std(sheet.numpy()) > 10, row.name
 
@@ -193,6 +203,32 @@ def test_the_shipped_cells_are_of_the_laptop_grid_and_its_subsets():
         _, values = row.load_weights(zoo.REGIMES)
         mine = Spec.from_json(specs[row.name].to_json())
         assert Spec.from_json(json.dumps(values)) == mine and len(row.subset) == 16, row.name
+
+
+@needs_zoo
+@pytest.mark.parametrize("folder, specs", [
+    (zoo.CONDITIONAL, profiles.conditional_specs("laptop")),
+    (zoo.FINE_TUNING, profiles.fine_tuning_specs("laptop"))], ids=["conditional", "fine_tuning"])
+def test_every_conditional_and_fine_tuned_model_ships(folder, specs):
+    rows = {name: row for name, row in zoo.entries(folder).items() if row.weights}
+    assert set(rows) == set(specs)
+    for name, row in rows.items():
+        _, values = row.load_weights(folder)
+        assert Spec.from_json(json.dumps(values)) == Spec.from_json(specs[name].to_json()), name
+        assert row.classes == (10 if folder == zoo.CONDITIONAL else 0) and row.subset
+
+
+@needs_zoo
+@pytest.mark.slow
+@pytest.mark.parametrize("folder, name", [
+    (zoo.CONDITIONAL, "edm-cond"), (zoo.FINE_TUNING, "attention-n16"),
+    (zoo.FINE_TUNING, "low-rank-n16-other"), (zoo.FINE_TUNING, "scratch-n64")])
+def test_shipped_conditional_and_fine_tuned_models_reproduce_their_sheet(folder, name):
+    row = zoo.entry(name, folder)
+    weights, values = row.load_weights(folder)
+    model = models.assembled(name, row.kind, values, weights, row.weights, row.weights_sha256,
+                             folder)
+    tables.check_sheets({name: model}, {name: row.load_sheet(folder)}, live=1)
 
 
 @needs_zoo
@@ -208,7 +244,7 @@ def test_shipped_cells_reproduce_their_sheet(name):
 @needs_zoo
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n, row in (zoo.entries() if SHIPPED else {}).items()
-                                  if row.kind != "closed form"])
+                                  if row.kind not in WITHOUT_WEIGHTS])
 def test_shipped_weights_reproduce_their_sheet(name):
     model = models.shipped(name)
     sheet = zoo.entry(name).load_sheet()
