@@ -76,10 +76,11 @@ output.figure(plots.sample_grid(images, title="One noise per column, one model p
 #
 # For two models and the same noises, **RP** is the share of noises whose two images are copies of
 # each other by a copy-detection descriptor, and the **MAE score** the share whose mean absolute
-# pixel difference is under 15 of 255. Every score has a 95 % bootstrap interval and a baseline,
-# the same score with the noises shuffled. The paper's descriptor, SSCD, is made for larger
-# pictures and is a download; here the project's own descriptor for 32×32 images stands in for it,
-# under its own name, and the last table shows RP under every descriptor at hand.
+# pixel difference is under 15 of 255. Every score has a 95 % interval (bootstrap over noises, or
+# Wilson's where no noise or every noise is a hit) and a baseline, the same score with the noises
+# shuffled. The paper's descriptor, SSCD, is made for larger pictures and is a download; here the
+# project's own descriptor for 32×32 images stands in for it, under its own name, and the last table
+# shows RP under every descriptor at hand.
 
 # %%
 features = {name: descriptors.features(describe, rows) for name, rows in images.items()}

@@ -9,30 +9,43 @@
 # %% [markdown]
 # # Train one model
 #
-# One papermill run trains one model of section 2, from nothing or from where the last run stopped:
+# One papermill run trains one model, unconditional (section 2) or conditional (appendix D), from
+# nothing or from where the last run stopped:
 #
-#     papermill notebooks/train.ipynb out.ipynb -p profile gpu -p model edm -p device cuda
+#     papermill notebooks/train.ipynb out.ipynb -p profile gpu -p model edm-cond -p device cuda
 #
 # The profile decides the size and the budget (`smoke` seconds, `laptop` about ten minutes on two
 # cores, `gpu` minutes on one large GPU, `paper` the authors' 50 million images). The weights go to
 # the artifact store, where `01_unconditional` of the same profile finds them again (on the
 # `laptop` profile it reads `zoo/` instead, which `python -m paper_utils.fleet` fills); a run that
 # was killed goes on from its last checkpoint when it is started again with the same parameters.
+#
+# To fine-tune, give the weights to start from (a safetensors file of `zoo/` or of an earlier
+# training), what to train (`all`, `attention`, `last`, `low-rank` or a regular expression on the
+# names of parameters), the dataset and how many of its images:
+#
+#     papermill notebooks/train.ipynb out.ipynb -p model edm -p start zoo/edm.safetensors \
+#         -p trains attention -p dataset cifar10:5-9 -p images 64
 
 # %% tags=["parameters"]
 profile: str = "laptop"
 model: str = "edm"
+start: str = ""
+trains: str = "all"
+dataset: str = ""
+images: int = 0
 device: str = "cpu"
 
 # %%
 from paper_utils import data, errors, models, plots, profiles, run
 
 run.check_parameters()
-specs = profiles.specs(profile)
-spec = specs[errors.choose(model, specs, "model")]
-sizes = profiles.get(profile)
+specs = profiles.specs(profile) | profiles.conditional_specs(profile)
+spec = profiles.fine_tuned(specs[errors.choose(model, specs, "model")], start, trains, dataset,
+                           images)
 output = plots.Output.of(profile)
-images = spec.subset(data.load(sizes.dataset))
+subset = spec.subset(data.load(spec.dataset or profiles.get(profile).dataset))
+weights = models.weights_of(start) if start else None
 print(f"{spec.name}: {spec.network}, {spec.framework}, {spec.images_seen:,} images seen")
 
 # %% [markdown]
@@ -41,7 +54,7 @@ print(f"{spec.name}: {spec.network}, {spec.framework}, {spec.images_seen:,} imag
 # compare.
 
 # %%
-trained, losses = models.train(spec, images, device)
+trained, losses = models.train(spec, subset, device, weights)
 output.figure(plots.loss_curve(losses, spec), f"fig_loss_{spec.name}")
 
 # %% [markdown]
@@ -50,5 +63,6 @@ output.figure(plots.loss_curve(losses, spec), f"fig_loss_{spec.name}")
 
 # %%
 samples = models.samples(trained, 12)
-output.figure(plots.sample_grid({spec.name: samples}, title=f"{spec.images_seen:,} images seen"),
+rows = models.rows_to_show(trained, samples)
+output.figure(plots.sample_grid(rows, title=f"{spec.images_seen:,} images seen"),
               f"fig_trained_{spec.name}")

@@ -1,0 +1,179 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Conditional models
+#
+# *Section 4 and appendix D of "The Emergence of Reproducibility and Consistency in Diffusion
+# Models" (ICML 2024).*
+#
+# The paper says that reproducibility carries over to conditional models. Two questions: do two
+# class-conditional models make the same image from the same noise and the same class (**RP_cond**),
+# and does a conditional model, for one of its classes, make what an unconditional model makes from
+# that noise (**RP_between**)? The definitions of the two scores are this project's; the paper's
+# tables of them were not seen, so no number of the paper stands beside ours here.
+#
+# A maximum over ten classes needs a chance level of its own, so RP_between stands beside the
+# maximum over ten random samples of the same model. And as everywhere, a control that nobody
+# trained: here the Gaussian denoiser of each class.
+
+# %% tags=["parameters"]
+profile: str = "laptop"
+descriptor: str = "cifar-copy"
+class_noises: int = 0
+live: int = 0
+shown_noise: int = 0
+imagenet: str = ""
+device: str = "cpu"
+
+# %%
+from functools import partial
+
+from paper_utils import claims, conditional, data, descriptors, models, plots, profiles, run
+from paper_utils import scores, tables, zoo
+
+run.check_parameters()
+sizes = profiles.get(profile, class_noises=class_noises, live=live)
+output = plots.Output.of(profile)
+describe = descriptors.load(descriptor, device)
+copies = partial(scores.copies, threshold=describe.threshold)
+training = data.load(sizes.dataset)
+conditional.check_noise(shown_noise, sizes)
+
+# %% [markdown]
+# ## The models
+#
+# Four conditional models, each the twin of an unconditional one of section 2: the same network
+# with a class label, a tenth of the labels dropped in training so that it can be guided. U-ViT
+# learns slowest: with classes it saw twice as many images, at twice the learning rate, so it is
+# left out where twins are compared. On the `laptop` profile weights and images come from
+# `zoo/conditional/`; the first noise of each is sampled again here, with every class, and compared.
+
+# %%
+found = conditional.trained(sizes, training, device)
+twin = conditional.twins(found)
+control = conditional.gaussian(training, device)
+images = conditional.samples(found | {control.name: control}, sizes)
+check = tables.check_sheets(found, images, min(sizes.live, 1))
+pairs = models.twins_of(twin.values(), sizes, training, device)
+about = tables.what_models_are(found | pairs)
+output.table(about.merge(check, on="model", how="left"), "tab_conditional_models")
+
+# %%
+pairs["gaussian"] = models.closed_forms(training, sizes.bag, device)["gaussian"]
+unconditional = models.shipped_samples(pairs, zoo.FOLDER, sizes.class_noises, sizes.shipped)
+row = {name: conditional.beside_twin(unconditional[twin[name]], images[name], shown_noise)
+       for name in found}
+output.figure(plots.sample_grid(row, columns=11, heads=["no class", *data.CLASSES],
+                                title=f"Noise {shown_noise}: unconditional twin, then each class"),
+              "fig_classes")
+
+# %% [markdown]
+# Read a column downwards: same noise, same class, four models. Read a row: how much the class
+# changes. Models of a small training budget have learned little more of a class than its colours;
+# the layout comes from the noise.
+#
+# ## RP_cond
+#
+# Averaged over all classes of a noise; the intervals resample noises. Beside it RP of the
+# unconditional twins on the same noises, and the difference of the two.
+
+# %%
+features = {name: conditional.features(describe, rows) for name, rows in images.items()}
+plain = {name: descriptors.features(describe, rows) for name, rows in unconditional.items()}
+rp_cond = scores.pairwise(features, copies, sizes.resamples)
+rp_twins = scores.pairwise(plain, copies, sizes.resamples)
+output.table(rp_cond, "tab_rp_cond")
+output.table(rp_twins, "tab_rp_unconditional_twins")
+short = {f"{name}-cond": name for name in plain}
+both = {"RP_cond": rp_cond.replace(short), "RP of the unconditional twins": rp_twins}
+note = f"{sizes.class_noises} noises, 10 classes, {describe.name} > {describe.threshold:.2f}"
+output.figure(plots.heatmaps(both, list(plain), floor=0.0, note=note), "fig_rp_cond")
+
+# %%
+comparable = {name: features[name] for name in conditional.equal_budget(found, pairs)}
+gaps = conditional.carried_over(comparable, plain, twin, copies, sizes.resamples)
+output.table(gaps, "tab_rp_cond_against_twins")
+
+# %% [markdown]
+# ## RP_between
+#
+# Rows are unconditional models, columns conditional ones. Right: the same maximum over as many
+# samples of the conditional model from other noises.
+
+# %%
+between = conditional.between(plain, features, describe.threshold, sizes.resamples)
+output.table(between, "tab_rp_between")
+titles = {"RP_between": "score", "ten random samples": "random"}
+output.figure(plots.rectangles(dict.fromkeys(titles, between), list(plain), list(features), titles,
+                               note=note), "fig_rp_between")
+
+# %% [markdown]
+# Which class is it? Per model, how often each class gives the image most like its unconditional
+# twin's, and how often two models name the same class.
+
+# %%
+ours = {name: features[name] for name in found}
+winners = conditional.winning_classes(plain, ours, twin, data.CLASSES, sizes.resamples)
+output.table(winners, "tab_winning_classes")
+output.figure(plots.shares(winners, "class", "model", 1 / len(data.CLASSES), "share of noises",
+                           "Class most similar to the unconditional image"), "fig_winning_classes")
+
+# %%
+same = conditional.same_winner(plain, ours, twin, sizes.resamples)
+output.table(same, "tab_same_winning_class")
+
+# %% [markdown]
+# ## Guidance
+#
+# Classifier-free guidance at several weights: 1 is the conditional model, 0 the same network
+# without a class. Noise *k* has class *k* modulo 10.
+
+# %%
+guided = conditional.guided_samples(found, {name: images[name] for name in found}, sizes)
+again = {name: conditional.guided(model, 2.0) for name, model in found.items()}
+tables.check_sheets(again, guided[2.0], min(sizes.live, 2))
+described = {weight: {name: descriptors.features(describe, rows) for name, rows in part.items()}
+             for weight, part in guided.items()}
+guidance = conditional.over_guidance(described, copies, sizes.resamples)
+output.table(guidance, "tab_rp_cond_guidance")
+output.figure(plots.scores_against({"RP_cond against guidance": guidance}, "pair", "guidance",
+                                   linear=True, labels={"RP_cond against guidance": "RP_cond"}),
+              "fig_guidance")
+
+# %%
+first = next(iter(found))
+rows = {f"weight {weight:g}": part[first] for weight, part in guided.items()}
+output.figure(plots.sample_grid(rows, columns=10, heads=data.CLASSES, title=first),
+              "fig_guidance_samples")
+
+# %% [markdown]
+# ## The claims
+
+# %% tags=["nbval-ignore-output"]
+networks = claims.among(rp_twins, twin.values())
+verdicts = claims.conditional(rp_cond, gaps, networks, between, guidance, control.name)
+claims.save(verdicts, "conditional", output)
+
+# %% [markdown]
+# ## ImageNet
+#
+# Class-conditional DiT pipelines of diffusers, by hub name or folder (`-p imagenet
+# facebook/DiT-XL-2-256`, several separated by commas; the `paper` profile has that one), join
+# through the same interface. They need a GPU and their download. Eight noises, ten classes each;
+# of several pipelines with noises of one shape also RP_cond, by the paper's own descriptor.
+
+# %%
+hub = conditional.from_hub(imagenet, sizes.imagenet, device)
+pictures = {name: models.samples(model, 8) for name, model in hub.items()}
+if hub:
+    rows = {name: part[0] for name, part in pictures.items()}
+    output.figure(plots.sample_grid(rows, columns=10), "fig_imagenet")
+if len(hub) > 1:
+    sscd = descriptors.load("sscd", device)
+    output.table(conditional.imagenet_rp(hub, pictures, sscd), "tab_rp_cond_imagenet")
