@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -28,11 +28,31 @@ from paper_utils import artifacts, contrast, data, models, profiles, training, z
 from paper_utils.errors import UserError, check_device, choose
 from paper_utils.models import BANK
 
-SECTIONS = {zoo.FOLDER: profiles.specs, zoo.REGIMES: profiles.regime_specs,
-            zoo.CONDITIONAL: profiles.conditional_specs,
-            zoo.FINE_TUNING: profiles.fine_tuning_specs}
-NOISES = {zoo.FOLDER: 512, zoo.REGIMES: 256, zoo.CONDITIONAL: 128, zoo.FINE_TUNING: 128}
 Run = tuple[int, int, torch.Tensor, Callable[[], None]]  # step, steps, loss, save
+
+
+@dataclass(frozen=True)
+class Section:
+    """A folder of the zoo: the models that belong there, and how many noises its sheets have."""
+
+    folder: Path
+    specs: Callable[[str], dict[str, training.Spec]]
+    noises: int
+
+
+def sections() -> list[Section]:
+    """The folders of the zoo, section 2 first."""
+    return [Section(zoo.FOLDER, profiles.specs, 512),
+            Section(zoo.REGIMES, profiles.regime_specs, 256),
+            Section(zoo.CONDITIONAL, profiles.conditional_specs, 128),
+            Section(zoo.FINE_TUNING, profiles.fine_tuning_specs, 128)]
+
+
+def section_of(name: str) -> Section:
+    """The section that has a model of that name in some profile, by default the first."""
+    first, *others = sections()
+    return next((section for section in others
+                 if any(name in section.specs(profile) for profile in profiles.PROFILES)), first)
 
 
 def train_one(name: str, profile: str, device: str, out: Path, deadline: float) -> None:
@@ -72,7 +92,8 @@ def _child(*arguments) -> None:
 
 
 def _diffusion_specs(profile: str) -> dict[str, training.Spec]:
-    return {name: spec for make in SECTIONS.values() for name, spec in make(profile).items()}
+    return {name: spec for section in sections()
+            for name, spec in section.specs(profile).items()}
 
 
 def _diffusion(spec: training.Spec, images: data.Images, path: Path, device: str,
@@ -153,9 +174,8 @@ def add(options: argparse.Namespace) -> None:
     if int(tensors["step"]) < spec.steps:
         raise UserError(f"{options.checkpoint} is at step {int(tensors['step'])} of {spec.steps}: "
                         "finish its training first")
-    folder = next((folder for folder, make in SECTIONS.items() if kind == "diffusion"
-                   and any(spec.name in make(profile) for profile in profiles.PROFILES)),
-                  zoo.FOLDER)
+    section = section_of(name)
+    folder = section.folder
     start = metadata.get("start", "")
     if start:  # only what trained, on top of its start
         chosen = training.trained_names(training.build(spec).network)
@@ -163,7 +183,7 @@ def add(options: argparse.Namespace) -> None:
     weights = {k: v.to(weights[k].dtype) for k, v in zoo.halved(weights).items()}
     model = models.assembled(name, kind, values, weights, str(options.checkpoint), "", folder,
                              start=start)
-    noises = options.noises or NOISES[folder]
+    noises = options.noises or section.noises
     samples = data.to_bytes(model.generate(BANK[:noises], name))
     if samples.float().std(0).mean() < 1:
         raise UserError(f"{name} makes the same image from every noise: it has collapsed, so it is "
@@ -183,8 +203,8 @@ def closed(options: argparse.Namespace) -> None:
     known[conditional.GAUSSIAN] = conditional.gaussian(images)
     for name in options.models:
         model = known[choose(name, known, "closed form")]
-        folder = zoo.CONDITIONAL if model.classes else zoo.FOLDER
-        noises = options.noises or NOISES[folder]
+        section = next(s for s in sections() if not model.classes or s.folder == zoo.CONDITIONAL)
+        folder, noises = section.folder, options.noises or section.noises
         samples = data.to_bytes(model.generate(BANK[:noises], name))
         zoo.add(name, "closed form", samples, BANK, f"{model.architecture}; {model.solver}",
                 folder=folder)
@@ -200,7 +220,7 @@ def guided(options: argparse.Namespace) -> None:
     for name in options.models:
         one = found[choose(name, found, "conditional model")]
         for model in (conditional.guided(one, w) for w in conditional.WEIGHTS if w != 1):
-            noises = options.noises or NOISES[zoo.CONDITIONAL]
+            noises = options.noises or section_of(name).noises
             samples = data.to_bytes(model.generate(BANK[:noises], model.name))
             zoo.add(model.name, "guided", samples, BANK, f"{name}; {model.solver}",
                     folder=zoo.CONDITIONAL, start=one.identity["weights"])

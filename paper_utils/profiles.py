@@ -44,7 +44,7 @@ PROFILES = {
     "smoke": Profile("smoke", "bundled", noises=32, live=2, held_out=64, hyperplane=4,
                      grid_noises=16, transfer_noises=16, class_noises=4, bag=256, resamples=200,
                      descriptors=("cifar-copy", "pixels")),
-    "laptop": Profile("laptop", "cifar10", noises=512, live=8, held_out=2_000, hyperplane=11,
+    "laptop": Profile("laptop", "cifar10", noises=512, live=16, held_out=2_000, hyperplane=11,
                       grid_noises=256, transfer_noises=128, class_noises=128, bag=2_048,
                       resamples=1_000, shipped=True),
     "gpu": Profile("gpu", "cifar10", noises=2_048, live=64, held_out=10_000, hyperplane=50,

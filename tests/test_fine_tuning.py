@@ -84,8 +84,7 @@ def runs(tmp_path, monkeypatch):
     folder = tmp_path / "zoo"
     folder.mkdir()
     (folder / "zoo.toml").touch()
-    monkeypatch.setattr(fleet, "SECTIONS", {folder: profiles.fine_tuning_specs})
-    monkeypatch.setattr(fleet, "NOISES", {folder: 3})
+    monkeypatch.setattr(zoo, "FINE_TUNING", folder)
     return tmp_path
 
 
@@ -93,7 +92,8 @@ def runs(tmp_path, monkeypatch):
 def test_what_trained_ships_and_the_rest_comes_from_the_start(runs, way, capsys):
     for name in ("base", f"{way}-n4"):
         fleet.train_one(name, "smoke", "cpu", runs, float("inf"))
-        assert fleet.main(["add", str(runs / f"{name}.safetensors"), "--made", "by a test"]) == 0
+        assert fleet.main(["add", str(runs / f"{name}.safetensors"), "--made", "by a test",
+                           "--noises", "3"]) == 0
     row = zoo.entry(f"{way}-n4", runs / "zoo")
     weights, values = row.load_weights(runs / "zoo")
     spec = training.Spec.from_json(json.dumps(values))
@@ -110,7 +110,8 @@ def test_what_trained_ships_and_the_rest_comes_from_the_start(runs, way, capsys)
 def test_a_start_that_was_trained_anew_is_found_out(runs, capsys):
     for name in ("base", "attention-n4"):
         fleet.train_one(name, "smoke", "cpu", runs, float("inf"))
-        assert fleet.main(["add", str(runs / f"{name}.safetensors"), "--made", "by a test"]) == 0
+        assert fleet.main(["add", str(runs / f"{name}.safetensors"), "--made", "by a test",
+                           "--noises", "3"]) == 0
     row = zoo.entry("base", runs / "zoo")
     weights, values = row.load_weights(runs / "zoo")
     zoo.add("base", row.kind, row.load_sheet(runs / "zoo"), BANK, "anew",
@@ -125,7 +126,8 @@ def test_a_start_that_was_trained_anew_is_found_out(runs, capsys):
 def test_weights_of_a_fine_tuned_model_are_whole(runs, monkeypatch):
     for name in ("base", "low-rank-n4"):
         fleet.train_one(name, "smoke", "cpu", runs, float("inf"))
-        assert fleet.main(["add", str(runs / f"{name}.safetensors"), "--made", "by a test"]) == 0
+        assert fleet.main(["add", str(runs / f"{name}.safetensors"), "--made", "by a test",
+                           "--noises", "3"]) == 0
     monkeypatch.setattr(zoo, "FOLDERS", (runs / "zoo",))
     found = models.weights_of(runs / "zoo" / "low-rank-n4.safetensors")
     base = models.weights_of(runs / "zoo" / "base.safetensors")

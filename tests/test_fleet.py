@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from paper_utils import artifacts, data, fleet, models, profiles, zoo
+from paper_utils import artifacts, data, fleet, models, zoo
 from paper_utils.noise import NoiseBank
 
 
@@ -19,8 +19,6 @@ def folder(tmp_path, monkeypatch):
     for function in (zoo.add, zoo.entries, zoo.entry):
         monkeypatch.setattr(function, "__defaults__", tuple(
             tmp_path / "zoo" if str(d).endswith("zoo") else d for d in function.__defaults__))
-    monkeypatch.setattr(fleet, "SECTIONS", {tmp_path / "zoo": profiles.specs})
-    monkeypatch.setattr(fleet, "NOISES", {tmp_path / "zoo": 512})
     (tmp_path / "zoo").mkdir()
     return tmp_path
 

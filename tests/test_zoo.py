@@ -219,6 +219,15 @@ def test_every_conditional_and_fine_tuned_model_ships(folder, specs):
 
 
 @needs_zoo
+def test_guided_sheets_are_of_the_weights_that_ship():
+    rows = zoo.entries(zoo.CONDITIONAL)
+    guided = {name: row for name, row in rows.items() if row.kind == "guided"}
+    assert len(guided) == 4 * 4
+    for name, row in guided.items():
+        assert row.start == rows[name.split("@")[0]].weights_sha256, name
+
+
+@needs_zoo
 @pytest.mark.slow
 @pytest.mark.parametrize("folder, name", [
     (zoo.CONDITIONAL, "edm-cond"), (zoo.FINE_TUNING, "attention-n16"),
@@ -227,7 +236,7 @@ def test_shipped_conditional_and_fine_tuned_models_reproduce_their_sheet(folder,
     row = zoo.entry(name, folder)
     weights, values = row.load_weights(folder)
     model = models.assembled(name, row.kind, values, weights, row.weights, row.weights_sha256,
-                             folder)
+                             folder, start=row.start)
     tables.check_sheets({name: model}, {name: row.load_sheet(folder)}, live=1)
 
 
