@@ -60,13 +60,14 @@ twin = conditional.twins(found)
 control = conditional.gaussian(training, device)
 images = conditional.samples(found | {control.name: control}, sizes)
 check = tables.check_sheets(found, images, min(sizes.live, 1))
-pairs = models.twins_of(twin.values(), sizes, training, device)
-about = tables.what_models_are(found | pairs)
+plain_models = models.by_name(profiles.specs(profile), sizes, training, device)
+about = tables.what_models_are(found | {name: plain_models[name] for name in twin.values()})
 output.table(about.merge(check, on="model", how="left"), "tab_conditional_models")
 
 # %%
-pairs["gaussian"] = models.closed_forms(training, sizes.bag, device)["gaussian"]
-unconditional = models.shipped_samples(pairs, zoo.FOLDER, sizes.class_noises, sizes.shipped)
+closed = {"gaussian": models.closed_forms(training, sizes.bag, device)["gaussian"]}
+unconditional = models.shipped_samples(plain_models | closed, zoo.FOLDER, sizes.class_noises,
+                                       sizes.shipped)
 row = {name: conditional.beside_twin(unconditional[twin[name]], images[name], shown_noise)
        for name in found}
 output.figure(plots.sample_grid(row, columns=11, heads=["no class", *data.CLASSES],
@@ -87,24 +88,26 @@ output.figure(plots.sample_grid(row, columns=11, heads=["no class", *data.CLASSE
 features = {name: conditional.features(describe, rows) for name, rows in images.items()}
 plain = {name: descriptors.features(describe, rows) for name, rows in unconditional.items()}
 rp_cond = scores.pairwise(features, copies, sizes.resamples)
-rp_twins = scores.pairwise(plain, copies, sizes.resamples)
+rp_plain = scores.pairwise(plain, copies, sizes.resamples)
+compared = [*twin.values(), "gaussian"]
+rp_twins = claims.among(rp_plain, compared)
 output.table(rp_cond, "tab_rp_cond")
 output.table(rp_twins, "tab_rp_unconditional_twins")
-short = {f"{name}-cond": name for name in plain}
+short = {f"{name}-cond": name for name in compared}
 both = {"RP_cond": rp_cond.replace(short), "RP of the unconditional twins": rp_twins}
 note = f"{sizes.class_noises} noises, 10 classes, {describe.name} > {describe.threshold:.2f}"
-output.figure(plots.heatmaps(both, list(plain), floor=0.0, note=note), "fig_rp_cond")
+output.figure(plots.heatmaps(both, compared, floor=0.0, note=note), "fig_rp_cond")
 
 # %%
-comparable = {name: features[name] for name in conditional.equal_budget(found, pairs)}
+comparable = {name: features[name] for name in conditional.equal_budget(found, plain_models)}
 gaps = conditional.carried_over(comparable, plain, twin, copies, sizes.resamples)
 output.table(gaps, "tab_rp_cond_against_twins")
 
 # %% [markdown]
 # ## RP_between
 #
-# Rows are unconditional models, columns conditional ones. Right: the same maximum over as many
-# samples of the conditional model from other noises.
+# Rows are the unconditional models of section 2, columns conditional ones. Right: the same maximum
+# over as many samples of the conditional model from other noises.
 
 # %%
 between = conditional.between(plain, features, describe.threshold, sizes.resamples)
@@ -156,7 +159,7 @@ output.figure(plots.sample_grid(rows, columns=10, heads=data.CLASSES, title=firs
 # ## The claims
 
 # %% tags=["nbval-ignore-output"]
-networks = claims.among(rp_twins, twin.values())
+networks = claims.among(rp_plain, plain_models)
 verdicts = claims.conditional(rp_cond, gaps, networks, between, guidance, control.name)
 claims.save(verdicts, "conditional", output)
 

@@ -295,8 +295,8 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
     return first | closed_forms(images, profile.bag, device) | last
 
 
-def twins_of(names: Iterable[str], profile: Profile, images: data.Images,
-             device: str = "cpu") -> dict[str, Model]:
+def by_name(names: Iterable[str], profile: Profile, images: data.Images,
+            device: str = "cpu") -> dict[str, Model]:
     """Unconditional diffusion models by name, from where `unconditional` has them."""
     if profile.shipped:
         return {name: shipped(name, device) for name in names}
