@@ -387,7 +387,7 @@ def two_regimes(rp: pd.DataFrame, gl: pd.DataFrame, optimal: pd.DataFrame, gauss
 
 
 RECALLED = " (recalled from the paper, not seen in a source)"
-MARGIN = 0.1  # RP that counts as lost; settled before the models were trained
+MARGIN = 0.1  # RP that counts as lost; settled before any of these scores was seen
 
 
 def carries_over(gaps: pd.DataFrame, rp_cond: pd.DataFrame) -> Claim:

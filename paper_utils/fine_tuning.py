@@ -7,6 +7,7 @@ start from nothing are the contrast. A table of models has a row for each: model
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import pandas as pd
 import torch
@@ -126,9 +127,8 @@ def shared_start(table: pd.DataFrame, features: Mapping[str, Tensor], threshold:
 
 def _pair(mine: Tensor, theirs: Tensor, threshold: float, resamples: int, **where) -> dict:
     n = min(len(mine), len(theirs))
-    mine, theirs = mine[:n], theirs[:n]
-    found = scores.proportion(scores.copies(mine, theirs, threshold), resamples)
-    chance = scores.copies(mine, scores.shuffled(theirs), threshold).double().mean().item()
+    copies = partial(scores.copies, threshold=threshold)
+    found, chance = scores.agreement(mine[:n], theirs[:n], copies, resamples)
     return regimes.scored(found, **where) | {"shuffled": chance}
 
 

@@ -6,6 +6,7 @@ grid and so in no table.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 
 import pandas as pd
@@ -94,10 +95,9 @@ def between_widths(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
     found = []
     for images, cell in cells(table).groupby("images"):
         for a, b in combinations(cell.sort_values("width").itertuples(), 2):
-            mine, other = rows[a.model], rows[b.model]
-            chance = hits(mine, scores.shuffled(other)).double().mean().item()
-            found.append(scored(scores.proportion(hits(mine, other), resamples), images=images,
-                              pair=f"{a.width} / {b.width}", shuffled=chance))
+            score, chance = scores.agreement(rows[a.model], rows[b.model], hits, resamples)
+            found.append(scored(score, images=images, pair=f"{a.width} / {b.width}",
+                                shuffled=chance))
     return table_of(found, "images", "pair", "shuffled")
 
 
@@ -135,14 +135,13 @@ def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],
     images, width, score, low, high, n, shuffled, distance (mean |difference| of pixels, 0..255).
     """
     found, described = [], {n: descriptors.features(descriptor, rows) for n, rows in theirs.items()}
+    hits = partial(scores.copies, threshold=descriptor.threshold)
     for row in cells(table).itertuples():
         rows, other = theirs[row.images], described[row.images]
-        mine = features[row.model][:len(rows)]
-        copies = scores.copies(mine, other, descriptor.threshold)
-        chance = scores.copies(mine, scores.shuffled(other), descriptor.threshold)
+        score, chance = scores.agreement(features[row.model][:len(rows)], other, hits, resamples)
         gap = (samples[row.model][:len(rows)].short() - rows.short()).abs().float().mean().item()
-        found.append(scored(scores.proportion(copies, resamples), images=row.images,
-                            width=row.width, shuffled=chance.double().mean().item(), distance=gap))
+        found.append(scored(score, images=row.images, width=row.width, shuffled=chance,
+                            distance=gap))
     return pd.DataFrame(found)
 
 
@@ -152,16 +151,14 @@ def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], threshold
 
     Columns: images, width, score, low, high, n, shuffled, cosine (mean, of the descriptors).
     """
-    found, last = [], table[table["last"]]
+    found, last, hits = [], table[table["last"]], partial(scores.copies, threshold=threshold)
     for row in last[last.half == 1].itertuples():
         twin = last[(last.half == 0) & (last.images == row.images) & (last.width == row.width)]
         for other in twin.model:
             mine, theirs = features[row.model], features[other]
-            copies = scores.copies(mine, theirs, threshold)
-            chance = scores.copies(mine, scores.shuffled(theirs), threshold).double().mean().item()
-            found.append(scored(scores.proportion(copies, resamples), images=row.images,
-                              width=row.width, shuffled=chance,
-                              cosine=(mine * theirs).sum(1).mean().item()))
+            score, chance = scores.agreement(mine, theirs, hits, resamples)
+            found.append(scored(score, images=row.images, width=row.width, shuffled=chance,
+                                cosine=(mine * theirs).sum(1).mean().item()))
     return table_of(found, "images", "width", "shuffled", "cosine")
 
 

@@ -111,6 +111,13 @@ def shuffled(rows: Tensor) -> Tensor:
     return rows.roll(max(len(rows) // 2, 1), 0)
 
 
+def agreement(mine: Tensor, theirs: Tensor, hits: Callable[[Tensor, Tensor], Tensor],
+              resamples: int = 1_000) -> tuple[Score, float]:
+    """How often two models' rows agree on the same noises, and its chance level: `shuffled`."""
+    chance = hits(mine, shuffled(theirs)).double().mean().item()
+    return proportion(hits(mine, theirs), resamples), chance
+
+
 def gl(features: Tensor, training: Tensor, threshold: float, resamples: int = 1_000) -> Score:
     """Generalization: 1 - P(max_i M(x, y_i) > threshold) over training images y_i (section 3).
 
@@ -145,8 +152,7 @@ def pairwise(rows: Mapping[str, Tensor], hits: Callable[[Tensor, Tensor], Tensor
     """
     table = []
     for a, b in combinations(rows, 2):
-        found = proportion(hits(rows[a], rows[b]), resamples)
-        chance = hits(rows[a], shuffled(rows[b])).double().mean().item()
+        found, chance = agreement(rows[a], rows[b], hits, resamples)
         table.append((a, b, found.value, found.low, found.high, chance, found.n))
     columns = ["model", "other", "score", "low", "high", "shuffled", "n"]
     return pd.DataFrame(table, columns=columns)
