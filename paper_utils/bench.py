@@ -6,18 +6,22 @@ Let nothing else run meanwhile.
 GL        max_i M(x, y_i) of every sample, against the loop of the authors' `mscore` in numpy
 sampling  the same network, equally many evaluations, against a loop over a diffusers scheduler
 optimal   256 samples of the optimal denoiser of 32,768 images, and its memory
+inverse   Algorithm 1 step by step against deepinv's DPS in its deterministic setting, and its
+          memory; 64 reconstructions with a model of zoo/
 training  images per second, same network and batch, against the loop of diffusers' example of
           unconditional training with accelerate and against plain float32; several at once
 """
 
 import argparse
+import os
 import re
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -25,7 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from paper_utils import data, denoisers, networks, samplers, training
+from paper_utils import (data, denoisers, inverse, models, networks, operators, samplers,
+                         training)
 from paper_utils.descriptors import max_similarity
 from paper_utils.errors import UserError, check_device
 from paper_utils.noise import stream
@@ -52,10 +57,13 @@ class Size:
     training: int = 8      # steps of a turn of training
     images_known: int = 32_768  # of the optimal denoiser
     noises: int = 256
+    guided: int = 32       # images of Algorithm 1 at once
+    restored: int = 64     # images reconstructed, in as many steps:
+    restoring: int = 50
 
 
 QUICK = Size(samples=2_000, images=10_000, slice=1_000, batch=4, steps=5, training=2,
-             images_known=16_384, noises=2)
+             images_known=16_384, noises=2, guided=4, restored=2, restoring=5)
 
 
 @dataclass(frozen=True)
@@ -123,10 +131,11 @@ def extra_memory(samples: int, images: int) -> int:
     return number_printed(f"print_extra({samples}, {images})")
 
 
-def number_printed(call: str) -> int:
+def number_printed(call: str, **environment: str) -> int:
     """What a function of this module prints when a process of its own calls it."""
     code = f"from paper_utils import bench; bench.{call}"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True,
+                          env=os.environ | environment)
     return int(done.stdout)
 
 
@@ -192,7 +201,6 @@ def sampling(size: Size) -> list[Row]:
 
 def compare(name: str, unet: nn.Module, denoiser: nn.Module, scheduler, noise: Tensor,
             size: Size) -> Row:
-    """'No slower' is missed when three rounds in four, or more, are slower."""
     def ours() -> Tensor:
         return samplers.sample(denoiser, noise, Solver(name, size.steps, sigma_max=80))
 
@@ -200,15 +208,24 @@ def compare(name: str, unet: nn.Module, denoiser: nn.Module, scheduler, noise: T
         scheduler.set_timesteps(size.steps)
         return scheduler_loop(unet, scheduler, noise)
 
-    calls = {evaluations(unet, ours), evaluations(unet, theirs)}
+    return no_slower(f"{name} against {type(scheduler).__name__}, {size.batch} images", unet, ours,
+                     theirs, size.repeats)
+
+
+def no_slower(what: str, network: nn.Module, ours: Callable[[], Tensor],
+              theirs: Callable[[], Tensor], repeats: int) -> Row:
+    """Our time over theirs, of equally many evaluations of the network.
+
+    'No slower' is missed when three rounds in four, or more, are slower.
+    """
+    calls = {evaluations(network, ours), evaluations(network, theirs)}
     if len(calls) != 1:
-        raise RuntimeError(f"{name}: unequal numbers of evaluations, {calls}")
-    mine, other = in_turns(size.repeats, ours, theirs)
+        raise RuntimeError(f"{what}: unequal numbers of evaluations, {calls}")
+    mine, other = in_turns(repeats, ours, theirs)
     low, ratio, high = quantiles([a / b for a, b in zip(mine, other)], n=4)
     shown = (f"{ratio:.2f} of its time (quartiles {low:.2f} to {high:.2f}; {median(mine):.2f} s, "
              f"{median(other):.2f} s)")
-    return Row(f"{name} against {type(scheduler).__name__}, {size.batch} images, "
-               f"{calls.pop()} evaluations", shown, "no slower", low <= 1)
+    return Row(f"{what}, {calls.pop()} evaluations", shown, "no slower", low <= 1)
 
 
 # --- the optimal denoiser -----------------------------------------------------------------------
@@ -239,6 +256,96 @@ def print_optimal(images: int) -> None:
     before = peak_memory()
     denoisers.OptimalDenoiser(pixels)(torch.zeros(64, 3, 32, 32), 1.0)
     print(peak_memory() - before)
+
+
+# --- inverse problems ---------------------------------------------------------------------------
+
+class Inpainting:
+    """Random inpainting, for both: the same denoiser, mask, noise, noise levels and zeta.
+
+    With these settings deepinv's step is that of Algorithm 1, so the answers agree up to rounding
+    (deepinv's denoiser gets float32). The weights are random; the state of both is float64.
+    """
+
+    def __init__(self, batch: int, steps: int):
+        self.denoiser = training.build(replace(training_spec("cpu"), framework="edm")).eval()
+        self.operator = operators.random_inpainting(batch, 0.7)
+        self.noise = some_noise(batch)
+        self.y = operators.measure(some_noise(batch, "images"), self.operator).y
+        self.guidance = inverse.Guidance(1.0, Solver("dpm-solver-1", steps), "flow")
+
+    @torch.no_grad()
+    def ours(self) -> Tensor:
+        for state in inverse.dps(self.denoiser, self.noise.double(), self.y.double(),
+                                 self.operator, self.guidance):
+            pass
+        return state.u
+
+    def deepinv(self) -> Callable[[], Tensor]:
+        """DPS of deepinv with DDIM's step, eta 0, in the levels of our solver: t is sigma."""
+        from deepinv import physics, sampling
+
+        sigmas = self.guidance.solver.sigmas
+        guided = sampling.PosteriorDiffusion(
+            sampling.DPSDataFidelity(weight=self.guidance.zeta), self.denoiser,
+            sampling.EDMDiffusionSDE(lambda t: t, variance_exploding=True),
+            sampling.DDIMSolver(sigmas, eta=0), minus_one_one=False)
+        masked = physics.Inpainting((3, 32, 32), self.operator.state)
+        return lambda: guided(self.y, masked, sigmas[0] * self.noise.double())
+
+
+def some_noise(count: int, name: str = "noise") -> Tensor:
+    return torch.randn(count, 3, 32, 32, generator=stream("bench", name))
+
+
+def invert(size: Size) -> list[Row]:
+    """Time and memory of Algorithm 1 over deepinv's, if it is there; seconds to reconstruct."""
+    if find_spec("deepinv"):
+        return [*against_deepinv(size), reconstruction(size)]
+    missing = Row("Algorithm 1 against deepinv's DPS",
+                  "deepinv is not installed: pip install deepinv", "no slower", True)
+    return [missing, reconstruction(size)]
+
+
+def against_deepinv(size: Size) -> list[Row]:
+    """Wall time of equally many steps, one evaluation each on both sides, and peak memory."""
+    both = Inpainting(size.guided, size.steps)
+    ours, theirs = both.ours, both.deepinv()
+    torch.testing.assert_close(ours(), theirs(), rtol=0, atol=1e-4)
+    what = f"Algorithm 1 against deepinv's DPS, {size.guided} images"
+    row = no_slower(f"{what}, {size.steps} steps", both.denoiser.network, ours, theirs,
+                    size.repeats)
+    mine, other = (dps_memory(side, size.guided) / 2**20 for side in ("ours", "deepinv"))
+    return [row, Row(f"{what}: memory", f"{mine:.1f} MiB beyond the model, {other:.1f} MiB",
+                     "no more", mine <= other)]
+
+
+def dps_memory(side: str, batch: int) -> int:
+    """Peak memory of two steps beyond what both sides need to start, in bytes.
+
+    glibc returns every freed block of 128 KiB or more, lest its reuse of them blur the peak.
+    """
+    return number_printed(f"print_dps({side!r}, {batch})", MALLOC_MMAP_THRESHOLD_=str(2**17))
+
+
+def print_dps(side: str, batch: int) -> None:
+    both = Inpainting(batch, 2)
+    works = {"ours": both.ours, "deepinv": both.deepinv()}
+    before = peak_memory()
+    works[side]()
+    print(peak_memory() - before)
+
+
+def reconstruction(size: Size) -> Row:
+    """Seconds that a model of zoo/ takes to reconstruct images of random pixels, 70 % lost."""
+    n, steps = size.restored, size.restoring
+    operator = operators.random_inpainting(n, 0.7)
+    measurement = operators.measure(some_noise(n, "images").clamp(-1, 1), operator)
+    denoiser, noise = models.shipped("edm").denoiser(), some_noise(n)
+    guidance = inverse.Guidance(solver=Solver("dpm-solver-1", steps))
+    taken = seconds(lambda: inverse.reconstruct(denoiser, measurement, operator, noise, guidance))
+    return Row(f"reconstruction of {n} images, {steps} steps", f"{taken:.1f} s", "< 300 s",
+               taken < 300)
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -455,6 +562,7 @@ def show(rows: list[Row]) -> None:
 
 PARTS = {"GL": lambda size, device: gl(size), "sampling": lambda size, device: sampling(size),
          "optimal": lambda size, device: optimal(size),
+         "inverse": lambda size, device: invert(size),
          "training": lambda size, device: train(size, device) + at_once(size, device)}
 
 
@@ -462,7 +570,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m paper_utils.bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, some seconds")
-    parser.add_argument("--only", choices=PARTS, help="one of the four parts")
+    parser.add_argument("--only", choices=PARTS, help="one of the parts")
     parser.add_argument("--device", default="cpu", help="of training")
     asked = parser.parse_args(arguments)
     try:

@@ -10,7 +10,7 @@
 minute and goes on from it when it is called again. A fine-tuning starts from the finished run of
 its base in the same folder. `add` samples the sheet of a finished training
 and writes zoo.toml, `closed` the sheets of the closed forms, which have no weights, `guided` those
-of conditional models under guidance.
+of conditional models under guidance, `restored` those of the inverse problems.
 """
 
 import argparse
@@ -227,6 +227,25 @@ def guided(options: argparse.Namespace) -> None:
             print(f"{model.name}: {noises} samples added to conditional/")
 
 
+def restored(options: argparse.Namespace) -> None:
+    """Make the sheets of section 4's inverse problems: what models of section 2 restored."""
+    from paper_utils import reconstructions
+
+    profile = profiles.get("laptop")
+    images, training_set = reconstructions.held_out(profile), data.load(profile.dataset)
+    closed = reconstructions.references(training_set, profile)
+    for name in options.models:
+        choose(name, [*profile.restoring, *closed], "model of the inverse problems")
+        model = closed[name] if name in closed else models.shipped(name)
+        answers = [models.samples(
+            reconstructions.restoring(model, problem, images, profile.guided_steps), len(images),
+            problem.first_noise) for problem in reconstructions.PROBLEMS]
+        zoo.add(name, "restored", torch.stack(answers, 1), BANK, options.made, folder=zoo.INVERSE,
+                start=model.identity.get("weights", ""),
+                problems=reconstructions.question(images, profile.guided_steps))
+        print(f"{name}: {len(answers)} problems of {len(images)} images added to inverse/")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; a user's mistake is one line on stderr and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m paper_utils.fleet", description=__doc__,
@@ -253,6 +272,10 @@ def main(arguments: list[str] | None = None) -> int:
     five.add_argument("models", nargs="+")
     five.add_argument("--noises", type=int, default=0, help="default: that of its folder")
     five.set_defaults(action=guided)
+    six = actions.add_parser("restored")
+    six.add_argument("models", nargs="+")
+    six.add_argument("--made", required=True, help="how it was made, for zoo.toml")
+    six.set_defaults(action=restored)
     for name, action in (("pack", data.pack), ("unpack", data.unpack)):
         three = actions.add_parser(name)
         three.add_argument("folder", type=Path)

@@ -102,13 +102,24 @@ def square(pairs: pd.DataFrame, names: Sequence[str], value: str = "score") -> p
 
 
 def heatmaps(tables: Mapping[str, pd.DataFrame], names: Sequence[str], floor: float | None = None,
-             note: str = "") -> Figure:
+             note: str = "", groups: Mapping[str, Sequence[str]] | None = None,
+             columns: int = 0) -> Figure:
     """The paper's heat maps side by side: annotated, orange, one colour scale for all up to 1.
 
     tables: title -> pairs; floor: the lower end of the scale, by default the lowest score shown.
+    groups: label -> the names, next to each other, whose pairs get an outline. columns: maps a
+    row, by default all.
     """
     matrices = {title: square(pairs, names) for title, pairs in tables.items()}
-    return _heatmaps(matrices, floor, note)
+    figure = _heatmaps(matrices, floor, note, columns)
+    for group in (groups or {}).values():
+        first, last = list(names).index(group[0]), list(names).index(group[-1])
+        for axis in figure.axes[:len(matrices)]:
+            steps = [(first + k, first + k) for k in range(last - first + 1)]
+            stairs = [(x + dx, y) for x, y in steps[:-1] for dx in (0, 1)] + [(last, last)]
+            axis.plot(*zip((first, first), *stairs, (first, last), (first, first)), color="black",
+                      lw=1.6, clip_on=False)
+    return figure
 
 
 def rectangles(tables: Mapping[str, pd.DataFrame], names: Sequence[str], others: Sequence[str],
@@ -123,15 +134,20 @@ def rectangles(tables: Mapping[str, pd.DataFrame], names: Sequence[str], others:
     return _heatmaps(matrices, 0.0, note)
 
 
-def _heatmaps(matrices: Mapping[str, pd.DataFrame], floor: float | None, note: str) -> Figure:
+def _heatmaps(matrices: Mapping[str, pd.DataFrame], floor: float | None, note: str,
+              columns: int = 0) -> Figure:
     if floor is None:
         floor = min(m.min().min() for m in matrices.values())
     height, width = (0.52 * max(m.shape[k] for m in matrices.values()) + 1.72 for k in (0, 1))
+    columns = columns or len(matrices)
+    rows = -(-len(matrices) // columns)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(matrices), figsize=(width * len(matrices), height),
-                                    layout="constrained")
-        for axis, (title, matrix) in zip(np.atleast_1d(axes), matrices.items()):
-            last = title == list(matrices)[-1]
+        figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows),
+                                    layout="constrained", squeeze=False)
+        for axis in axes.flat[len(matrices):]:
+            axis.set_visible(False)
+        for k, (axis, (title, matrix)) in enumerate(zip(axes.flat, matrices.items()), 1):
+            last = k % columns == 0 or k == len(matrices)
             sns.heatmap(matrix, ax=axis, cmap="Oranges", vmin=floor, vmax=1, annot=True, fmt=".2f",
                         square=True, linewidths=0.6, cbar=last, annot_kws={"size": 7.5},
                         cbar_kws={"shrink": 0.75})
@@ -189,8 +205,9 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
     return figure
 
 
-def _curve(axis, curve: pd.DataFrame, x: str, value: str, label: str, colour: str) -> None:
-    axis.plot(curve[x], curve[value], "o-", color=colour, ms=4, lw=1.5, label=label, zorder=3)
+def _curve(axis, curve: pd.DataFrame, x: str, value: str, label: str, colour: str,
+           style: str = "o-") -> None:
+    axis.plot(curve[x], curve[value], style, color=colour, ms=4, lw=1.5, label=label, zorder=3)
     if value == "score" and {"low", "high"} <= set(curve):
         axis.fill_between(curve[x], curve.low, curve.high, color=colour, alpha=0.18, lw=0)
 
@@ -223,6 +240,85 @@ def _linear_axis(axis, ticks: Sequence[float], x: str, log_y: bool) -> None:
     axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axis.set_xlabel({"guidance": "guidance weight"}.get(x, x))
     axis.set_yscale("log") if log_y else axis.set_ylim(-0.03, 1.03)
+
+
+def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log_x: bool = False,
+           title: str = "") -> Figure:
+    """Panels side by side, each a quantity with its intervals against x, a curve per value of `by`.
+
+    panels: vertical axis -> table with columns by, x, score, low, high. A value of `by` has the
+    same colour and marker in every panel.
+    """
+    keys = list(dict.fromkeys(key for table in panels.values() for key in table[by]))
+    looks = dict(zip(keys, zip(MODEL_COLOURS, "os^Dv*")))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels) + 0.2, 3.5),
+                                    layout="constrained", squeeze=False)
+        for axis, (label, table) in zip(axes.flat, panels.items()):
+            for key, curve in table.groupby(by, sort=False):
+                colour, marker = looks[key]
+                _curve(axis, curve.sort_values(x), x, "score", str(key), colour, f"{marker}-")
+            if log_x:
+                axis.set_xscale("log", base=2)
+                axis.minorticks_off()
+            ticks = sorted(set(table[x]))
+            axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+            axis.set(xlabel=xlabel, ylabel=label)
+            if table.score.between(0, 1).all():
+                axis.set_ylim(-0.03, 1.03)
+            axis.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.19))
+        figure.suptitle(title or None, fontsize=10)
+        sns.despine(figure)
+    return figure
+
+
+def bands(panels: Mapping[str, Mapping[str, pd.DataFrame]], ylabel: str,
+          reference: tuple[str, pd.DataFrame], title: str = "") -> Figure:
+    """Medians with their quartiles against sigma, as sampling goes: from large sigma to small.
+
+    panels: title -> label -> table with columns sigma, median, low, high; reference: one more, grey
+    in every panel.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=(3.9 * len(panels) + 0.3, 3.4),
+                                    layout="constrained", sharey=True, squeeze=False)
+        for axis, (name, curves_) in zip(axes.flat, panels.items()):
+            rows = {reference[0]: reference[1], **curves_}
+            for colour, (label, part) in zip(("0.35", *MODEL_COLOURS), rows.items()):
+                axis.plot(part.sigma, part["median"], color=colour, lw=1.5, label=label)
+                axis.fill_between(part.sigma, part.low, part.high, color=colour, alpha=0.18, lw=0)
+            axis.set(xscale="log", yscale="log", title=name, xlabel="noise level $\\sigma$")
+            axis.invert_xaxis()
+            axis.legend(frameon=False, fontsize=7.5)
+        axes.flat[0].set_ylabel(ylabel)
+        figure.suptitle(title or None, fontsize=10)
+        sns.despine(figure)
+    return figure
+
+
+def against_known_posterior(table: pd.DataFrame, title: str = "") -> Figure:
+    """Distance of Algorithm 1 to the exact answers: of reconstructions.against_the_posterior."""
+    panels = {"to mean": "to the posterior mean", "to flow": "to the exact flow, same noise"}
+    runs, known = table[table.zeta.notna()], table[table.zeta.isna()].set_index("what")
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.4), layout="constrained", sharey=True)
+        for axis, (column, label) in zip(axes, panels.items()):
+            for colour, (steps, part) in zip(MODEL_COLOURS, runs.groupby("steps")):
+                axis.plot(part.zeta, part[column], "o-", color=colour, ms=4, lw=1.5,
+                          label=f"{steps:.0f} steps")
+            for style, (what, row) in zip(("--", ":"), known.iterrows()):
+                if row[column] > 0:
+                    axis.axhline(row[column], color="0.35", lw=1, ls=style, label=what)
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(sorted(runs.zeta.unique()),
+                            [f"{zeta:g}" for zeta in sorted(runs.zeta.unique())])
+            axis.minorticks_off()
+            axis.set(title=label, xlabel="step size $\\zeta$ (of 30 steps)", ylim=(0, None))
+            axis.legend(frameon=False, fontsize=7.5)
+        axes[0].set_ylabel("RMS distance")
+        figure.suptitle(title or None, fontsize=10)
+        sns.despine(figure)
+    return figure
 
 
 def shares(table: pd.DataFrame, x: str, by: str, chance: float, ylabel: str,

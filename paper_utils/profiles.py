@@ -30,29 +30,35 @@ class Profile:
     grid_noises: int         # noises per model of section 3
     transfer_noises: int     # noises per fine-tuned model
     class_noises: int        # noises per conditional model, each with every class
+    measured: int            # held-out images that are measured and reconstructed
+    guided_steps: int        # of Algorithm 1
     bag: int                 # patches in the bag of the local score
     resamples: int           # of the bootstrap
     descriptors: tuple[str, ...] = ("cifar-copy", "pixels", "imgsim", "inception")
     shipped: bool = False    # models and sheets come from zoo/
     hub: tuple[str, ...] = ()  # diffusers pipelines that join the models
     imagenet: tuple[str, ...] = ()  # class-conditional DiT pipelines
+    restoring: tuple[str, ...] = (  # models of the inverse problems: two families
+        "edm", "edm-seed1", "ddpm-vp", "multistage", "dit", "dit-seed1", "dit-wide", "uvit")
 
 
 SIZES = tuple(field.name for field in fields(Profile) if field.type is int)
 
 PROFILES = {
     "smoke": Profile("smoke", "bundled", noises=32, live=2, held_out=64, hyperplane=4,
-                     grid_noises=16, transfer_noises=16, class_noises=4, bag=256, resamples=200,
-                     descriptors=("cifar-copy", "pixels")),
+                     grid_noises=16, transfer_noises=16, class_noises=4, measured=4,
+                     guided_steps=8, bag=256, resamples=200,
+                     descriptors=("cifar-copy", "pixels"),
+                     restoring=("edm", "edm-seed1", "dit", "dit-seed1")),
     "laptop": Profile("laptop", "cifar10", noises=512, live=16, held_out=2_000, hyperplane=11,
-                      grid_noises=256, transfer_noises=128, class_noises=128, bag=2_048,
-                      resamples=1_000, shipped=True),
+                      grid_noises=256, transfer_noises=128, class_noises=128, measured=64,
+                      guided_steps=30, bag=2_048, resamples=1_000, shipped=True),
     "gpu": Profile("gpu", "cifar10", noises=2_048, live=64, held_out=10_000, hyperplane=50,
-                   grid_noises=1_024, transfer_noises=1_024, class_noises=1_024, bag=32_768,
-                   resamples=1_000),
+                   grid_noises=1_024, transfer_noises=1_024, class_noises=1_024,
+                   measured=256, guided_steps=100, bag=32_768, resamples=1_000),
     "paper": Profile("paper", "cifar10", noises=10_000, live=64, held_out=10_000, hyperplane=100,
                      grid_noises=10_000, transfer_noises=10_000, class_noises=10_000,
-                     bag=65_536, resamples=1_000,
+                     measured=1_000, guided_steps=1_000, bag=65_536, resamples=1_000,
                      descriptors=("cifar-copy", "pixels", "imgsim", "inception", "sscd"),
                      hub=("google/ddpm-cifar10-32",), imagenet=("facebook/DiT-XL-2-256",)),
 }
@@ -86,22 +92,24 @@ class Scale:
     images: int
     unet_budget: int
     transformer_budget: int
+    uvit_budget: int         # U-ViT learns slowest: its time is one token among the patches
     batch: int
     dropout: float = 0.0
     precision: str = "float32"
     prediction: str = ""     # "-f": EDM's output parameterization, see denoisers.f_prediction
     warmup: int = 0          # images; 0: a twentieth of the U-Nets' budget
     ema_half_life: int = 0   # images; 0: a twenty-fifth of it
+    uvit_rate: float = 5e-4
 
 
 SCALES = {
-    "smoke": Scale(16, 1, (1, 2), 2, 8, 32, 2, 256, 512, 512, 32, prediction="-f"),
-    "laptop": Scale(32, 1, (1, 2, 2), 2, 4, 128, 6, 50_000, 160_000, 128_000, 64,
-                    precision="bf16", prediction="-f"),
-    "gpu": Scale(64, 2, (1, 2, 2), 1, 2, 256, 12, 50_000, 8_000_000, 8_000_000, 256,
+    "smoke": Scale(16, 1, (1, 2), 2, 8, 32, 2, 256, 512, 512, 512, 32, prediction="-f"),
+    "laptop": Scale(32, 1, (1, 2, 2), 2, 4, 128, 6, 50_000, 160_000, 128_000, 512_000, 64,
+                    precision="bf16", prediction="-f", uvit_rate=1e-3),
+    "gpu": Scale(64, 2, (1, 2, 2), 1, 2, 256, 12, 50_000, 8_000_000, 8_000_000, 16_000_000, 256,
                  precision="bf16"),
-    "paper": Scale(128, 4, (2, 2, 2), 1, 2, 512, 12, 50_000, 50_000_000, 50_000_000, 128,
-                   dropout=0.13, precision="bf16", warmup=10_000_000, ema_half_life=500_000),
+    "paper": Scale(128, 4, (2, 2, 2), 1, 2, 512, 12, 50_000, 50_000_000, 50_000_000, 50_000_000,
+                   128, dropout=0.13, precision="bf16", warmup=10_000_000, ema_half_life=500_000),
 }
 
 
@@ -118,6 +126,7 @@ def specs(profile: str) -> dict[str, Spec]:
     unet = dict(width=scale.width, channel_mult=scale.channel_mult, blocks=scale.blocks,
                 attention=(16 // scale.patch,), patch=scale.patch, dropout=scale.dropout)
     tokens = dict(patch=scale.tokens_patch, dim=scale.dim, depth=scale.depth, heads=scale.dim // 32)
+    wide = tokens | dict(dim=3 * scale.dim // 2, heads=3 * scale.dim // 64)
     u = replace(spec, images_seen=scale.unet_budget)
     t = replace(spec, images_seen=scale.transformer_budget, learning_rate=5e-4)
     kind = scale.prediction
@@ -136,8 +145,13 @@ def specs(profile: str) -> dict[str, Spec]:
                 network_args=networks.DDPMPP | unet | {"boundaries": (442.0, 630.0)},
                 solver=Solver("dpm-solver-3", 15, "log", 0.01, 80)),
         replace(t, name="uvit", network="uvit", network_args=tokens, framework="vp-discrete" + kind,
-                solver=Solver("dpm-solver-3", 15, "log", 0.01, 80)),
+                solver=Solver("dpm-solver-3", 15, "log", 0.01, 80),
+                images_seen=scale.uvit_budget, learning_rate=scale.uvit_rate),
         replace(t, name="dit", network="dit", network_args=tokens, framework="v",
+                solver=Solver("dpm-multistep-2", 30, "karras")),
+        replace(t, name="dit-seed1", network="dit", network_args=tokens, framework="v",
+                solver=Solver("dpm-multistep-2", 30, "karras"), seed=1),
+        replace(t, name="dit-wide", network="dit", network_args=wide, framework="v",
                 solver=Solver("dpm-multistep-2", 30, "karras")),
         replace(u, name="diffusers-vp", network="diffusers_unet", framework="vp-discrete" + kind,
                 network_args=_diffusers_unet(scale), images_seen=scale.unet_budget // scale.patch,
@@ -170,15 +184,13 @@ def conditional_specs(profile: str) -> dict[str, Spec]:
     """The class-conditional twins of four models of section 2 (appendix D), by name.
 
     A tenth of the labels is dropped in training, so that each can be guided (Ho & Salimans 2022).
-    U-ViT learns slowest: it sees twice as many images, at twice the rate. Raises UserError for an
-    unknown profile.
+    U-ViT sees half as many images as its twin. Raises UserError for an unknown profile.
     """
     twins = [specs(profile)[name] for name in CONDITIONAL]
     found = [replace(spec, name=f"{spec.name}-cond", network_args=spec.network_args | CLASSES)
              for spec in twins]
     return {spec.name: spec if spec.network != "uvit" else replace(
-        spec, images_seen=2 * spec.images_seen, learning_rate=2 * spec.learning_rate)
-        for spec in found}
+        spec, images_seen=spec.images_seen // 2) for spec in found}
 
 
 def fine_tuned(spec: Spec, start: str = "", trains: str = "all", dataset: str = "",

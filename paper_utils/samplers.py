@@ -36,64 +36,68 @@ def log_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     return torch.cat([ramp.exp(), torch.zeros(1, dtype=torch.float64)])
 
 
-# --- samplers -----------------------------------------------------------------------------------
+# --- steps --------------------------------------------------------------------------------------
+# A step goes from sigma `here` to a smaller `there`; clean is D(u; here), already evaluated, so
+# that Algorithm 1 (paper_utils.inverse) can differentiate it. `there` is over 0.
 
-def euler(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
-    """Euler's method in sigma: DDIM (Song et al. 2021) and DPM-Solver-1 are the same step."""
-    u = sigmas[0] * noise
-    for here, there in pairwise(sigmas):
-        u = _toward(denoiser(u, here), u, here, there)
-        yield u
-
-
-def heun(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
-    """Heun's second-order method (Karras et al. 2022, algorithm 1, no churn)."""
-    u = sigmas[0] * noise
-    for here, there in pairwise(sigmas):
-        slope = (u - denoiser(u, here)) / here
-        ahead = u + (there - here) * slope
-        if there > 0:
-            slope = (slope + (ahead - denoiser(ahead, there)) / there) / 2
-            ahead = u + (there - here) * slope
-        u = ahead
-        yield u
+def euler_step(denoiser: Denoiser, u: Tensor, clean: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    """Euler's step in sigma: DDIM (Song et al. 2021) and DPM-Solver-1 are the same step."""
+    return toward(clean, u, here, there)
 
 
-def dpm_solver_2(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
-    """Singlestep DPM-Solver-2 (Lu et al. 2022, algorithm 1): a midpoint step in log sigma."""
-    u = sigmas[0] * noise
-    for here, there in pairwise(sigmas):
-        ahead = denoiser(u, here)
-        if there > 0:
-            middle = (here * there).sqrt()
-            halfway = _toward(ahead, u, here, middle)
-            eps = (halfway - denoiser(halfway, middle)) / middle
-            u = u + (there - here) * eps
-        else:
-            u = ahead
-        yield u
+def heun_step(denoiser: Denoiser, u: Tensor, clean: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    """Heun's second-order step (Karras et al. 2022, algorithm 1, no churn)."""
+    slope = (u - clean) / here
+    ahead = u + (there - here) * slope
+    slope = (slope + (ahead - denoiser(ahead, there)) / there) / 2
+    return u + (there - here) * slope
 
 
-def dpm_solver_3(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
-    """Singlestep DPM-Solver-3 (Lu et al. 2022, algorithm 2, r1 = 1/3, r2 = 2/3)."""
-    u = sigmas[0] * noise
-    for here, there in pairwise(sigmas):
-        if there > 0:
-            u = _third_order_step(denoiser, u, here, there)
-        else:
-            u = denoiser(u, here)
-        yield u
+def dpm_solver_2_step(denoiser: Denoiser, u: Tensor, clean: Tensor, here: Tensor,
+                      there: Tensor) -> Tensor:
+    """DPM-Solver-2 (Lu et al. 2022, algorithm 1): a midpoint step in log sigma."""
+    middle = (here * there).sqrt()
+    halfway = toward(clean, u, here, middle)
+    eps = (halfway - denoiser(halfway, middle)) / middle
+    return u + (there - here) * eps
 
 
-def _third_order_step(denoiser: Denoiser, u: Tensor, here: Tensor, there: Tensor) -> Tensor:
+def dpm_solver_3_step(denoiser: Denoiser, u: Tensor, clean: Tensor, here: Tensor,
+                      there: Tensor) -> Tensor:
+    """DPM-Solver-3 (Lu et al. 2022, algorithm 2, r1 = 1/3, r2 = 2/3)."""
     h = (here / there).log()
     first, second = here * (-h / 3).exp(), here * (-2 * h / 3).exp()
-    eps = (u - denoiser(u, here)) / here
+    eps = (u - clean) / here
     u1 = u + (first - here) * eps
     bend1 = (u1 - denoiser(u1, first)) / first - eps
     u2 = u + (second - here) * eps - second * 2 * (torch.expm1(2 * h / 3) / (2 * h / 3) - 1) * bend1
     bend2 = (u2 - denoiser(u2, second)) / second - eps
     return u + (there - here) * eps - there * 1.5 * (torch.expm1(h) / h - 1) * bend2
+
+
+def toward(clean: Tensor, u: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    """The exact step from sigma `here` to `there` when D is constant and equal to `clean`."""
+    return clean + (there / here) * (u - clean)
+
+
+Step = Callable[[Denoiser, Tensor, Tensor, Tensor, Tensor], Tensor]
+STEPS: dict[str, Step] = {
+    "euler": euler_step, "ddim": euler_step, "dpm-solver-1": euler_step, "heun": heun_step,
+    "dpm-solver-2": dpm_solver_2_step, "dpm-solver-3": dpm_solver_3_step,
+}
+
+
+# --- samplers -----------------------------------------------------------------------------------
+
+def singlestep(step: Step) -> Sampler:
+    """The sampler that takes this step from level to level; the step to 0 lands on D."""
+    def sampler(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+        u = sigmas[0] * noise
+        for here, there in pairwise(sigmas):
+            clean = denoiser(u, here)
+            u = step(denoiser, u, clean, here, there) if there > 0 else clean
+            yield u
+    return sampler
 
 
 def dpm_multistep_2(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
@@ -105,21 +109,13 @@ def dpm_multistep_2(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterat
         target = clean
         if before is not None and there > 0:
             target = clean + (clean - before) * h / (2 * h_before)
-        u = _toward(target, u, here, there)
+        u = toward(target, u, here, there)
         before, h_before = clean, h
         yield u
 
 
-def _toward(clean: Tensor, u: Tensor, here: Tensor, there: Tensor) -> Tensor:
-    """The exact step from sigma `here` to `there` when D is constant and equal to `clean`."""
-    return clean + (there / here) * (u - clean)
-
-
-SAMPLERS: dict[str, Sampler] = {
-    "euler": euler, "ddim": euler, "dpm-solver-1": euler, "heun": heun,
-    "dpm-solver-2": dpm_solver_2, "dpm-solver-3": dpm_solver_3,
-    "dpm-multistep-2": dpm_multistep_2,
-}
+SAMPLERS: dict[str, Sampler] = {name: singlestep(step) for name, step in STEPS.items()} | {
+    "dpm-multistep-2": dpm_multistep_2}
 SCHEDULES = {"karras": karras_sigmas, "log": log_sigmas}
 
 

@@ -21,7 +21,7 @@ MAE_THRESHOLD = 15.0  # on the 0..255 scale, strict (paper, section 2)
 
 @dataclass(frozen=True)
 class Score:
-    """A proportion with its 95 % interval over n noises, see `proportion`."""
+    """A proportion, or mean, with its 95 % interval over n noises, see `proportion`."""
 
     value: float
     low: float
@@ -104,6 +104,12 @@ def paired_difference(hits: Tensor, other: Tensor, resamples: int = 1_000) -> Sc
         raise UserError(f"{len(hits)} noises and {len(other)} do not pair")
     gaps = _per_noise(hits) - _per_noise(other)
     return Score(gaps.mean().item(), *_bootstrap(gaps, resamples), len(gaps))
+
+
+def average(values: Tensor, resamples: int = 1_000) -> Score:
+    """Mean of any numbers [n], one of each noise, with its 95 % bootstrap interval."""
+    values = values.double()
+    return Score(values.mean().item(), *_bootstrap(values, resamples), len(values))
 
 
 def shuffled(rows: Tensor) -> Tensor:

@@ -20,17 +20,19 @@ from paper_utils.errors import UserError, choose
 from paper_utils.noise import NoiseBank
 
 FOLDER = Path(__file__).resolve().parents[1] / "zoo"
-# the grid of section 3, the conditional and the fine-tuned models, each with a zoo.toml of its own
-REGIMES, CONDITIONAL, FINE_TUNING = (FOLDER / name
-                                     for name in ("regimes", "conditional", "fine_tuning"))
-FOLDERS = (FOLDER, REGIMES, CONDITIONAL, FINE_TUNING)
+# the grid of section 3, the conditional and the fine-tuned models, and what models of section 2
+# restored in the inverse problems, each with a zoo.toml of its own
+REGIMES, CONDITIONAL, FINE_TUNING, INVERSE = (
+    FOLDER / name for name in ("regimes", "conditional", "fine_tuning", "inverse"))
+FOLDERS = (FOLDER, REGIMES, CONDITIONAL, FINE_TUNING, INVERSE)
 COLUMNS = 32
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One table of zoo.toml. kind: 'diffusion', 'contrast', or, without weights, 'closed form' and
-    'guided' (a conditional model of the same folder under guidance)."""
+    """One table of zoo.toml. kind: 'diffusion', 'contrast', or, without weights, 'closed form',
+    'guided' (a conditional model of the same folder under guidance) and 'restored' (what a model of
+    section 2 made of the inverse problems)."""
 
     name: str
     kind: str
@@ -42,9 +44,10 @@ class Entry:
     weights: str = ""
     weights_sha256: str = ""
     subset: str = ""         # hash of the training images, where they are a subset
-    classes: int = 0         # of a conditional model: images per noise, one for each class
+    classes: int = 0         # images per noise: one for each class, or inverse problem
     start: str = ""          # what it builds on: hash of the fine-tuned model's start, or sha256 of
-    #                          the weights that a guided sheet was sampled from
+    #                          the weights that a guided or restored sheet was made from
+    problems: str = ""       # of a restored sheet: hash of the problems, see reconstructions
 
     def load_weights(self, folder: Path = FOLDER) -> tuple[dict[str, Tensor], dict]:
         """float32 tensors and the specification from the metadata; UserError if damaged."""
@@ -56,7 +59,7 @@ class Entry:
     def load_sheet(self, folder: Path = FOLDER) -> Tensor:
         """The samples, uint8 [noises, 3, 32, 32], row k from noise k; UserError if damaged.
 
-        Of a conditional model [noises, classes, 3, 32, 32].
+        Of a conditional model [noises, classes, 3, 32, 32], restored [images, problems, 3, 32, 32].
         """
         path = self._whole(folder / self.sheet, self.sheet_sha256)
         with Image.open(path) as image:
@@ -103,17 +106,17 @@ def entry(name: str, folder: Path = FOLDER) -> Entry:
 
 def add(name: str, kind: str, samples: Tensor, bank: NoiseBank, made: str,
         weights: dict[str, Tensor] | None = None, spec: dict | None = None,
-        folder: Path = FOLDER, subset: str = "", start: str = "") -> Entry:
+        folder: Path = FOLDER, subset: str = "", start: str = "", problems: str = "") -> Entry:
     """Put a model into the zoo: its files first, its table in zoo.toml last.
 
     samples: uint8 [N, 3, 32, 32], or [N, classes, 3, 32, 32], from noises 0..N-1 of `bank`; weights
     are stored in half precision with `spec` (JSON values), `made` and `subset` (hash of the
-    training images) in the metadata. start: what it builds on, see Entry.
+    training images) in the metadata. start, problems: see Entry.
     """
     label = name.replace(" ", "-")
     classes = samples.shape[1] if samples.ndim == 5 else 0
     new = Entry(name, kind, f"{label}.png", "", len(samples), bank.name, made, classes=classes,
-                start=start)
+                start=start, problems=problems)
     new = replace(new, sheet_sha256=_write(folder / new.sheet, _png(samples, name, bank, made)))
     if weights is not None:
         path = folder / f"{label}.safetensors"

@@ -1,6 +1,7 @@
 """The benchmark compares like with like; its numbers are no test's business."""
 
 import numpy as np
+import pytest
 import torch
 
 from paper_utils import bench
@@ -31,3 +32,19 @@ def test_memory_is_that_of_the_process_itself():
     ballast = torch.zeros(200_000_000)
     assert 12 * 2**20 < bench.extra_memory(2_100, 8_300) < 512 * 2**20
     del ballast
+
+
+def test_deepinv_takes_the_steps_of_algorithm_1():
+    pytest.importorskip("deepinv")
+    both = bench.Inpainting(2, 3)
+    ours, theirs = both.ours, both.deepinv()
+    torch.testing.assert_close(ours(), theirs(), rtol=0, atol=1e-4)
+    network = both.denoiser.network
+    assert bench.evaluations(network, ours) == bench.evaluations(network, theirs) == 3
+
+
+def test_without_deepinv_a_row_says_so(monkeypatch):
+    monkeypatch.setattr(bench, "find_spec", lambda _: None)
+    first, second = bench.invert(bench.Size(restored=1, restoring=1))
+    assert first.met and "pip install deepinv" in first.measured
+    assert second.what == "reconstruction of 1 images, 1 steps" and second.met

@@ -12,7 +12,7 @@ from paper_utils import claims, conditional, data, denoisers, descriptors, model
 from paper_utils import scores, training, zoo
 from paper_utils.errors import UserError
 from paper_utils.models import BANK
-from paper_utils.samplers import Solver, euler, sample
+from paper_utils.samplers import SAMPLERS, Solver, sample
 from paper_utils.training import Spec
 
 TINY = Spec("tiny-cond", "unet", dict(width=8, channel_mult=(1,), blocks=1, attention=(), patch=4,
@@ -272,7 +272,7 @@ def test_a_dit_agrees_with_diffusers_own_sampler(dit):
     denoiser, _ = denoisers.from_diffusers_dit(str(dit))
     u0 = (1 + sigmas[0] ** 2).sqrt() * noise  # diffusers starts at x, we at u = x / s
     with torch.no_grad():
-        *_, u = euler(partial(denoiser, labels=label), (u0 / sigmas[0]).double(), sigmas)
+        *_, u = SAMPLERS["euler"](partial(denoiser, labels=label), (u0 / sigmas[0]).double(), sigmas)
     torch.testing.assert_close(u.float(), x, rtol=2e-3, atol=2e-3)
 
 

@@ -152,7 +152,7 @@ def test_an_unknown_name_lists_the_names(folder):
 # --- what ships ---------------------------------------------------------------------------------
 
 each_folder = pytest.mark.parametrize("folder", zoo.FOLDERS, ids=lambda f: f.name)
-WITHOUT_WEIGHTS = ("closed form", "guided")
+WITHOUT_WEIGHTS = ("closed form", "guided", "restored")
 
 
 @needs_zoo

@@ -1,0 +1,197 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Inverse problems with deterministic DPS
+#
+# *Section 4 and appendix F of "The Emergence of Reproducibility and Consistency in Diffusion
+# Models" (ICML 2024).*
+#
+# A model may also restore an image from a measurement of it: pixels are lost, or it is blurred.
+# The paper replaces the stochastic step of DPS (Chung et al. 2023) by a deterministic solver
+# (Algorithm 1), so that noise, measurement, operator and model fix the answer. Then one can ask
+# again: do different models give the same image? The finding: **RP is high inside one architecture
+# family and low between U-Nets and transformers.** Masks, step sizes and numbers of evaluations of
+# the paper were not seen, nor any number, so what follows is this project's choice.
+#
+# Two controls. A measurement may fix the answer by itself: so RP also from *other* noises, the
+# measurement kept. And what determinism buys: RP of two runs of stochastic DPS.
+
+# %% tags=["parameters"]
+profile: str = "laptop"
+descriptor: str = "cifar-copy"
+measured: int = 0
+guided_steps: int = 0
+live: int = 0
+shown: int = 0
+device: str = "cpu"
+
+# %%
+from dataclasses import replace
+
+from paper_utils import claims, data, descriptors, models, plots, profiles, run, scores, tables
+from paper_utils import reconstructions as inverse
+from paper_utils.reconstructions import BOXES, DROPS, MAIN, TASKS, ZETAS
+
+run.check_parameters()
+sizes = profiles.get(profile, measured=measured, guided_steps=guided_steps, live=live)
+output = plots.Output.of(profile)
+describe = descriptors.load(descriptor, device)
+training, truth = data.load(sizes.dataset), inverse.held_out(sizes)
+inverse.check_shown(shown, truth)
+
+# %% [markdown]
+# ## The models
+#
+# Four U-Nets and four transformers of section 2, which differ in seed, width and framework, and two
+# references that nobody trained: the Gaussian denoiser of the training images, and the optimal one
+# of the first 8,192, which knows nothing else. All restore the same measurements of held-out images
+# from the same noises, with the same solver. On the `laptop` profile their answers come from `zoo/inverse/`; the first are
+# restored again here and compared.
+
+# %%
+found = models.by_name(sizes.restoring, sizes, training, device)
+everyone = found | inverse.references(training, sizes, device)
+groups = inverse.families(found.values())
+answers = inverse.restored(everyone, inverse.PROBLEMS, truth, sizes)
+again = {name: inverse.restoring(model, MAIN, truth, sizes.guided_steps)
+         for name, model in found.items()}
+check = tables.check_sheets(again, answers[MAIN.name], min(sizes.live, 8))
+about = tables.what_models_are(found).drop(columns=["solver", "NFE", "training images"])
+output.table(about.merge(check, on="model"), "tab_inverse_models")
+
+# %% [markdown]
+# ## Measurements and restored images
+
+# %%
+rows = {"truth": truth.pixels, "measured": inverse.shown_measurement(MAIN, truth.pixels)}
+output.figure(plots.sample_grid(rows | answers[MAIN.name], title=MAIN.name), "fig_restored")
+
+# %%
+tour = inverse.tour(everyone, answers, truth, shown)
+output.figure(plots.sample_grid(tour, columns=len(TASKS), heads=[p.task.name for p in TASKS],
+                                title=f"Image {shown}"), "fig_restored_tasks")
+
+# %% [markdown]
+# ## RP inside and across families
+#
+# Each map: RP of every two models on the same measurements and noises; outlined are the pairs
+# inside one family. What lies outside both outlines is across families, or a reference.
+
+# %%
+features = inverse.features(describe, answers)
+pairs = {p.task.name: inverse.pairwise(features[p.name], describe, sizes.resamples) for p in TASKS}
+output.table(inverse.over("task", pairs), "tab_rp_inverse")
+note = (f"{len(truth)} images, {sizes.guided_steps} steps, "
+        f"{describe.name} > {describe.threshold:.2f}")
+output.figure(plots.heatmaps(pairs, list(everyone), 0.0, note, groups, columns=3),
+              "fig_rp_inverse")
+
+# %%
+blocks = inverse.over("task", {p.task.name: inverse.block_scores(
+    features[p.name], groups, describe.threshold, sizes.resamples,
+    features[replace(p, other_noise=True).name]) for p in TASKS})
+gaps = inverse.over("task", {p.task.name: inverse.family_gap(
+    features[p.name], groups, describe.threshold, sizes.resamples) for p in TASKS})
+output.table(gaps, "tab_family_gap")
+output.table(blocks, "tab_rp_blocks")
+
+# %% [markdown]
+# *other images*: the same pairs with their images mixed, the chance level. *other noise*: the
+# second model restored the same measurement from another noise: what the measurement alone fixes. Where
+# that is as high as RP, a high RP says nothing of the noise.
+#
+# ## From easy to hard
+#
+# More lost pixels, a larger box, and last the largest step size.
+
+# %%
+hard = {p.name: inverse.pairwise(features[p.name], describe, sizes.resamples)
+        for p in (*DROPS, *BOXES, ZETAS[-1])}
+output.figure(plots.heatmaps(hard, list(found), 0.0, note, groups, columns=4),
+              "fig_rp_difficulty")
+drops, boxes = (inverse.curves(problems, lambda p: p.task.level, answers, features, truth, groups,
+                               describe, sizes.resamples) for problems in (DROPS, BOXES))
+output.table(drops["RP"], "tab_drop_rate")
+output.figure(plots.curves(drops, "who", "x", "share of pixels lost"), "fig_drop_rate")
+output.figure(plots.curves(boxes, "who", "x", "side of the lost box, pixels"), "fig_box_size")
+
+# %% [markdown]
+# *distance* is one minus the cosine of the descriptors of restored image and truth, in the place of
+# LPIPS, whose weights are a download. *residual* is the distance of image and measurement over that
+# of the truth: 1 is consistent, more is not, less fits the noise.
+#
+# ## The step size
+#
+# Step sizes are DPS's: a constant multiple of the gradient of the residual's norm on the
+# variance-preserving state, given for 30 steps.
+
+# %%
+zetas = inverse.curves(ZETAS, lambda p: p.zeta, answers, features, truth, groups, describe,
+                       sizes.resamples)
+output.table(zetas["RP"], "tab_step_size")
+output.figure(plots.curves(zetas, "who", "x", "step size $\\zeta$", log_x=True,
+                           title=MAIN.task.name), "fig_step_size")
+
+# %% [markdown]
+# ## Why? The guided iterate leaves the distribution of $x_t$
+#
+# The paper's explanation: guidance pushes the iterate where no denoiser was trained, and there
+# architectures differ. Measured: the squared Mahalanobis distance per dimension from the Gaussian
+# with the mean and covariance of the noised training images, which is 1 on average for real images
+# with noise. Lines are medians, bands quartiles over images.
+
+# %%
+few = truth.first(min(16, len(truth)))
+gaussian = models.gaussian(training)
+real = inverse.energies_of_images(few, gaussian, sizes.guided_steps)
+guided = {names[0]: {zeta: inverse.energies(found[names[0]], replace(MAIN, zeta=zeta), few,
+                                            gaussian, sizes.guided_steps)
+                     for zeta in (0.0, 2.0, 8.0)} for names in groups.values()}
+panels = {name: {f"zeta {zeta:g}" if zeta else "not guided": part for zeta, part in by.items()}
+          for name, by in guided.items()}
+output.figure(plots.bands(panels, "energy per dimension", ("real images with noise", real)),
+              "fig_energy")
+
+# %% [markdown]
+# ## What determinism buys
+#
+# The same problem by stochastic DPS: the same first noise, fresh noise in every step. And
+# Algorithm 1 with its other solvers, at about the same number of evaluations.
+
+# %%
+firsts = {names[0]: found[names[0]] for names in groups.values()}
+part = truth.first(min(32, len(truth)))
+stochastic = inverse.features(describe, inverse.ancestral_runs(firsts, part, sizes.guided_steps))
+same = {name: features[MAIN.name][name][:len(part)] for name in firsts}
+contrast = inverse.with_ancestral_noise(same, stochastic, describe.threshold, sizes.resamples)
+output.table(contrast, "tab_stochastic")
+
+# %%
+output.table(inverse.solvers(found["edm"], few, describe, sizes.guided_steps, MAIN), "tab_solvers")
+
+# %% [markdown]
+# ## Where the answer is known
+#
+# For Gaussian data and a linear operator the posterior is Gaussian too, with a known mean, and its
+# own probability-flow ODE says what an exact sampler would make of the same noise. The data here
+# are the Gaussian of 8 x 8 thumbnails, half of whose pixels are lost; the denoiser is exact, so what
+# is left is the error of Algorithm 1 itself. (The flow of the posterior is itself at some distance
+# from its mean: dashed.)
+
+# %%
+known = inverse.against_the_posterior(training.first(min(5_000, len(training))))
+output.table(known, "tab_known_posterior", digits=3)
+output.figure(plots.against_known_posterior(known), "fig_known_posterior")
+
+# %% [markdown]
+# ## The claims
+
+# %% tags=["nbval-ignore-output"]
+verdicts = claims.inverse_problems(gaps, blocks, zetas["RP"], contrast, guided, real)
+claims.save(verdicts, "inverse", output)

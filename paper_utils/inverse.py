@@ -1,0 +1,193 @@
+"""Inverse problems by Algorithm 1 of the paper: deterministic DPS with DPM-Solver.
+
+    u <- sigma_0 eps
+    for i = 1 ... M:
+        x0hat <- D(u; sigma_{i-1})
+        u'    <- one deterministic solver step from sigma_{i-1} to sigma_i
+        r     <- |y - A(x0hat)|_2                          of each image
+        u     <- u' - zeta_i grad_u r
+    return u
+
+It is DPS (Chung et al. 2023) with the stochastic ancestral step replaced by a deterministic one, so
+that noise, measurement, operator and model fix the answer.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count, pairwise
+
+import torch
+from torch import Tensor, nn
+
+from paper_utils.denoisers import Denoiser
+from paper_utils.errors import UserError, choose
+from paper_utils.noise import NoiseBank, seed_of
+from paper_utils.operators import Measurement, Operator, Physics
+from paper_utils.progress import progress as shown
+from paper_utils.samplers import STEPS, Solver, Step, toward
+
+BATCH = 16  # always this many rows at once: the bits of a row depend on how many, not on which
+
+# weight of the gradient in a step from sigma `here` to `there`, for zeta = 1
+SCHEDULES = {
+    "constant": lambda here, there: torch.ones_like(here),
+    # a constant weight on x = u / sqrt(1 + sigma^2), the variance-preserving state of DPS
+    "variance-preserving": lambda here, there: ((1 + here**2) * (1 + there**2)).sqrt(),
+    # zeta r as a term of -log p(y|u) in the probability-flow ODE (Euler), as deepinv has it
+    "flow": lambda here, there: here * (here - there),
+}
+# what a reported zeta multiplies: grad r, or DPS's grad r^2 with step zeta / r, which is 2 grad r
+CONVENTIONS = {"norm": 1.0, "squared": 2.0}
+BOUND = 10.0  # an iterate this many times as large as data and noise together has diverged
+
+
+class Diverged(UserError):
+    """The step size was too large for this model and measurement."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The free choices of Algorithm 1.
+
+    solver: steps and noise levels; its sampler must be a single-step one. zeta: step size, in the
+    `convention` and `schedule` above. clip: x0hat into [-1, 1], everywhere it is used. ancestral:
+    None, or the seed of fresh noises: the stochastic DPS of Chung et al., for contrast.
+    """
+
+    zeta: float = 1.0
+    solver: Solver = Solver("dpm-solver-1", 50)
+    schedule: str = "constant"
+    convention: str = "norm"
+    clip: bool = False
+    ancestral: int | None = None
+
+    def __post_init__(self) -> None:
+        choose(self.solver.sampler, STEPS, "single-step solver")
+        choose(self.schedule, SCHEDULES, "schedule of the step size")
+        choose(self.convention, CONVENTIONS, "convention of the step size")
+        if not self.zeta >= 0:
+            raise UserError(f"step size zeta={self.zeta}: give a number from 0 up")
+
+    def weight(self, here: Tensor, there: Tensor) -> Tensor:
+        """What multiplies grad r in the step from sigma `here` to `there`."""
+        return self.zeta * CONVENTIONS[self.convention] * SCHEDULES[self.schedule](here, there)
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """The state after a step: u [B, C, H, W] at noise level sigma; residual: r of each image."""
+
+    u: Tensor
+    sigma: Tensor
+    residual: Tensor
+
+
+def dps(denoiser: Denoiser, noise: Tensor, y: Tensor, operator: Physics, guidance: Guidance,
+        step: Step | None = None) -> Iterator[Iterate]:
+    """Algorithm 1 as it stands; yields the state after every step.
+
+    noise: [B, C, H, W] unit normal, in the precision that the state shall have; step: instead of
+    the solver's. Raises Diverged, naming the step, instead of going on to an image of NaN.
+    """
+    sigmas = guidance.solver.sigmas.to(noise)
+    step = step or STEPS[guidance.solver.sampler]
+    answer = _clipped(denoiser) if guidance.clip else denoiser
+    u = sigmas[0] * noise
+    for number, (here, there) in enumerate(pairwise(sigmas), 1):
+        with _frozen(denoiser):
+            clean, residual, gradient = guide(answer, u, here, y, operator)
+        ahead = step(answer, u, clean, here, there) if there > 0 else clean
+        u = ahead - guidance.weight(here, there) * gradient
+        _check_size(u, there, number, guidance)
+        yield Iterate(u, there, residual)
+
+
+def guide(denoiser: Denoiser, u: Tensor, sigma: Tensor, y: Tensor,
+          operator: Physics) -> tuple[Tensor, Tensor, Tensor]:
+    """x0hat = D(u; sigma), r = |y - A(x0hat)| of each image, and the gradient of r at u."""
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        clean = denoiser(u, sigma)
+        gap = y - operator.A(clean.to(y.dtype))  # a foreign operator has the precision of its y
+        residual = torch.linalg.vector_norm(gap.flatten(1), dim=1)
+        gradient, = torch.autograd.grad(residual.sum(), u)
+    return clean.detach(), residual.detach(), gradient
+
+
+@contextmanager
+def _frozen(denoiser: Denoiser) -> Iterator[None]:
+    """Weights without gradient meanwhile: what backpropagation to u alone keeps is less."""
+    weights = denoiser.parameters() if isinstance(denoiser, nn.Module) else ()
+    learning = [p for p in weights if p.requires_grad]
+    for p in learning:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in learning:
+            p.requires_grad_(True)
+
+
+def _clipped(denoiser: Denoiser) -> Denoiser:
+    return lambda u, sigma, labels=None: denoiser(u, sigma, labels).clamp(-1, 1)
+
+
+def _check_size(u: Tensor, sigma: Tensor, number: int, guidance: Guidance) -> None:
+    size = u.square().flatten(1).mean(1).sqrt()
+    bound = BOUND * (1 + sigma**2).sqrt()
+    if not bool((size < bound).all()):
+        raise Diverged(f"Algorithm 1 diverged at step {number} of {guidance.solver.steps} (sigma "
+                       f"{sigma:.3g}): an iterate of size {size.max():.3g}, where data and noise "
+                       f"have {bound / BOUND:.3g}; try zeta={guidance.zeta / 4:g} or clip=True")
+
+
+def ancestral(seed: int, rows: Tensor) -> Step:
+    """DPS's own stochastic step: Euler to a lower noise level, then fresh noise up to the next.
+
+    The ancestral step of DDPM (Ho et al. 2020) in sigma. Step i adds noises `rows` of a bank that
+    depends on (seed, i) alone.
+    """
+    numbers = count()
+
+    def step(denoiser: Denoiser, u: Tensor, clean: Tensor, here: Tensor, there: Tensor) -> Tensor:
+        bank = NoiseBank(seed_of("ancestral", seed, next(numbers)), tuple(u.shape[1:]))
+        fresh = torch.stack([bank[k] for k in rows.tolist()])
+        down = there**2 / here
+        return toward(clean, u, here, down) + (there**2 - down**2).sqrt() * fresh.to(u)
+
+    return step
+
+
+@torch.no_grad()
+def reconstruct(denoiser: Denoiser, measurement: Measurement, operator: Physics, noise: Tensor,
+                guidance: Guidance = Guidance(), progress: str = "",
+                batch: int = BATCH) -> Tensor:
+    """Algorithm 1 to its end: x0 [n, C, H, W] float32, the state kept in float64.
+
+    noise: [n, C, H, W] unit normal, one an image. On the CPU the answer for an image has the same
+    bits whatever others are with it, for one and the same `batch`, to which rows are filled up; a
+    foreign physics object gets all images at once. progress: a title for a progress bar over steps.
+    Raises UserError where the operator is not the one that measured, and Diverged.
+    """
+    measurement.check(operator, tuple(noise.shape))
+    batch = batch if isinstance(operator, Operator) else len(noise)
+    starts = range(0, len(noise), batch)
+    states = ((start, state) for start in starts for state in
+              _of_rows(denoiser, measurement.y, operator, noise, guidance, start, batch))
+    total = len(starts) * guidance.solver.steps
+    parts = [state.u[:len(noise) - start] for start, state in
+             (shown(states, progress, total, "step") if progress else states) if state.sigma == 0]
+    return torch.cat(parts).float()
+
+
+def _of_rows(denoiser: Denoiser, y: Tensor, operator: Physics, noise: Tensor, guidance: Guidance,
+             start: int, batch: int) -> Iterator[Iterate]:
+    """`dps` of `batch` rows from `start`, the last row repeated where they end."""
+    rows = torch.arange(start, start + batch).clamp(max=len(noise) - 1)
+    step = None if guidance.ancestral is None else ancestral(guidance.ancestral, rows)
+    noise, y = noise[rows].double(), y[rows].to(noise.device)
+    if isinstance(operator, Operator):
+        operator, y = operator.rows(rows), y.double()
+    with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
+        yield from dps(denoiser, noise, y, operator, guidance, step)

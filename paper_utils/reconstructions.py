@@ -1,0 +1,473 @@
+"""The inverse problems of section 4 and appendix F: do different models restore the same image?
+
+Images are uint8 [n, 3, H, W], measured and restored once by every model from the same noises.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import combinations
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paper_utils import artifacts, data, descriptors, inverse, models, operators, scores, zoo
+from paper_utils.denoisers import GaussianDenoiser
+from paper_utils.descriptors import Descriptor
+from paper_utils.errors import UserError
+from paper_utils.inverse import Guidance
+from paper_utils.models import BANK, Model
+from paper_utils.noise import stream
+from paper_utils.operators import Measurement, Operator, Task
+from paper_utils.profiles import Profile
+from paper_utils.samplers import Solver
+
+ELSEWHERE = 100_000  # first noise of the runs from other noises
+CLOSED = ("gaussian", "optimal")  # the references
+KNOWN = 8_192  # images of the optimal one, which reads them all in every step
+QUANTITIES = ("PSNR", "distance", "residual")
+BLOCKS = ("U-Nets", "transformers", "across")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A task with a step size. zeta: of 30 steps, each a constant step on the variance-preserving
+    state as in DPS; with other numbers of steps it is scaled to give the same sum."""
+
+    task: Task
+    zeta: float = 2.0
+    other_noise: bool = False
+
+    @property
+    def name(self) -> str:
+        return (f"{self.task.name}, zeta {self.zeta:g}" +
+                (", other noise" if self.other_noise else ""))
+
+    @property
+    def first_noise(self) -> int:
+        return ELSEWHERE if self.other_noise else 0
+
+    def guidance(self, steps: int, **changes) -> Guidance:
+        solver = Solver("dpm-solver-1", steps, "karras", 0.01, 80)
+        return replace(Guidance(30 / steps * self.zeta, solver, "variance-preserving"), **changes)
+
+
+INPAINTING, BOX = "random-inpainting", "box-inpainting"
+DROPS = tuple(Problem(Task(INPAINTING, drop)) for drop in (0.3, 0.5, 0.7, 0.9))
+BOXES = tuple(Problem(Task(BOX, box)) for box in (8, 16, 24))
+MAIN = BOXES[1]
+ZETAS = tuple(replace(MAIN, zeta=zeta) for zeta in (0.5, 1.0, 2.0, 4.0, 8.0))
+# with the step size of the linear tasks, high dynamic range moves away from the measurement
+TASKS = (DROPS[2], MAIN, Problem(Task("super-resolution", 4)), Problem(Task("gaussian-blur", 1.5)),
+         Problem(Task("motion-blur", 9)), Problem(Task("high-dynamic-range", 2), 0.5))
+PROBLEMS = (*dict.fromkeys((*DROPS, *BOXES, *ZETAS, *TASKS)),
+            *(replace(problem, other_noise=True) for problem in TASKS))
+
+
+# --- restoring images ---------------------------------------------------------------------------
+
+def held_out(profile: Profile) -> data.Images:
+    """The images that are measured: the first of the test set, which no model has seen."""
+    return data.load(profile.dataset, "test").first(profile.measured)
+
+
+def references(training: data.Images, profile: Profile, device: str = "cpu") -> dict[str, Model]:
+    """The Gaussian denoiser of the training images, and the optimal one of the first KNOWN."""
+    some = training.first(min(KNOWN, len(training)))
+    return {name: models.closed_forms(images, profile.bag, device)[name]
+            for name, images in zip(CLOSED, (training, some))}
+
+
+def posed(problem: Problem, images: Tensor) -> tuple[Operator, Measurement]:
+    """The operator for images uint8 [n, 3, H, W], and their measurement."""
+    operator = problem.task.build(len(images), images.shape[-1])
+    seed = problem.task.seed
+    return operator, operators.measure(data.to_unit(images), operator, problem.task.sigma, seed)
+
+
+def restoring(model: Model, problem: Problem, images: data.Images, steps: int,
+              **changes) -> Model:
+    """The model as one more model: noise k restores image k of this problem.
+
+    changes: of the Guidance.
+    """
+    guidance, device = problem.guidance(steps, **changes), _device(model)
+    batch = inverse.BATCH if model.trained_diffusion else 64  # the optimal one reads all its images
+
+    def generate(noise: Tensor, title: str = "") -> Tensor:
+        operator, measurement = posed(problem, images.pixels[:len(noise)])
+        return inverse.reconstruct(model.denoiser(), measurement, operator, noise.to(device),
+                                   guidance, title, batch).cpu()
+
+    identity = {"model": model.identity, "task": asdict(problem.task), "images": images.hash,
+                "guidance": asdict(guidance), "code": artifacts.code_version(inverse, operators)}
+    return replace(model, name=f"{model.name}, {problem.name}", generate=generate,
+                   identity=identity, evaluations=guidance.solver.evaluations)
+
+
+def _device(model: Model) -> torch.device:
+    denoiser = model.denoiser()
+    parameters = denoiser.parameters() if hasattr(denoiser, "parameters") else ()
+    return next((p.device for p in parameters), torch.device("cpu"))
+
+
+def restored(found: Mapping[str, Model], problems: Sequence[Problem], images: data.Images,
+             profile: Profile) -> dict[str, dict[str, Tensor]]:
+    """Problem's name -> model -> restored images uint8 [n, 3, H, W].
+
+    From the sheets of zoo/inverse where the profile is shipped and its sizes are the sheets', else
+    from the artifact store or restored now.
+    """
+    sheets = {name: _sheet(model, images, profile) for name, model in found.items()}
+    table: dict[str, dict[str, Tensor]] = {}
+    for problem in problems:
+        table[problem.name] = {
+            name: sheet[:, PROBLEMS.index(problem)] if (sheet := sheets[name]) is not None else
+            models.samples(restoring(model, problem, images, profile.guided_steps), len(images),
+                           problem.first_noise)
+            for name, model in found.items()}
+    return table
+
+
+def _sheet(model: Model, images: data.Images, profile: Profile) -> Tensor | None:
+    """[n, problems, 3, H, W], or None where there is none for these sizes.
+
+    Raises UserError for one that was made from other weights.
+    """
+    row = zoo.entries(zoo.INVERSE).get(model.name) if profile.shipped else None
+    if row is None or row.problems != question(images, profile.guided_steps):
+        return None
+    if row.start != model.identity.get("weights", ""):
+        raise UserError(f"zoo/inverse/{row.sheet} was made from other weights of {model.name}: "
+                        f"make it again, `python -m paper_utils.fleet restored {model.name}`")
+    return row.load_sheet(zoo.INVERSE)
+
+
+def question(images: data.Images, steps: int) -> str:
+    """A hash of all that decides a sheet but the model: problems, images and steps."""
+    text = json.dumps([[asdict(problem) for problem in PROBLEMS], images.hash, steps])
+    return artifacts.digest({"question": torch.tensor(list(text.encode()))})
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+def families(found: Iterable[Model]) -> dict[str, list[str]]:
+    """Family -> names of its models, U-Nets first."""
+    found = list(found)
+    return {family: [m.name for m in found if m.family == family]
+            for family in ("U-Net", "transformer")}
+
+
+def pairs_of(groups: Mapping[str, Sequence[str]]) -> dict[str, list[tuple[str, str]]]:
+    """The pairs of models of each of BLOCKS."""
+    unets, transformers = groups["U-Net"], groups["transformer"]
+    return dict(zip(BLOCKS, (list(combinations(unets, 2)), list(combinations(transformers, 2)),
+                             [(a, b) for a in unets for b in transformers])))
+
+
+def features(describe: Descriptor, answers: Mapping) -> dict:
+    """Descriptors [n, d] of images uint8 [n, 3, H, W], in the nested mapping they came in."""
+    return {key: descriptors.features(describe, value) if isinstance(value, Tensor)
+            else features(describe, value) for key, value in answers.items()}
+
+
+def pairwise(rows: Mapping[str, Tensor], describe: Descriptor,
+             resamples: int = 1_000) -> pd.DataFrame:
+    """RP of every two models: scores.pairwise of features [n, d] by model."""
+    return scores.pairwise(rows, partial(scores.copies, threshold=describe.threshold), resamples)
+
+
+def hits(features: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]], threshold: float,
+         other: Mapping[str, Tensor] | None = None) -> Tensor:
+    """[n, pairs] bool: which restored images are the same. other: features of the second model."""
+    other = features if other is None else other
+    return torch.stack([scores.copies(features[a], other[b], threshold) for a, b in pairs], 1)
+
+
+def block_scores(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]],
+                 threshold: float, resamples: int = 1_000,
+                 elsewhere: Mapping[str, Tensor] | None = None) -> pd.DataFrame:
+    """RP averaged over the pairs inside each family, and across: a row for each of BLOCKS.
+
+    features: [n, d] by model; the interval resamples images. elsewhere: features of the same
+    restored from other noises. Columns: block, score, low, high, other images (chance), other noise
+    (what the measurement alone fixes), n.
+    """
+    rows = []
+    for block, pairs in pairs_of(groups).items():
+        found = scores.proportion(hits(features, pairs, threshold), resamples)
+        mixed = {name: scores.shuffled(part) for name, part in features.items()}
+        chance = hits(features, pairs, threshold, mixed).double().mean().item()
+        fixed = (hits(features, pairs, threshold, elsewhere).double().mean().item()
+                 if elsewhere else None)
+        rows.append((block, found.value, found.low, found.high, chance, fixed, found.n))
+    columns = ["block", "score", "low", "high", "other images", "other noise", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def family_gap(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]],
+               threshold: float, resamples: int = 1_000) -> pd.DataFrame:
+    """RP inside each family minus RP across, on the same images: block, difference, low, high."""
+    pairs = pairs_of(groups)
+    across = hits(features, pairs[BLOCKS[2]], threshold)
+    rows = []
+    for block in BLOCKS[:2]:
+        gap = scores.paired_difference(hits(features, pairs[block], threshold), across, resamples)
+        rows.append((block, gap.value, gap.low, gap.high))
+    return pd.DataFrame(rows, columns=["block", "difference", "low", "high"])
+
+
+def over(column: str, tables: Mapping[float | str, pd.DataFrame]) -> pd.DataFrame:
+    """Tables under each other, the key of each in a first column of that name."""
+    return pd.concat(tables, names=[column]).reset_index(level=0).reset_index(drop=True)
+
+
+def curves(problems: Sequence[Problem], x: Callable[[Problem], float],
+           answers: Mapping[str, Mapping[str, Tensor]],
+           features: Mapping[str, Mapping[str, Tensor]], truth: data.Images,
+           groups: Mapping[str, Sequence[str]], describe: Descriptor,
+           resamples: int = 1_000) -> dict[str, pd.DataFrame]:
+    """RP of each block and the errors of each family against x of the problem.
+
+    By quantity ('RP' and QUANTITIES), columns x, who, score, low, high.
+    """
+    rp = over("x", {x(p): block_scores(features[p.name], groups, describe.threshold, resamples)
+                    for p in problems}).rename(columns={"block": "who"})
+    who = {f"{family}s": names for family, names in groups.items()} | {name: [name]
+                                                                       for name in CLOSED}
+    bad = over("x", {x(p): errors(p, answers[p.name], truth.pixels, describe, who, resamples)
+                     for p in problems})
+    return {"RP": rp} | {quantity: bad[bad.quantity == quantity] for quantity in QUANTITIES}
+
+
+def errors(problem: Problem, answers: Mapping[str, Tensor], truth: Tensor, describe: Descriptor,
+           groups: Mapping[str, Sequence[str]] | None = None,
+           resamples: int = 1_000) -> pd.DataFrame:
+    """How good restored images are: columns who, quantity, score, low, high.
+
+    answers, truth: uint8 [n, 3, H, W]; groups: label -> models to average over, by default each its
+    own. Quantities: `PSNR` in dB; `distance`, 1 - cosine of the descriptors of image and truth, in
+    the place of LPIPS; `residual`, |y - A(x)| over its expected size at the truth, sigma sqrt(m),
+    so that 1 is consistent. Means over images with 95 % intervals.
+    """
+    operator, measurement = posed(problem, truth)
+    real, found = descriptors.features(describe, truth), {}
+    for name, images in answers.items():
+        gap = (measurement.y - operator.A(data.to_unit(images))).flatten(1).norm(dim=1)
+        size = max(measurement.sigma, 1e-6) * measurement.y[0].numel()**0.5
+        mine = descriptors.features(describe, images)
+        found[name] = {"PSNR": psnr(images, truth), "residual": gap / size,
+                       "distance": 1 - descriptors.similarity(mine, real)}
+    rows = []
+    for who, names in (groups or {name: [name] for name in answers}).items():
+        for quantity in QUANTITIES:
+            values = torch.stack([found[name][quantity].double() for name in names]).mean(0)
+            mean = scores.average(values, resamples)
+            rows.append((who, quantity, mean.value, mean.low, mean.high))
+    return pd.DataFrame(rows, columns=["who", "quantity", "score", "low", "high"])
+
+
+def psnr(images: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each of uint8 [n, 3, H, W] -> [n]."""
+    mse = (images.float() - truth.float()).square().flatten(1).mean(1)
+    return 10 * torch.log10(255**2 / mse.clamp(min=1e-3))
+
+
+def check_shown(image: int, truth: data.Images) -> None:
+    """UserError for an image that is not measured, or too few of them for a chance level."""
+    if len(truth) < 2:
+        raise UserError("a chance level needs other images: ask for measured of at least 2")
+    if not 0 <= image < len(truth):
+        raise UserError(f"image {image} is not measured: choose 0 to {len(truth) - 1}")
+
+
+def tour(found: Iterable[str], answers: Mapping[str, Mapping[str, Tensor]], truth: data.Images,
+         image: int) -> dict[str, Tensor]:
+    """One image through all TASKS: truth, measurement, then a row a model, uint8 [tasks, 3, H, W].
+    """
+    part = slice(image, image + 1)
+    rows = {"truth": [truth.pixels[part]] * len(TASKS),
+            "measured": [shown_measurement(p, truth.pixels[:image + 1])[part] for p in TASKS]}
+    rows |= {name: [answers[p.name][name][part] for p in TASKS] for name in found}
+    return {name: torch.cat(row) for name, row in rows.items()}
+
+
+def shown_measurement(problem: Problem, truth: Tensor) -> Tensor:
+    """The measurement as a picture of the images' size, uint8 [n, 3, H, W]."""
+    _, measurement = posed(problem, truth)
+    return F.interpolate(data.to_bytes(measurement.y), truth.shape[-2:], mode="nearest")
+
+
+# --- what determinism buys ----------------------------------------------------------------------
+
+def ancestral_runs(found: Mapping[str, Model], images: data.Images, steps: int,
+                   problem: Problem = MAIN) -> dict[tuple[str, int], Tensor]:
+    """Stochastic DPS: (model, seed of its fresh noise) -> restored images; the same first noise."""
+    return {(name, seed): models.samples(
+        restoring(model, problem, images, steps, ancestral=seed), len(images))
+        for name, model in found.items() for seed in (0, 1)}
+
+
+def with_ancestral_noise(deterministic: Mapping[str, Tensor],
+                         stochastic: Mapping[tuple[str, int], Tensor], threshold: float,
+                         resamples: int = 1_000) -> pd.DataFrame:
+    """RP of deterministic and of stochastic DPS, by what the two runs share.
+
+    deterministic: features by model; stochastic: by (model, seed). Rows are averages over models or
+    pairs of models. Columns: solver, runs, score, low, high, n.
+    """
+    names = list(deterministic)
+    pairs = list(combinations(names, 2))
+    same = partial(scores.copies, threshold=threshold)
+    rows = {("deterministic", "two models"): [same(deterministic[a], deterministic[b])
+                                              for a, b in pairs]}
+    rows |= {("stochastic", f"two models, {how} fresh noise"):
+             [same(stochastic[a, 0], stochastic[b, seed]) for a, b in pairs]
+             for how, seed in (("same", 0), ("other", 1))}
+    rows["stochastic", "one model, other fresh noise"] = [
+        same(stochastic[name, 0], stochastic[name, 1]) for name in names]
+    table = []
+    for (solver, runs), found in rows.items():
+        score = scores.proportion(torch.stack(found, 1), resamples)
+        table.append((solver, runs, score.value, score.low, score.high, score.n))
+    return pd.DataFrame(table, columns=["solver", "runs", "score", "low", "high", "n"])
+
+
+def solvers(model: Model, images: data.Images, describe: Descriptor, evaluations: int,
+            problem: Problem) -> pd.DataFrame:
+    """Algorithm 1 with every solver at about as many network evaluations.
+
+    Columns: solver, steps, evaluations, PSNR, RP with DPM-Solver-1. The step size is scaled with
+    the number of steps.
+    """
+    rows, features = [], {}
+    for sampler, each in (("dpm-solver-1", 1), ("dpm-solver-2", 2), ("heun", 2),
+                          ("dpm-solver-3", 3)):
+        steps = max(evaluations // each, 2)
+        solver = replace(problem.guidance(steps).solver, sampler=sampler)
+        one = restoring(model, problem, images, steps, solver=solver)
+        answer = models.samples(one, len(images))
+        features[sampler] = descriptors.features(describe, answer)
+        same = scores.copies(features[sampler], features["dpm-solver-1"], describe.threshold)
+        rows.append((sampler, steps, solver.evaluations, psnr(answer, images.pixels).mean().item(),
+                     same.double().mean().item()))
+    return pd.DataFrame(rows, columns=["solver", "steps", "evaluations", "PSNR",
+                                       "RP with dpm-solver-1"])
+
+
+# --- the paper's explanation: the guided iterate leaves the distribution of x_t -----------------
+
+def energy(gaussian: GaussianDenoiser, u: Tensor, sigma: float) -> Tensor:
+    """Squared Mahalanobis distance of u [B, ...] from N(mean, C + sigma^2 I), per dimension: [B].
+
+    1 on average for images of the data with noise of that sigma, whatever their distribution.
+    """
+    x = (u - gaussian.mean.to(u)).flatten(1)
+    inside = x @ gaussian.eigenvectors.to(u)
+    values = gaussian.eigenvalues.to(u)
+    outside = (x.square().sum(1) - inside.square().sum(1)).clamp(min=0)
+    return ((inside.square() / (values + sigma**2)).sum(1) + outside / sigma**2) / x.shape[1]
+
+
+def energies(model: Model, problem: Problem, images: data.Images, gaussian: GaussianDenoiser,
+             steps: int) -> pd.DataFrame:
+    """The energy of the iterates of Algorithm 1, an artifact: columns sigma, median, low, high.
+
+    low and high are the quartiles over images.
+    """
+    guidance = problem.guidance(steps)
+    spec = restoring(model, problem, images, steps).identity | {"gaussian": images.hash}
+
+    def compute() -> artifacts.Tensors:
+        operator, measurement = posed(problem, images.pixels)
+        noise = BANK[:len(images)].double().to(_device(model))
+        with torch.no_grad():
+            states = list(inverse.dps(model.denoiser(), noise, measurement.y.to(noise), operator,
+                                      guidance))[:-1]  # the last has no noise
+        return {"sigma": torch.stack([state.sigma for state in states]),
+                "energy": torch.stack([energy(gaussian, state.u.cpu(), state.sigma.item())
+                                       for state in states])}
+
+    found = artifacts.remember("energies", spec, compute)
+    return _quartiles(found["sigma"], found["energy"])
+
+
+def energies_of_images(images: data.Images, gaussian: GaussianDenoiser,
+                       steps: int) -> pd.DataFrame:
+    """The same of real images with the noise that belongs to each sigma."""
+    sigmas = MAIN.guidance(steps).solver.sigmas[1:-1]
+    clean, noise = data.to_unit(images.pixels).double(), BANK[:len(images)].double()
+    found = torch.stack([energy(gaussian, clean + s * noise, s.item()) for s in sigmas])
+    return _quartiles(sigmas, found)
+
+
+def _quartiles(sigma: Tensor, values: Tensor) -> pd.DataFrame:
+    low, median, high = values.quantile(torch.tensor([0.25, 0.5, 0.75]).to(values), dim=1)
+    return pd.DataFrame({"sigma": sigma, "median": median, "low": low, "high": high})
+
+
+# --- where the answer is known: Gaussian data and a linear operator ------------------------------
+
+def posterior(prior: GaussianDenoiser, matrix: Tensor, y: Tensor, sigma: float) -> GaussianDenoiser:
+    """The posterior of x given y = matrix x + sigma noise, Gaussian too, as a denoiser of its own.
+
+        mean + K (y - A mean),   C - K A C,   K = C A' (A C A' + sigma^2)^-1,   A: the matrix
+
+    matrix: [m, d]; y: [m]; float64.
+    """
+    vectors = prior.eigenvectors.double()
+    cov, mean = vectors * prior.eigenvalues.double() @ vectors.T, prior.mean.double().flatten()
+    inner = matrix @ cov @ matrix.T + sigma**2 * torch.eye(len(matrix), dtype=torch.float64)
+    gain = torch.linalg.solve(inner, matrix @ cov).T
+    values, vectors = torch.linalg.eigh(cov - gain @ matrix @ cov)
+    return GaussianDenoiser((mean + gain @ (y - matrix @ mean)).view_as(prior.mean),
+                            values.clamp(min=0), vectors)
+
+
+def matrix_of(operator: Operator, image: int, shape: tuple[int, ...]) -> Tensor:
+    """The matrix [m, d] of a linear operator for one image, from its answers to unit images."""
+    units = torch.eye(torch.Size(shape).numel(), dtype=torch.float64).view(-1, *shape)
+    one = operator.rows(torch.full((len(units),), image))
+    return one.A(units).flatten(1).T
+
+
+def against_the_posterior(images: data.Images,
+                          zetas: Sequence[float] = (0.25, 0.5, 1, 2, 4, 8),
+                          steps: Sequence[int] = (10, 30, 100), task: Task = Task(INPAINTING, 0.5),
+                          count: int = 16) -> pd.DataFrame:
+    """Algorithm 1 on Gaussian data, whose posterior is known, for step sizes and numbers of steps.
+
+    The data are N(mean, C) of 8 x 8 thumbnails of `images`, the denoiser is exact. RMS distances:
+    `to mean`, the posterior mean; `to flow`, what the exact posterior's own probability-flow ODE
+    makes of the same noise. The rows without zeta are that exact flow and the plain sampler.
+    """
+    small = data.to_bytes(F.interpolate(data.to_unit(images.pixels), (8, 8), mode="area"))
+    prior = GaussianDenoiser.fit(small)
+    truth = prior.mean + ((torch.randn(count, len(prior.eigenvalues), generator=stream("truth"))
+                           * prior.eigenvalues.sqrt()) @ prior.eigenvectors.T).view(-1, 3, 8, 8)
+    operator = task.build(count, 8)
+    measurement = operators.measure(truth.double(), operator, task.sigma)
+    noise = BANK[:count][..., :8, :8].double()
+    exact = [posterior(prior, matrix_of(operator, k, (3, 8, 8)), measurement.y[k].flatten(),
+                       task.sigma) for k in range(count)]
+    means = torch.stack([part.mean for part in exact])
+    flows = torch.cat([part.flow(80 * noise[k:k + 1], 80, 0) for k, part in enumerate(exact)])
+
+    def row(what: str, steps: int | None, zeta: float | None, x: Tensor) -> tuple:
+        return what, steps, zeta, _rms(x, means), _rms(x, flows)
+
+    rows = [row("exact flow of the posterior", None, None, flows),
+            row("prior, not guided", None, None, prior.flow(80 * noise, 80, 0))]
+    for many in steps:
+        for zeta in zetas:
+            guidance = Problem(task, zeta).guidance(many)
+            answer = inverse.reconstruct(prior, measurement, operator, noise, guidance)
+            rows.append(row("Algorithm 1", many, zeta, answer.double()))
+    return pd.DataFrame(rows, columns=["what", "steps", "zeta", "to mean", "to flow"])
+
+
+def _rms(a: Tensor, b: Tensor) -> float:
+    return (a - b).square().mean().sqrt().item()
