@@ -95,7 +95,8 @@ def restoring(model: Model, problem: Problem, images: data.Images, steps: int,
     changes: of the Guidance.
     """
     guidance, device = problem.guidance(steps, **changes), _device(model)
-    batch = inverse.BATCH if model.trained_diffusion else 64  # the optimal one reads all its images
+    few = model.trained_diffusion or len(images) < 64
+    batch = inverse.BATCH if few else 64  # the optimal one reads all its images in every step
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
         operator, measurement = posed(problem, images.pixels[:len(noise)])
