@@ -34,7 +34,7 @@ device: str = "cpu"
 # %%
 from dataclasses import replace
 
-from paper_utils import claims, data, descriptors, models, plots, profiles, run, scores, tables
+from paper_utils import claims, data, descriptors, models, plots, profiles, run, tables
 from paper_utils import reconstructions as inverse
 from paper_utils.reconstructions import BOXES, DROPS, MAIN, TASKS, ZETAS
 
@@ -51,8 +51,8 @@ inverse.check_shown(shown, truth)
 # Four U-Nets and four transformers of section 2, which differ in seed, width and framework, and two
 # references that nobody trained: the Gaussian denoiser of the training images, and the optimal one
 # of the first 8,192, which knows nothing else. All restore the same measurements of held-out images
-# from the same noises, with the same solver. On the `laptop` profile their answers come from `zoo/inverse/`; the first are
-# restored again here and compared.
+# from the same noises, with the same solver. On the `laptop` profile their answers come from
+# `zoo/inverse/`; the first are restored again here and compared.
 
 # %%
 found = models.by_name(sizes.restoring, sizes, training, device)
@@ -103,8 +103,8 @@ output.table(blocks, "tab_rp_blocks")
 
 # %% [markdown]
 # *other images*: the same pairs with their images mixed, the chance level. *other noise*: the
-# second model restored the same measurement from another noise: what the measurement alone fixes. Where
-# that is as high as RP, a high RP says nothing of the noise.
+# second model restored the same measurement from another noise: what the measurement alone fixes.
+# Where that is as high as RP, a high RP says nothing of the noise.
 #
 # ## From easy to hard
 #
@@ -180,9 +180,9 @@ output.table(inverse.solvers(found["edm"], few, describe, sizes.guided_steps, MA
 #
 # For Gaussian data and a linear operator the posterior is Gaussian too, with a known mean, and its
 # own probability-flow ODE says what an exact sampler would make of the same noise. The data here
-# are the Gaussian of 8 x 8 thumbnails, half of whose pixels are lost; the denoiser is exact, so what
-# is left is the error of Algorithm 1 itself. (The flow of the posterior is itself at some distance
-# from its mean: dashed.)
+# are the Gaussian of 8 x 8 thumbnails, half of whose pixels are lost; the denoiser is exact, so
+# what is left is the error of Algorithm 1 itself. (The flow of the posterior is itself at some
+# distance from its mean: dashed.)
 
 # %%
 known = inverse.against_the_posterior(training.first(min(5_000, len(training))))

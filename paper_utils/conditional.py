@@ -124,7 +124,7 @@ def guided(model: Model, weight: float) -> Model:
     Its samples are [n, 3, H, W]. Raises UserError for a model without label dropout.
     """
     denoiser = denoisers.guided(model.denoiser(), weight)
-    device = next(model.denoiser().parameters()).device
+    device = model.device
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
         labels = torch.tensor(model.classes, device=device)[own_class(len(noise), model)]

@@ -460,16 +460,25 @@ class GaussianDenoiser:
         gain = values / (values + variance)
         return mean + ((((u - mean).flatten(1) @ vectors) * gain) @ vectors.T).view_as(u)
 
-    def log_density(self, u: Tensor, sigma: Tensor | float) -> Tensor:
-        """log N(u; mean, covariance + sigma^2 I) without the constant -d/2 log 2 pi: [B]."""
+    def energy(self, u: Tensor, sigma: Tensor | float) -> Tensor:
+        """Squared Mahalanobis distance of u from N(mean, covariance + sigma^2 I): [B]."""
         values, vectors = (t.to(u) for t in (self.eigenvalues, self.eigenvectors))
         x, variance = (u - self.mean.to(u)).flatten(1), column(sigma, u).flatten(1) ** 2
         inside = (x @ vectors).square()
         outside = (x.square().sum(1) - inside.sum(1)).clamp(min=0)
-        total = values + variance
-        rest = x.shape[1] - len(values)
-        return -0.5 * ((inside / total).sum(1) + outside / variance[:, 0] + total.log().sum(1)
+        return (inside / (values + variance)).sum(1) + outside / variance[:, 0]
+
+    def log_density(self, u: Tensor, sigma: Tensor | float) -> Tensor:
+        """log N(u; mean, covariance + sigma^2 I) without the constant -d/2 log 2 pi: [B]."""
+        values, variance = self.eigenvalues.to(u), column(sigma, u).flatten(1) ** 2
+        rest = u[0].numel() - len(values)
+        return -0.5 * (self.energy(u, sigma) + (values + variance).log().sum(1)
                        + rest * variance[:, 0].log())
+
+    def points(self, normal: Tensor) -> Tensor:
+        """Points of N(mean, covariance) from as many unit normals: [n, r] -> [n, *mean's shape]."""
+        spread = (normal * self.eigenvalues.sqrt()) @ self.eigenvectors.T
+        return self.mean + spread.view(-1, *self.mean.shape)
 
     def flow(self, u: Tensor, sigma_from: float, sigma_to: float) -> Tensor:
         """The exact solution of the probability-flow ODE for this Gaussian, from u at sigma_from.
@@ -528,6 +537,5 @@ class MixtureDenoiser:
         points = torch.empty(n, *self.components[0].mean.shape)
         for k, part in enumerate(self.components):
             rows = which == k
-            spread = (normal[rows] * part.eigenvalues.sqrt()) @ part.eigenvectors.T
-            points[rows] = part.mean + spread.view(-1, *part.mean.shape)
+            points[rows] = part.points(normal[rows])
         return points

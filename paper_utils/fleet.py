@@ -237,9 +237,8 @@ def restored(options: argparse.Namespace) -> None:
     for name in options.models:
         choose(name, [*profile.restoring, *closed], "model of the inverse problems")
         model = closed[name] if name in closed else models.shipped(name)
-        answers = [models.samples(
-            reconstructions.restoring(model, problem, images, profile.guided_steps), len(images),
-            problem.first_noise) for problem in reconstructions.PROBLEMS]
+        answers = [reconstructions.answer(model, problem, images, profile.guided_steps)
+                   for problem in reconstructions.PROBLEMS]
         zoo.add(name, "restored", torch.stack(answers, 1), BANK, options.made, folder=zoo.INVERSE,
                 start=model.identity.get("weights", ""),
                 problems=reconstructions.question(images, profile.guided_steps))

@@ -56,6 +56,13 @@ class Model:
     shape: tuple[int, ...] = BANK.shape
 
     @property
+    def device(self) -> torch.device:
+        """Where its denoiser works; closed forms follow their input and are taken to the CPU."""
+        denoiser = self.denoiser()
+        weights = denoiser.parameters() if isinstance(denoiser, nn.Module) else ()
+        return next((p.device for p in weights), torch.device("cpu"))
+
+    @property
     def trained_diffusion(self) -> bool:
         return self.family in ("U-Net", "transformer")
 

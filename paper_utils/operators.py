@@ -142,7 +142,7 @@ def gaussian_blur(n: int, deviation: float, side: int = 32, seed: int = 0) -> Op
 
 
 def motion_blur(n: int, length: float, side: int = 32, seed: int = 0) -> Operator:
-    """Convolution with a random curve of `length` pixels, another in each of n images."""
+    """Smears along a random curve of `length` pixels, another in each of n images."""
     if not 2 <= length <= side // 2:
         raise UserError(f"motion blur of {length:g} pixels: give a length from 2 to {side // 2}")
     kernels = [_curve(length, stream("motion", seed, k)) for k in range(n)]
@@ -166,7 +166,10 @@ def _curve(length: float, rng: torch.Generator, points: int = 64) -> Tensor:
 
 
 def _convolution(name: str, kernels: Tensor, side: int) -> Operator:
-    """Every image with its own kernel [n, k, k], normalized here; the border is reflected."""
+    """Every image with its own kernel [n, k, k], normalized here; the border is reflected.
+
+    As in networks, the kernel is not flipped.
+    """
     kernels = (kernels / kernels.sum((1, 2), keepdim=True)).float()
     reach = kernels.shape[-1] // 2
 

@@ -58,9 +58,10 @@ def sample_grid(samples: Mapping[str, Tensor], columns: int = 12, title: str = "
     labels: what to write beside a row instead of its name; heads: above the columns.
     """
     labels = labels or {}
+    room = 0.45 + 0.035 * max(map(len, heads)) if heads else 0.4  # inches above the first row
+    height = 0.57 * len(samples) + max(0.5, room - 0.3)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(len(samples), 1, figsize=(0.55 * columns + 1.6,
-                                                              0.57 * len(samples) + 0.5))
+        figure, axes = plt.subplots(len(samples), 1, figsize=(0.55 * columns + 1.6, height))
         for axis, (name, images) in zip(np.atleast_1d(axes), samples.items()):
             strip = images[:columns].permute(2, 0, 3, 1).reshape(images.shape[2], -1, 3)
             axis.imshow(strip.numpy(), interpolation="nearest")
@@ -71,7 +72,6 @@ def sample_grid(samples: Mapping[str, Tensor], columns: int = 12, title: str = "
         for column, head in enumerate(heads[:strip.shape[1] // strip.shape[0]]):
             top.text((column + 0.5) * side, -0.12 * side, head, ha="left", va="bottom",
                      rotation=35, fontsize=7.5)
-        room = 0.8 if heads else 0.4
         figure.suptitle(title, fontsize=10)
         figure.subplots_adjust(hspace=0.04, top=1 - room / figure.get_figheight(), bottom=0)
     return figure
@@ -115,8 +115,7 @@ def heatmaps(tables: Mapping[str, pd.DataFrame], names: Sequence[str], floor: fl
     for group in (groups or {}).values():
         first, last = list(names).index(group[0]), list(names).index(group[-1])
         for axis in figure.axes[:len(matrices)]:
-            steps = [(first + k, first + k) for k in range(last - first + 1)]
-            stairs = [(x + dx, y) for x, y in steps[:-1] for dx in (0, 1)] + [(last, last)]
+            stairs = [(k + 1, k + down) for k in range(first, last) for down in (0, 1)]
             axis.plot(*zip((first, first), *stairs, (first, last), (first, first)), color="black",
                       lw=1.6, clip_on=False)
     return figure
@@ -236,8 +235,16 @@ def _power_axis(axis, ticks: Sequence[int], x: str, log_y: bool) -> None:
         axis.set_ylim(-0.03, max(1.03, axis.get_ylim()[1]))
 
 
-def _linear_axis(axis, ticks: Sequence[float], x: str, log_y: bool) -> None:
+def _ticks(axis, ticks: Sequence[float], log: bool = False) -> None:
+    """Ticks at these numbers and no others, on a linear scale or that of powers of two."""
+    if log:
+        axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axis.minorticks_off()
+
+
+def _linear_axis(axis, ticks: Sequence[float], x: str, log_y: bool) -> None:
+    _ticks(axis, ticks)
     axis.set_xlabel({"guidance": "guidance weight"}.get(x, x))
     axis.set_yscale("log") if log_y else axis.set_ylim(-0.03, 1.03)
 
@@ -258,11 +265,7 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
             for key, curve in table.groupby(by, sort=False):
                 colour, marker = looks[key]
                 _curve(axis, curve.sort_values(x), x, "score", str(key), colour, f"{marker}-")
-            if log_x:
-                axis.set_xscale("log", base=2)
-                axis.minorticks_off()
-            ticks = sorted(set(table[x]))
-            axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+            _ticks(axis, sorted(set(table[x])), log_x)
             axis.set(xlabel=xlabel, ylabel=label)
             if table.score.between(0, 1).all():
                 axis.set_ylim(-0.03, 1.03)
@@ -287,7 +290,9 @@ def bands(panels: Mapping[str, Mapping[str, pd.DataFrame]], ylabel: str,
             for colour, (label, part) in zip(("0.35", *MODEL_COLOURS), rows.items()):
                 axis.plot(part.sigma, part["median"], color=colour, lw=1.5, label=label)
                 axis.fill_between(part.sigma, part.low, part.high, color=colour, alpha=0.18, lw=0)
-            axis.set(xscale="log", yscale="log", title=name, xlabel="noise level $\\sigma$")
+            axis.set(xscale="log", title=name, xlabel="noise level $\\sigma$")
+            axis.set_yscale("log", base=2)
+            axis.yaxis.set_major_formatter("{x:g}")
             axis.invert_xaxis()
             axis.legend(frameon=False, fontsize=7.5)
         axes.flat[0].set_ylabel(ylabel)
@@ -309,12 +314,10 @@ def against_known_posterior(table: pd.DataFrame, title: str = "") -> Figure:
             for style, (what, row) in zip(("--", ":"), known.iterrows()):
                 if row[column] > 0:
                     axis.axhline(row[column], color="0.35", lw=1, ls=style, label=what)
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(sorted(runs.zeta.unique()),
-                            [f"{zeta:g}" for zeta in sorted(runs.zeta.unique())])
-            axis.minorticks_off()
+            _ticks(axis, sorted(runs.zeta.unique()), log=True)
             axis.set(title=label, xlabel="step size $\\zeta$ (of 30 steps)", ylim=(0, None))
-            axis.legend(frameon=False, fontsize=7.5)
+            axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
+                        bbox_to_anchor=(0.5, -0.19))
         axes[0].set_ylabel("RMS distance")
         figure.suptitle(title or None, fontsize=10)
         sns.despine(figure)

@@ -94,7 +94,7 @@ def restoring(model: Model, problem: Problem, images: data.Images, steps: int,
 
     changes: of the Guidance.
     """
-    guidance, device = problem.guidance(steps, **changes), _device(model)
+    guidance, device = problem.guidance(steps, **changes), model.device
     few = model.trained_diffusion or len(images) < 64
     batch = inverse.BATCH if few else 64  # the optimal one reads all its images in every step
 
@@ -109,10 +109,10 @@ def restoring(model: Model, problem: Problem, images: data.Images, steps: int,
                    identity=identity, evaluations=guidance.solver.evaluations)
 
 
-def _device(model: Model) -> torch.device:
-    denoiser = model.denoiser()
-    parameters = denoiser.parameters() if hasattr(denoiser, "parameters") else ()
-    return next((p.device for p in parameters), torch.device("cpu"))
+def answer(model: Model, problem: Problem, images: data.Images, steps: int, **changes) -> Tensor:
+    """What the model restores, uint8 [n, 3, H, W], an artifact. changes: of the Guidance."""
+    one = restoring(model, problem, images, steps, **changes)
+    return models.samples(one, len(images), problem.first_noise)
 
 
 def restored(found: Mapping[str, Model], problems: Sequence[Problem], images: data.Images,
@@ -127,8 +127,7 @@ def restored(found: Mapping[str, Model], problems: Sequence[Problem], images: da
     for problem in problems:
         table[problem.name] = {
             name: sheet[:, PROBLEMS.index(problem)] if (sheet := sheets[name]) is not None else
-            models.samples(restoring(model, problem, images, profile.guided_steps), len(images),
-                           problem.first_noise)
+            answer(model, problem, images, profile.guided_steps)
             for name, model in found.items()}
     return table
 
@@ -197,10 +196,9 @@ def block_scores(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[s
     restored from other noises. Columns: block, score, low, high, other images (chance), other noise
     (what the measurement alone fixes), n.
     """
-    rows = []
+    mixed, rows = {name: scores.shuffled(part) for name, part in features.items()}, []
     for block, pairs in pairs_of(groups).items():
         found = scores.proportion(hits(features, pairs, threshold), resamples)
-        mixed = {name: scores.shuffled(part) for name, part in features.items()}
         chance = hits(features, pairs, threshold, mixed).double().mean().item()
         fixed = (hits(features, pairs, threshold, elsewhere).double().mean().item()
                  if elsewhere else None)
@@ -239,31 +237,30 @@ def curves(problems: Sequence[Problem], x: Callable[[Problem], float],
                     for p in problems}).rename(columns={"block": "who"})
     who = {f"{family}s": names for family, names in groups.items()} | {name: [name]
                                                                        for name in CLOSED}
-    bad = over("x", {x(p): errors(p, answers[p.name], truth.pixels, describe, who, resamples)
-                     for p in problems})
+    real = descriptors.features(describe, truth.pixels)
+    bad = over("x", {x(p): errors(p, answers[p.name], features[p.name], truth.pixels, real, who,
+                                  resamples) for p in problems})
     return {"RP": rp} | {quantity: bad[bad.quantity == quantity] for quantity in QUANTITIES}
 
 
-def errors(problem: Problem, answers: Mapping[str, Tensor], truth: Tensor, describe: Descriptor,
-           groups: Mapping[str, Sequence[str]] | None = None,
+def errors(problem: Problem, answers: Mapping[str, Tensor], features: Mapping[str, Tensor],
+           truth: Tensor, real: Tensor, groups: Mapping[str, Sequence[str]],
            resamples: int = 1_000) -> pd.DataFrame:
     """How good restored images are: columns who, quantity, score, low, high.
 
-    answers, truth: uint8 [n, 3, H, W]; groups: label -> models to average over, by default each its
-    own. Quantities: `PSNR` in dB; `distance`, 1 - cosine of the descriptors of image and truth, in
-    the place of LPIPS; `residual`, |y - A(x)| over its expected size at the truth, sigma sqrt(m),
-    so that 1 is consistent. Means over images with 95 % intervals.
+    answers, truth: uint8 [n, 3, H, W]; features, real: their descriptors [n, d]; groups: label ->
+    models to average over. Quantities: `PSNR` in dB; `distance`, 1 - cosine of the descriptors of
+    image and truth, in the place of LPIPS; `residual`, |y - A(x)| over its expected size at the
+    truth, sigma sqrt(m), so that 1 is consistent. Means over images with 95 % intervals.
     """
     operator, measurement = posed(problem, truth)
-    real, found = descriptors.features(describe, truth), {}
+    size = max(measurement.sigma, 1e-6) * measurement.y[0].numel()**0.5
+    found, rows = {}, []
     for name, images in answers.items():
         gap = (measurement.y - operator.A(data.to_unit(images))).flatten(1).norm(dim=1)
-        size = max(measurement.sigma, 1e-6) * measurement.y[0].numel()**0.5
-        mine = descriptors.features(describe, images)
         found[name] = {"PSNR": psnr(images, truth), "residual": gap / size,
-                       "distance": 1 - descriptors.similarity(mine, real)}
-    rows = []
-    for who, names in (groups or {name: [name] for name in answers}).items():
+                       "distance": 1 - descriptors.similarity(features[name], real)}
+    for who, names in groups.items():
         for quantity in QUANTITIES:
             values = torch.stack([found[name][quantity].double() for name in names]).mean(0)
             mean = scores.average(values, resamples)
@@ -307,9 +304,8 @@ def shown_measurement(problem: Problem, truth: Tensor) -> Tensor:
 def ancestral_runs(found: Mapping[str, Model], images: data.Images, steps: int,
                    problem: Problem = MAIN) -> dict[tuple[str, int], Tensor]:
     """Stochastic DPS: (model, seed of its fresh noise) -> restored images; the same first noise."""
-    return {(name, seed): models.samples(
-        restoring(model, problem, images, steps, ancestral=seed), len(images))
-        for name, model in found.items() for seed in (0, 1)}
+    return {(name, seed): answer(model, problem, images, steps, ancestral=seed)
+            for name, model in found.items() for seed in (0, 1)}
 
 
 def with_ancestral_noise(deterministic: Mapping[str, Tensor],
@@ -349,11 +345,10 @@ def solvers(model: Model, images: data.Images, describe: Descriptor, evaluations
                           ("dpm-solver-3", 3)):
         steps = max(evaluations // each, 2)
         solver = replace(problem.guidance(steps).solver, sampler=sampler)
-        one = restoring(model, problem, images, steps, solver=solver)
-        answer = models.samples(one, len(images))
-        features[sampler] = descriptors.features(describe, answer)
+        made = answer(model, problem, images, steps, solver=solver)
+        features[sampler] = descriptors.features(describe, made)
         same = scores.copies(features[sampler], features["dpm-solver-1"], describe.threshold)
-        rows.append((sampler, steps, solver.evaluations, psnr(answer, images.pixels).mean().item(),
+        rows.append((sampler, steps, solver.evaluations, psnr(made, images.pixels).mean().item(),
                      same.double().mean().item()))
     return pd.DataFrame(rows, columns=["solver", "steps", "evaluations", "PSNR",
                                        "RP with dpm-solver-1"])
@@ -366,11 +361,7 @@ def energy(gaussian: GaussianDenoiser, u: Tensor, sigma: float) -> Tensor:
 
     1 on average for images of the data with noise of that sigma, whatever their distribution.
     """
-    x = (u - gaussian.mean.to(u)).flatten(1)
-    inside = x @ gaussian.eigenvectors.to(u)
-    values = gaussian.eigenvalues.to(u)
-    outside = (x.square().sum(1) - inside.square().sum(1)).clamp(min=0)
-    return ((inside.square() / (values + sigma**2)).sum(1) + outside / sigma**2) / x.shape[1]
+    return gaussian.energy(u, sigma) / u[0].numel()
 
 
 def energies(model: Model, problem: Problem, images: data.Images, gaussian: GaussianDenoiser,
@@ -384,7 +375,7 @@ def energies(model: Model, problem: Problem, images: data.Images, gaussian: Gaus
 
     def compute() -> artifacts.Tensors:
         operator, measurement = posed(problem, images.pixels)
-        noise = BANK[:len(images)].double().to(_device(model))
+        noise = BANK[:len(images)].double().to(model.device)
         with torch.no_grad():
             states = list(inverse.dps(model.denoiser(), noise, measurement.y.to(noise), operator,
                                       guidance))[:-1]  # the last has no noise
@@ -447,8 +438,7 @@ def against_the_posterior(images: data.Images,
     """
     small = data.to_bytes(F.interpolate(data.to_unit(images.pixels), (8, 8), mode="area"))
     prior = GaussianDenoiser.fit(small)
-    truth = prior.mean + ((torch.randn(count, len(prior.eigenvalues), generator=stream("truth"))
-                           * prior.eigenvalues.sqrt()) @ prior.eigenvectors.T).view(-1, 3, 8, 8)
+    truth = prior.points(torch.randn(count, len(prior.eigenvalues), generator=stream("truth")))
     operator = task.build(count, 8)
     measurement = operators.measure(truth.double(), operator, task.sigma)
     noise = BANK[:count][..., :8, :8].double()

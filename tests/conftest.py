@@ -18,6 +18,21 @@ import paper_utils  # noqa: F401
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def random_model():
+    """(spec, size) -> the model of a specification whose weights are random, none of them 0."""
+    from paper_utils import models, training
+
+    def make(spec: training.Spec, size: float) -> models.Model:
+        torch.manual_seed(2)
+        denoiser = training.build(spec).eval()
+        for p in denoiser.parameters():
+            p.data.add_(size * torch.randn_like(p))
+        return models.diffusion(spec, denoiser, "weights")
+
+    return make
+
+
 @pytest.fixture(autouse=True)
 def _same_global_seed() -> None:
     torch.manual_seed(0)

@@ -26,12 +26,8 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(2)
-    denoiser = training.build(TINY).eval()
-    for p in denoiser.parameters():
-        p.data.add_(0.2 * torch.randn_like(p))
-    return models.diffusion(TINY, denoiser, "weights")
+def model(random_model):
+    return random_model(TINY, 0.2)
 
 
 def directions(n: int, classes: int, d: int = 64, seed: int = 0) -> torch.Tensor:

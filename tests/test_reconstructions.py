@@ -28,12 +28,8 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def model():
-    torch.manual_seed(2)
-    denoiser = training.build(TINY).eval()
-    for p in denoiser.parameters():
-        p.data.add_(0.1 * torch.randn_like(p))
-    return models.diffusion(TINY, denoiser, "weights")
+def model(random_model):
+    return random_model(TINY, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +91,9 @@ def test_errors_of_the_truth_are_none_and_its_residual_is_one(truth):
     problem = Problem(inverse.Task("random-inpainting", 0.5, sigma=0.5))
     worse = (truth.pixels.short() + 51).clamp(0, 255).byte()
     answers = {"truth": truth.pixels, "worse": worse}
-    table = inverse.errors(problem, answers, truth.pixels, PIXELS).set_index(["who", "quantity"])
+    each = {name: [name] for name in answers}
+    table = inverse.errors(problem, answers, inverse.features(PIXELS, answers), truth.pixels,
+                           PIXELS(truth.pixels), each).set_index(["who", "quantity"])
     score = table.score
     assert score["truth", "distance"] == pytest.approx(0, abs=1e-5)
     # lost pixels measure noise too, which the residual holds: sigma sqrt(m) of all m numbers
@@ -108,8 +106,11 @@ def test_errors_of_the_truth_are_none_and_its_residual_is_one(truth):
 
 def test_errors_of_a_group_are_the_mean_of_its_models(truth):
     dark, bright = truth.pixels // 2, 255 - (255 - truth.pixels) // 2
-    table = partial(inverse.errors, MAIN, {"a": dark, "b": bright}, truth.pixels, PIXELS)
-    each, both = table().set_index(["who", "quantity"]), table({"all": ["a", "b"]})
+    answers = {"a": dark, "b": bright}
+    table = partial(inverse.errors, MAIN, answers, inverse.features(PIXELS, answers), truth.pixels,
+                    PIXELS(truth.pixels))
+    each = table({name: [name] for name in answers}).set_index(["who", "quantity"])
+    both = table({"all": ["a", "b"]})
     for row in both.itertuples():
         mean = (each.score["a", row.quantity] + each.score["b", row.quantity]) / 2
         assert row.who == "all" and row.score == pytest.approx(mean)
