@@ -49,10 +49,10 @@ conditional.check_noise(shown_noise, sizes)
 # ## The models
 #
 # Four conditional models, each the twin of an unconditional one of section 2: the same network
-# with a class label, a tenth of the labels dropped in training so that it can be guided. U-ViT
-# learns slowest: with classes it saw twice as many images, at twice the learning rate, so it is
-# left out where twins are compared. On the `laptop` profile weights and images come from
-# `zoo/conditional/`; the first noise of each is sampled again here, with every class, and compared.
+# with a class label, a tenth of the labels dropped in training so that it can be guided. U-ViT saw
+# half as many images as its twin, so it is left out where twins are compared. On the `laptop`
+# profile weights and images come from `zoo/conditional/`; the first noise of each is sampled again
+# here, with every class, and compared.
 
 # %%
 found = conditional.trained(sizes, training, device)
