@@ -48,11 +48,13 @@ held_out = data.load(sizes.dataset, "test")
 # U-Nets of four families, a multistage U-Net, two transformers and diffusers' own U-Net; they
 # differ in network, diffusion process, noise levels and solver. (The small ones trained on a CPU
 # share EDM's output parameterization and loss weight, which learn in a fraction of the time and
-# make agreement easier; the models of the `gpu` and `paper` profiles each have their own.) Two
-# runs of the same recipe differ only in the seed. The closed forms are the optimal denoiser of the
-# training set (it can only copy), the Gaussian denoiser (it knows the mean and the covariance of
-# the data and nothing else) and the local equivariant score of Kamb & Ganguli. GANs and VAEs, fed
-# the same noises, are the contrast.
+# make agreement easier; the models of the `gpu` and `paper` profiles each have their own.) Two runs
+# of the same recipe differ only in the seed. Three more make an image in one step: a progressively
+# distilled student and two consistency models, one distilled and one trained (`06_distillation` has
+# their teacher and all stages). The closed forms are the optimal denoiser of the training set (it
+# can only copy), the Gaussian denoiser (it knows the mean and the covariance of the data and
+# nothing else) and the local equivariant score of Kamb & Ganguli. GANs and VAEs, fed the same
+# noises, are the contrast.
 #
 # On the `laptop` profile the weights come from `zoo/` and so do the images, one sheet per model.
 # The first few images of every model are generated again here and compared with the sheet.

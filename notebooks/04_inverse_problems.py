@@ -55,7 +55,7 @@ inverse.check_shown(shown, truth)
 # `zoo/inverse/`; the first are restored again here and compared.
 
 # %%
-found = models.by_name(sizes.restoring, sizes, training, device)
+found = models.by_name(sizes.families, sizes, training, device)
 everyone = found | inverse.references(training, sizes, device)
 groups = inverse.families(found.values())
 answers = inverse.restored(everyone, inverse.PROBLEMS, truth, sizes)

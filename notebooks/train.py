@@ -26,6 +26,11 @@
 #
 #     papermill notebooks/train.ipynb out.ipynb -p model edm -p start zoo/edm.safetensors \
 #         -p trains attention -p dataset cifar10:5-9 -p images 64
+#
+# A student that is distilled (`06_distillation`) starts from its teacher in the same way:
+#
+#     papermill notebooks/train.ipynb out.ipynb -p model cd \
+#         -p start zoo/distillation/teacher.safetensors
 
 # %% tags=["parameters"]
 profile: str = "laptop"
@@ -40,7 +45,8 @@ device: str = "cpu"
 from paper_utils import data, errors, models, plots, profiles, run
 
 run.check_parameters()
-specs = profiles.specs(profile) | profiles.conditional_specs(profile)
+specs = (profiles.specs(profile) | profiles.conditional_specs(profile)
+         | profiles.distillation_specs(profile))
 spec = profiles.fine_tuned(specs[errors.choose(model, specs, "model")], start, trains, dataset,
                            images)
 output = plots.Output.of(profile)
@@ -49,9 +55,9 @@ weights = models.weights_of(start) if start else None
 print(f"{spec.name}: {spec.network}, {spec.framework}, {spec.images_seen:,} images seen")
 
 # %% [markdown]
-# The loss is the weighted denoising error of the framework, averaged over the batch; the curve is
-# its running mean. Different frameworks weight noise levels differently, so their losses do not
-# compare.
+# The loss is the weighted denoising error of the framework (of a student: the distance to where its
+# objective wants it), averaged over the batch; the curve is its running mean. Different frameworks
+# weight noise levels differently, so their losses do not compare.
 
 # %%
 trained, losses = models.train(spec, subset, device, weights)

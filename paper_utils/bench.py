@@ -3,13 +3,15 @@
 Both sides of a ratio are timed in the same run, turn by turn; the median of the repeats counts.
 Let nothing else run meanwhile.
 
-GL        max_i M(x, y_i) of every sample, against the loop of the authors' `mscore` in numpy
-sampling  the same network, equally many evaluations, against a loop over a diffusers scheduler
-optimal   256 samples of the optimal denoiser of 32,768 images, and its memory
-inverse   Algorithm 1 step by step against deepinv's DPS in its deterministic setting, and its
-          memory; 64 reconstructions with a model of zoo/
-training  images per second, same network and batch, against the loop of diffusers' example of
-          unconditional training with accelerate and against plain float32; several at once
+GL            max_i M(x, y_i) of every sample, against the loop of the authors' `mscore` in numpy
+sampling      the same network, equally many evaluations, against a loop over a diffusers scheduler
+optimal       256 samples of the optimal denoiser of 32,768 images, and its memory
+inverse       Algorithm 1 step by step against deepinv's DPS in its deterministic setting, and its
+              memory; 64 reconstructions with a model of zoo/
+training      images per second, same network and batch, against the loop of diffusers' example of
+              unconditional training with accelerate and against plain float32; several at once
+distillation  a step against the three evaluations of its network and one backward pass that it
+              cannot do without; how long the halvings from 32 steps to 1 take at that rate
 """
 
 import argparse
@@ -29,9 +31,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from paper_utils import (data, denoisers, inverse, models, networks, operators, samplers,
-                         training)
+from paper_utils import (artifacts, data, denoisers, inverse, models, networks, operators, profiles,
+                         samplers, training)
+from paper_utils.denoisers import CONSISTENCY
 from paper_utils.descriptors import max_similarity
+from paper_utils.distillation import halvings
 from paper_utils.errors import UserError, check_device
 from paper_utils.noise import stream
 from paper_utils.samplers import Solver
@@ -60,10 +64,13 @@ class Size:
     guided: int = 32       # images of Algorithm 1 at once
     restored: int = 64     # images reconstructed, in as many steps:
     restoring: int = 50
+    distilled: int = 64    # images of a step of distillation; four times as many on a GPU
+    distilling: int = 2    # steps of a turn; ten times as many on a GPU
 
 
 QUICK = Size(samples=2_000, images=10_000, slice=1_000, batch=4, steps=5, training=2,
-             images_known=16_384, noises=2, guided=4, restored=2, restoring=5)
+             images_known=16_384, noises=2, guided=4, restored=2, restoring=5,
+             distilled=16)
 
 
 @dataclass(frozen=True)
@@ -222,10 +229,15 @@ def no_slower(what: str, network: nn.Module, ours: Callable[[], Tensor],
     if len(calls) != 1:
         raise RuntimeError(f"{what}: unequal numbers of evaluations, {calls}")
     mine, other = in_turns(repeats, ours, theirs)
-    low, ratio, high = quantiles([a / b for a, b in zip(mine, other)], n=4)
+    low, ratio, high = quartiles_over(mine, other)
     shown = (f"{ratio:.2f} of its time (quartiles {low:.2f} to {high:.2f}; {median(mine):.2f} s, "
              f"{median(other):.2f} s)")
     return Row(f"{what}, {calls.pop()} evaluations", shown, "no slower", low <= 1)
+
+
+def quartiles_over(mine: list[float], other: list[float]) -> list[float]:
+    """The three quartiles of our time over theirs, round by round."""
+    return quantiles([a / b for a, b in zip(mine, other)], n=4)
 
 
 # --- the optimal denoiser -----------------------------------------------------------------------
@@ -369,14 +381,19 @@ def some_images() -> data.Images:
 class Ours:
     """`training.Training`, a step at a time."""
 
-    def __init__(self, spec: training.Spec, device: str):
-        self.run, self.device = training.Training(spec, some_images(), device), device
+    def __init__(self, spec: training.Spec, device: str, start: artifacts.Tensors | None = None):
+        self.run = training.Training(spec, some_images(), device, start)
+        self.device = device
 
     def steps(self, count: int) -> None:
         for _ in range(count):
             self.run.advance()
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        wait_for(self.device)
+
+
+def wait_for(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 class Example:
@@ -465,8 +482,7 @@ class Plain:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        wait_for(self.device)
 
 
 def train(size: Size, device: str) -> list[Row]:
@@ -505,8 +521,7 @@ def matrix_share(spec: training.Spec, loop: Ours, rate: float, device: str) -> R
     def multiply() -> None:
         for _ in range(3):
             a @ a
-        if device == "cuda":
-            torch.cuda.synchronize()
+        wait_for(device)
 
     multiply()
     peak = 3 * 2 * side**3 / min(seconds(multiply) for _ in range(3))
@@ -550,6 +565,100 @@ def print_rate(steps: int, device: str, threads: int) -> None:
     print(4 * steps * spec.batch / seconds(lambda: loop.steps(4 * steps)))
 
 
+# --- distillation -------------------------------------------------------------------------------
+
+def distillation_spec(objective: str, batch: int) -> training.Spec:
+    """A student, 32 channels wide, whose step evaluates three networks and differentiates one.
+
+    objective: 'progressive' (the teacher twice and the student) or 'cd' (the teacher, whose step is
+    Euler's, the target and the student).
+    """
+    spec = training.Spec(f"bench-{objective}", "unet", images=512, batch=batch, images_seen=10**9,
+                         network_args=networks.DDPMPP | profiles.GRIDS["gpu"].network
+                         | {"width": 32}, solver=Solver("ddim", 8, "cosine"), precision="bf16",
+                         start="teacher", objective=objective)
+    if objective == "progressive":
+        return spec
+    return replace(spec, framework=spec.framework + CONSISTENCY, objective_args={"solver": "euler"})
+
+
+def distilled(spec: training.Spec, device: str) -> Ours:
+    """The loop of a student whose teacher has random weights."""
+    teacher = replace(spec, framework=spec.teacher_framework, objective="denoising", start="")
+    return Ours(spec, device, training.build(teacher).network.state_dict())
+
+
+class Bare:
+    """What such a step cannot do without: two passes without gradient, one with, one backward.
+
+    It evaluates the network of `run` itself, on as many images in the same precision; there is no
+    optimizer, no average of the weights and no noise to draw.
+    """
+
+    def __init__(self, run: training.Training):
+        self.network, self.device = run.denoiser.network, run.device.type
+        self.noisy = some_noise(run.spec.batch).to(run.device)
+        self.times = torch.zeros(run.spec.batch, device=run.device)
+        self.bf16 = run.spec.precision == "bf16"
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            with torch.no_grad():
+                self._answer()
+                self._answer()
+            loss = self._answer().float().square().mean()
+            self.network.zero_grad()
+            loss.backward()
+        wait_for(self.device)
+
+    def _answer(self) -> Tensor:
+        with torch.autocast(self.device, torch.bfloat16, self.bf16):
+            return self.network(self.noisy, self.times)
+
+
+def distill(size: Size, device: str) -> list[Row]:
+    """Overhead of both kinds of distillation; what the halvings take at the measured rate."""
+    more, steps = (4, 10 * size.distilling) if device == "cuda" else (1, size.distilling)
+    specs = [distillation_spec(name, more * size.distilled) for name in ("progressive", "cd")]
+    rows, rates = zip(*(overhead(spec, steps, size.repeats, device) for spec in specs))
+    return [*rows, *(halving(name, rates[0], device) for name in ("laptop", "gpu"))]
+
+
+def overhead(spec: training.Spec, steps: int, repeats: int, device: str) -> tuple[Row, float]:
+    """Time of a step over that of its evaluations alone, and its images per second.
+
+    Missed when three rounds in four, or more, are beyond the target.
+    """
+    ours = distilled(spec, device)
+    bare = Bare(ours.run)
+    for loop in (ours, bare):
+        loop.steps(2)
+    mine, other = in_turns(repeats, lambda: ours.steps(steps), lambda: bare.steps(steps))
+    low, ratio, high = quartiles_over(mine, other)
+    rate, bound = (spec.batch * steps / median(times) for times in (mine, other))
+    shown = (f"{ratio:.2f}x the time (quartiles {low:.2f} to {high:.2f}; {rate:.0f} against "
+             f"{bound:.0f} images/s)")
+    row = Row(f"distillation ({spec.objective}) against three forward passes and one backward, "
+              f"batch {spec.batch}", shown, "< 1.15x", low < 1.15)
+    return row, rate
+
+
+def halving(profile: str, rate: float, device: str) -> Row:
+    """Minutes of all halvings with the budget of a profile, at `rate` images per second.
+
+    Of the steps alone, and judged on a GPU only.
+    """
+    study = profiles.DISTILLATIONS[profile]
+    stages = len(halvings(study.steps))
+    minutes = stages * study.stage_budget / rate / 60
+    gpu = device == "cuda"
+    where = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} thread(s) of a CPU"
+    return Row(f"distilling a U-Net of width 32 from {study.steps} steps to 1, budget '{profile}'",
+               f"{minutes:.1f} min on {where} ({stages} x {study.stage_budget:,} images at "
+               f"{rate:.0f} a second)", "< 10 min on one H200-class GPU" if gpu else "none",
+               not gpu or minutes < 10)
+
+
 # --- the table ----------------------------------------------------------------------------------
 
 def show(rows: list[Row]) -> None:
@@ -563,7 +672,8 @@ def show(rows: list[Row]) -> None:
 PARTS = {"GL": lambda size, device: gl(size), "sampling": lambda size, device: sampling(size),
          "optimal": lambda size, device: optimal(size),
          "inverse": lambda size, device: invert(size),
-         "training": lambda size, device: train(size, device) + at_once(size, device)}
+         "training": lambda size, device: train(size, device) + at_once(size, device),
+         "distillation": lambda size, device: distill(size, device)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -571,7 +681,7 @@ def main(arguments: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, some seconds")
     parser.add_argument("--only", choices=PARTS, help="one of the parts")
-    parser.add_argument("--device", default="cpu", help="of training")
+    parser.add_argument("--device", default="cpu", help="of training and distillation")
     asked = parser.parse_args(arguments)
     try:
         check_device(asked.device)

@@ -271,16 +271,19 @@ def edm(sigma_data: float = 0.5) -> Framework:
                      0.002, 80.0)
 
 
-def v_cosine() -> Framework:
-    """v-prediction on the cosine schedule sigma = tan(pi t / 2) (Salimans & Ho 2022)."""
+def cosine(prediction: str, name: str, label: str) -> Framework:
+    """The cosine schedule sigma = tan(pi t / 2) in continuous time (Salimans & Ho 2022).
+
+    prediction: 'v_prediction' or 'sample' (x0).
+    """
     low, high = 0.002, 80.0
     angle = _between(math.atan(low), math.atan(high))
+    coefficients, weight = _PREDICTIONS[prediction]
 
     def precondition(sigma: Tensor) -> Coefficients:
-        return *_v_coefficients(sigma), sigma.atan() * (999 * 2 / math.pi)
+        return *coefficients(sigma), sigma.atan() * (999 * 2 / math.pi)
 
-    return Framework("v", "VP, v-prediction", precondition, lambda q: angle(q).tan(), _v_weight,
-                     low, high)
+    return Framework(name, label, precondition, lambda q: angle(q).tan(), weight, low, high)
 
 
 def f_prediction(process: Framework, sigma_data: float = 0.5) -> Framework:
@@ -300,16 +303,43 @@ def f_prediction(process: Framework, sigma_data: float = 0.5) -> Framework:
                    precondition=precondition, weight=target.weight)
 
 
+CONSISTENCY = "-consistency"
+
+
+def consistent(process: Framework) -> Framework:
+    """The same network as a consistency function: f(u; sigma_min) = u (Song et al. 2023, eq. 5).
+
+        f(u; sigma) = u + (1 - sigma_min / sigma) (D(u; sigma) - u)
+
+    That is Euler's step of D from sigma to sigma_min, so a student that starts from the weights of
+    a denoiser starts from its one-step answer, whatever it predicts. For EDM, c_out is that of Song
+    et al. (appendix C), c_skip differs from theirs by less than sigma_min / (2 sigma_data).
+    """
+    def precondition(sigma: Tensor) -> Coefficients:
+        c_skip, c_out, c_in, c_noise = process.precondition(sigma)
+        share = 1 - process.sigma_min / sigma
+        return 1 + share * (c_skip - 1), share * c_out, c_in, c_noise
+
+    return replace(process, name=process.name + CONSISTENCY, precondition=precondition,
+                   label=f"{process.label}, consistency")
+
+
 FRAMEWORKS: dict[str, Callable[[], Framework]] = {
-    "vp": vp, "vp-discrete": vp_discrete, "subvp": subvp, "ve": ve, "edm": edm, "v": v_cosine,
+    "vp": vp, "vp-discrete": vp_discrete, "subvp": subvp, "ve": ve, "edm": edm,
+    "v": lambda: cosine("v_prediction", "v", "VP, v-prediction"),
+    "x0": lambda: cosine("sample", "x0", "VP, x0-prediction"),
     "vp-f": lambda: f_prediction(vp()), "vp-discrete-f": lambda: f_prediction(vp_discrete()),
     "subvp-f": lambda: f_prediction(subvp()), "ve-f": lambda: f_prediction(ve()),
 }
 
 
 def framework(name: str) -> Framework:
-    """The framework of that name; raises UserError listing the valid ones."""
-    return FRAMEWORKS[choose(name, FRAMEWORKS, "framework")]()
+    """The framework of that name; '-consistency' after it makes it that of a consistency model.
+
+    Raises UserError listing the valid ones.
+    """
+    process = FRAMEWORKS[choose(name.removesuffix(CONSISTENCY), FRAMEWORKS, "framework")]()
+    return consistent(process) if name.endswith(CONSISTENCY) else process
 
 
 def from_diffusers(source) -> Preconditioned:

@@ -38,12 +38,7 @@ def trained(profile: Profile, pretraining: str = "", device: str = "cpu") -> dic
                         "out pretraining, or choose the profile gpu, which trains")
     if profile.shipped:
         return models.shipped_by(specs, zoo.FINE_TUNING, device=device)
-    subsets = {name: spec.subset(models.dataset_of(spec)) for name, spec in specs.items()}
-    found: dict[str, Model] = {}
-    for name, spec in specs.items():
-        start = found[spec.start].denoiser().network.state_dict() if spec.start else None
-        found[name] = models.train(spec, subsets[name], device, start)[0]
-    return found
+    return models.train_all(specs, device=device)
 
 
 def samples(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:

@@ -45,7 +45,8 @@ def sections() -> list[Section]:
     return [Section(zoo.FOLDER, profiles.specs, 512),
             Section(zoo.REGIMES, profiles.regime_specs, 256),
             Section(zoo.CONDITIONAL, profiles.conditional_specs, 128),
-            Section(zoo.FINE_TUNING, profiles.fine_tuning_specs, 128)]
+            Section(zoo.FINE_TUNING, profiles.fine_tuning_specs, 128),
+            Section(zoo.DISTILLATION, profiles.distillation_specs, 32)]
 
 
 def section_of(name: str) -> Section:
@@ -100,7 +101,10 @@ def _diffusion(spec: training.Spec, images: data.Images, path: Path, device: str
                known: dict[str, training.Spec]) -> Iterator[Run]:
     """The run itself; where it passes through a shorter one, that one's checkpoint is left too."""
     shorter = profiles.prefixes(spec, known)
-    start = _start(path.with_name(f"{spec.start}.safetensors"), known) if spec.start else None
+    start = None
+    if spec.start:
+        training.check_teacher(spec, known[spec.start])
+        start = _start(path.with_name(f"{spec.start}.safetensors"), known)
     for run in training.train(spec, spec.subset(images), path, device, start):
         if run.step in shorter:
             name = shorter[run.step]
@@ -109,14 +113,24 @@ def _diffusion(spec: training.Spec, images: data.Images, path: Path, device: str
 
 
 def _start(path: Path, known: dict[str, training.Spec]) -> artifacts.Tensors:
-    """The weights of a finished run, in the precision they ship in."""
+    """The weights of a finished run, in the precision they ship in; else those that shipped."""
     if not path.exists():
-        raise UserError(f"{path} is missing: train {path.stem} first")
+        return _shipped_start(path, known[path.stem])
     tensors, _ = artifacts.load_tensors(path)
     if int(tensors["step"]) < (steps := known[path.stem].steps):
         raise UserError(f"{path} is at step {int(tensors['step'])} of {steps}: finish it first")
     return {k: v.to(tensors[f"ema.{k}"].dtype)
             for k, v in zoo.halved(training.below("ema.", tensors)).items()}
+
+
+def _shipped_start(path: Path, spec: training.Spec) -> artifacts.Tensors:
+    folder = section_of(path.stem).folder
+    row = zoo.entries(folder).get(path.stem) if (folder / "zoo.toml").exists() else None
+    if row:
+        weights, values = row.load_weights(folder)
+        if training.Spec.from_json(json.dumps(values)) == training.Spec.from_json(spec.to_json()):
+            return weights
+    raise UserError(f"{path} is missing: train {path.stem} first")
 
 
 def _contrast(spec: contrast.Spec, images: data.Images, path: Path, device: str) -> Iterator[Run]:
@@ -235,7 +249,7 @@ def restored(options: argparse.Namespace) -> None:
     images, training_set = reconstructions.held_out(profile), data.load(profile.dataset)
     closed = reconstructions.references(training_set, profile)
     for name in options.models:
-        choose(name, [*profile.restoring, *closed], "model of the inverse problems")
+        choose(name, [*profile.families, *closed], "model of the inverse problems")
         model = closed[name] if name in closed else models.shipped(name)
         answers = [reconstructions.answer(model, problem, images, profile.guided_steps)
                    for problem in reconstructions.PROBLEMS]

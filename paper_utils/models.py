@@ -6,16 +6,17 @@ know which.
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from paper_utils import (artifacts, contrast, data, denoisers, local_score, networks, profiles,
-                         samplers, trainable, training, zoo)
+from paper_utils import (artifacts, contrast, data, denoisers, distillation, local_score, networks,
+                         profiles, samplers, trainable, training, zoo)
 from paper_utils.errors import UserError, check_device
 from paper_utils.noise import NoiseBank, hyperplane
 from paper_utils.profiles import Profile
@@ -24,6 +25,7 @@ from paper_utils.samplers import Solver
 
 BANK = NoiseBank()
 CLOSED_FORMS = ("optimal", "gaussian", "local")
+ONE_STEP = ("progressive-1", "cd", "ct")  # the students that join the models of section 2
 TRANSFORMERS = ("uvit", "dit")
 
 
@@ -74,10 +76,38 @@ def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: 
     family = "transformer" if spec.network in TRANSFORMERS else "U-Net"
     classes = tuple(range(denoiser.classes))
     return Model(spec.name, family, _architecture(spec), denoiser.framework.label,
-                 f"{spec.solver.sampler}, {spec.solver.steps} steps", spec.solver.evaluations,
+                 _named(spec.solver), spec.solver.evaluations,
                  networks.count_parameters(denoiser), spec.images, spec.images_seen,
                  {"weights": weights, "solver": asdict(spec.solver), "code": _sampling_code()},
                  _sampled(denoiser, spec.solver, classes), spec, lambda: denoiser, classes)
+
+
+def _named(solver: Solver) -> str:
+    return f"{solver.sampler}, {solver.steps} step{'s' if solver.steps > 1 else ''}"
+
+
+def resolved(model: Model, solver: Solver, name: str = "") -> Model:
+    """The same denoiser by another solver, under a name of its own.
+
+    Warns, once, where a distilled student is given steps that it was not trained for: one of
+    progressive distillation knows its own number, one of consistency any that the consistency
+    sampler takes. Raises UserError for a model that has no denoiser.
+    """
+    if model.denoiser is None or model.classes:
+        raise UserError(f"{model.name} is not sampled by a solver that could be changed: give an "
+                        "unconditional diffusion model")
+    if model.spec and (odd := distillation.untrained(model.spec.objective, model.spec.solver,
+                                                     solver)):
+        _warn_once(f"{model.name} {odd}")
+    return replace(model, name=name or f"{model.name}, {_named(solver)}", solver=_named(solver),
+                   evaluations=solver.evaluations,
+                   identity=model.identity | {"solver": asdict(solver)},
+                   generate=_sampled(model.denoiser(), solver))
+
+
+@lru_cache(maxsize=None)
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
 
 
 def _sampled(denoiser: denoisers.Preconditioned, solver: Solver,
@@ -215,7 +245,8 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
     check_device(device)
     made = {"spec": json.loads(spec.to_json()), "images": images.hash,
             "start": "" if start is None else artifacts.digest(start),
-            "code": artifacts.code_version(training, denoisers, networks, trainable)}
+            "code": artifacts.code_version(training, denoisers, distillation, networks, samplers,
+                                           trainable)}
     path = artifacts.path_of("model", made)
 
     def compute() -> artifacts.Tensors:
@@ -236,6 +267,24 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
     denoiser = training.build(spec)
     denoiser.network.load_state_dict(training.below("network.", tensors))
     return diffusion(spec, denoiser.to(device).eval(), path.stem), tensors["loss"]
+
+
+def train_all(specs: Mapping[str, training.Spec], images: data.Images | None = None,
+              device: str = "cpu") -> dict[str, Model]:
+    """The trained models of `specs`, by name; what starts from another must stand after it.
+
+    images: the dataset of specs without one of their own. Raises UserError as `train` does, where
+    the subsets cannot be had, and for a student whose teacher is of another kind.
+    """
+    subsets = {name: spec.subset(dataset_of(spec, images)) for name, spec in specs.items()}
+    found: dict[str, Model] = {}
+    for name, spec in specs.items():
+        start = None
+        if spec.start:
+            training.check_teacher(spec, specs[spec.start])
+            start = found[spec.start].denoiser().network.state_dict()
+        found[name] = train(spec, subsets[name], device, start)[0]
+    return found
 
 
 def weights_of(path: str | Path) -> artifacts.Tensors:
@@ -281,8 +330,9 @@ def train_contrast(name: str, spec: contrast.Spec, images: data.Images,
 def unconditional(profile: Profile, images: data.Images, device: str = "cpu") -> dict[str, Model]:
     """Every model of section 2 by name: trained diffusion models, closed forms, GANs and VAEs.
 
-    The laptop profile takes the trained ones from zoo/; the others train them on `images`, and the
-    paper profile adds a released model from the hub.
+    Some one-step students stand among the diffusion models. The laptop profile takes the trained
+    ones from zoo/; the others train them on `images`, and the paper profile adds a released model
+    from the hub.
     """
     if profile.shipped:
         trained = {name: shipped(name, device) for name, row in zoo.entries().items()
@@ -299,7 +349,20 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
                           if item[0] in order else len(order)))
     last = {name: m for name, m in trained.items() if not m.trained_diffusion}
     first = {name: m for name, m in trained.items() if m.trained_diffusion}
+    students = distilled(profile, images, device)
+    first |= {name: students[name] for name in ONE_STEP if name in students}
     return first | closed_forms(images, profile.bag, device) | last
+
+
+def distilled(profile: Profile, images: data.Images, device: str = "cpu") -> dict[str, Model]:
+    """The teacher and its students by name (profiles.distillation_specs).
+
+    From zoo/distillation/ for the laptop profile, what is not there left out; else trained.
+    """
+    specs = profiles.distillation_specs(profile.name)
+    if profile.shipped:
+        return shipped_by(specs, zoo.DISTILLATION, images, device)
+    return train_all(specs, images, device)
 
 
 def by_name(names: Iterable[str], profile: Profile, images: data.Images,

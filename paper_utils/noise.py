@@ -56,6 +56,16 @@ class NoiseBank:
         return torch.from_numpy(generator.standard_normal(self.shape, dtype=np.float32))
 
 
+def successor(noise: Tensor, step: int) -> Tensor:
+    """Fresh unit normal noise for every row of noise [B, ...], drawn from the row's float32 bits.
+
+    The same row gives the same successor in every batch and for every model.
+    """
+    rows = [np.random.Generator(np.random.Philox(key=[step, seed_of(row.tobytes().hex())]))
+            .standard_normal(row.shape, dtype=np.float32) for row in noise.float().cpu().numpy()]
+    return torch.from_numpy(np.stack(rows)).to(noise) if rows else noise
+
+
 def hyperplane(corners: Tensor, grid: int, low: float = -0.5, high: float = 1.5) -> Tensor:
     """Noises on the plane through three corners, [grid * grid, C, H, W], beta major.
 

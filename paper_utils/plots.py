@@ -1,6 +1,6 @@
 """Figures and tables. They only read: changing a colour computes nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -250,11 +250,11 @@ def _linear_axis(axis, ticks: Sequence[float], x: str, log_y: bool) -> None:
 
 
 def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log_x: bool = False,
-           title: str = "") -> Figure:
+           title: str = "", log_y: Collection[str] = ()) -> Figure:
     """Panels side by side, each a quantity with its intervals against x, a curve per value of `by`.
 
-    panels: vertical axis -> table with columns by, x, score, low, high. A value of `by` has the
-    same colour and marker in every panel.
+    panels: vertical axis -> table with columns by, x, score and, for intervals, low, high. A value
+    of `by` has the same colour and marker in every panel. log_y: panels with a logarithmic axis.
     """
     keys = list(dict.fromkeys(key for table in panels.values() for key in table[by]))
     looks = dict(zip(keys, zip(MODEL_COLOURS, "os^Dv*")))
@@ -267,7 +267,10 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
                 _curve(axis, curve.sort_values(x), x, "score", str(key), colour, f"{marker}-")
             _ticks(axis, sorted(set(table[x])), log_x)
             axis.set(xlabel=xlabel, ylabel=label)
-            if table.score.between(0, 1).all():
+            if label in log_y:
+                axis.set_yscale("log", base=2)
+                axis.yaxis.set_major_formatter("{x:g}")
+            elif {"low", "high"} <= set(table) and table.score.between(0, 1).all():
                 axis.set_ylim(-0.03, 1.03)
             axis.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.19))
         figure.suptitle(title or None, fontsize=10)

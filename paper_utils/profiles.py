@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from paper_utils import contrast, networks
+from paper_utils import contrast, distillation, networks
+from paper_utils.denoisers import CONSISTENCY
 from paper_utils.errors import UserError, choose
 from paper_utils.samplers import Solver
 from paper_utils.training import Spec
@@ -38,7 +39,7 @@ class Profile:
     shipped: bool = False    # models and sheets come from zoo/
     hub: tuple[str, ...] = ()  # diffusers pipelines that join the models
     imagenet: tuple[str, ...] = ()  # class-conditional DiT pipelines
-    restoring: tuple[str, ...] = (  # models of the inverse problems: two families
+    families: tuple[str, ...] = (  # models of section 2 that section 4 compares: two families
         "edm", "edm-seed1", "ddpm-vp", "multistage", "dit", "dit-seed1", "dit-wide", "uvit")
 
 
@@ -49,8 +50,8 @@ PROFILES = {
                      grid_noises=16, transfer_noises=16, class_noises=4, measured=4,
                      guided_steps=8, bag=256, resamples=200,
                      descriptors=("cifar-copy", "pixels"),
-                     restoring=("edm", "edm-seed1", "dit", "dit-seed1")),
-    "laptop": Profile("laptop", "cifar10", noises=512, live=16, held_out=2_000, hyperplane=11,
+                     families=("edm", "edm-seed1", "dit", "dit-seed1")),
+    "laptop": Profile("laptop", "cifar10", noises=512, live=16, held_out=2_000, hyperplane=9,
                       grid_noises=256, transfer_noises=128, class_noises=128, measured=64,
                       guided_steps=30, bag=2_048, resamples=1_000, shipped=True),
     "gpu": Profile("gpu", "cifar10", noises=2_048, live=64, held_out=10_000, hyperplane=50,
@@ -197,8 +198,12 @@ def fine_tuned(spec: Spec, start: str = "", trains: str = "all", dataset: str = 
                images: int = 0) -> Spec:
     """A variant of `spec`: from weights called `start`, some of its parameters, other images.
 
-    What is left empty stays as it is. Raises UserError for parts of a network without a start.
+    What is left empty stays as it is. Raises UserError for parts of a network without a start, and
+    for a student without its teacher.
     """
+    if spec.start and not start:
+        raise UserError(f"{spec.name} learns from a teacher: give start=, the weights of "
+                        f"'{spec.start}'")
     if trains != "all" and not start:
         raise UserError(f"trains={trains!r} without a start: the rest would keep its random "
                         "initial weights; give start=, the weights to begin with")
@@ -371,3 +376,70 @@ def _fine_tuned(base: Spec, study: Transfer, way: str, n: int, more: str) -> Spe
     return replace(base, name=f"{way}-n{n}{more}", images=n, images_seen=study.budget,
                    dataset=study.target, start=start, trains="all" if not start else way,
                    seed=int(more == "-seed1"))
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Section 4's students, and the teacher that most of them start from. Budgets in images seen.
+
+    steps: of the teacher that progressive distillation halves down to 1; levels: to how many noise
+    levels the curricula of `ct` and `ict` grow.
+    """
+
+    steps: int
+    teacher_budget: int
+    stage_budget: int        # of each halving
+    cd_budget: int
+    ct_budget: int           # of consistency training, which starts from nothing
+    levels: tuple[int, int]
+    images: int
+    batch: int
+    network: dict
+    precision: str = "bf16"
+    learning_rate: float = 1e-3
+
+
+DISTILLATIONS = {
+    "smoke": Distillation(8, 512, 128, 128, 256, (8, 20), 256, 32,
+                          GRIDS["smoke"].network | {"width": 8}, precision="float32"),
+    "laptop": Distillation(32, 640_000, 96_000, 256_000, 512_000, (40, 80), 50_000, 64,
+                           GRIDS["laptop"].network | {"width": 48}),
+    "gpu": Distillation(32, 8_000_000, 1_000_000, 2_000_000, 8_000_000, (80, 320), 50_000, 256,
+                        GRIDS["gpu"].network | {"width": 64}),
+    "paper": Distillation(64, 50_000_000, 12_500_000, 50_000_000, 100_000_000, (150, 1280), 50_000,
+                          128, GRIDS["paper"].network | {"width": 128}),
+}
+
+
+def distillation_specs(profile: str) -> dict[str, Spec]:
+    """The teacher and its students, by name; whatever starts from another stands after it.
+
+    'progressive-8' has 8 steps, starts from 'progressive-16' and learns from it, the first from
+    'teacher'. 'cd' is distilled from the teacher too; 'ct' and its improved kind 'ict' train on the
+    data alone. Raises UserError for an unknown profile.
+    """
+    study = DISTILLATIONS[choose(profile, DISTILLATIONS, "profile")]
+    base = Spec("teacher", "unet", networks.DDPMPP | study.network, "edm", images=study.images,
+                batch=study.batch, precision=study.precision, learning_rate=study.learning_rate)
+    one_step = replace(base, framework="edm" + CONSISTENCY, solver=Solver("consistency", 1, "cosine"))
+    rows = [_budget(base, study.teacher_budget)]
+    for steps in distillation.halvings(study.steps):
+        rows.append(_student(base, study, f"progressive-{steps}", rows[-1].name, study.stage_budget,
+                             "progressive", Solver("ddim", steps, "cosine")))
+    rows.append(_student(one_step, study, "cd", "teacher", study.cd_budget, "cd", one_step.solver))
+    for name, last in zip(("ct", "ict"), study.levels):
+        grown = {"last": last, "curriculum": study.ct_budget}
+        rows.append(_budget(replace(one_step, name=name, objective=name, objective_args=grown),
+                            study.ct_budget))
+    return {row.name: row for row in rows}
+
+
+def _student(base: Spec, study: Distillation, name: str, start: str, budget: int, objective: str,
+             solver: Solver) -> Spec:
+    return _budget(replace(base, name=name, start=start, objective=objective, solver=solver,
+                           learning_rate=study.learning_rate / 2), budget)
+
+
+def _budget(spec: Spec, images_seen: int) -> Spec:
+    return replace(spec, images_seen=images_seen, warmup=images_seen // 40,
+                   ema_half_life=images_seen // 25)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from paper_utils.denoisers import Denoiser
 from paper_utils.errors import UserError, choose
+from paper_utils.noise import successor
 from paper_utils.progress import progress as shown
 
 Sampler = Callable[[Denoiser, Tensor, Tensor], Iterator[Tensor]]
@@ -34,6 +35,16 @@ def log_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     """[steps+1] float64 noise levels, uniform in log sigma, then 0 (Lu et al. 2022, sec. 3.4)."""
     ramp = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64)
     return torch.cat([ramp.exp(), torch.zeros(1, dtype=torch.float64)])
+
+
+def cosine_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """[steps+1] float64 noise levels tan(phi), uniform in phi, from sigma_max to 0.
+
+    The cosine schedule of Salimans & Ho 2022, which begins at sigma = infinity, cut at sigma_max.
+    Every other level is the schedule of half the steps; sigma_min is not used.
+    """
+    phi = math.atan(sigma_max) * torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+    return phi.tan()
 
 
 # --- steps --------------------------------------------------------------------------------------
@@ -114,9 +125,22 @@ def dpm_multistep_2(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterat
         yield u
 
 
+def consistency(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1): to the end, then noise again.
+
+    The fresh noises are drawn from `noise` itself (noise.successor), so that this sampler too is a
+    function of it. The sigma_min that theirs subtracts from each level is taken for 0.
+    """
+    u = sigmas[0] * noise
+    for step, (here, there) in enumerate(pairwise(sigmas)):
+        clean = denoiser(u, here)
+        u = clean + there * successor(noise, step) if there > 0 else clean
+        yield u
+
+
 SAMPLERS: dict[str, Sampler] = {name: singlestep(step) for name, step in STEPS.items()} | {
-    "dpm-multistep-2": dpm_multistep_2}
-SCHEDULES = {"karras": karras_sigmas, "log": log_sigmas}
+    "dpm-multistep-2": dpm_multistep_2, "consistency": consistency}
+SCHEDULES = {"karras": karras_sigmas, "log": log_sigmas, "cosine": cosine_sigmas}
 
 
 @dataclass(frozen=True)
@@ -137,7 +161,7 @@ class Solver:
 
     @property
     def sigmas(self) -> Tensor:
-        """[steps+1] float64, from sigma_max to sigma_min, then 0."""
+        """[steps+1] float64, from sigma_max down, the last 0."""
         return SCHEDULES[self.schedule](self.steps, self.sigma_min, self.sigma_max)
 
     @property

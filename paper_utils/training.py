@@ -9,7 +9,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from paper_utils import artifacts, data, denoisers, networks, noise, trainable
-from paper_utils.denoisers import Framework, Preconditioned
+from paper_utils import artifacts, data, denoisers, distillation, networks, noise, trainable
+from paper_utils.denoisers import CONSISTENCY, Framework, Preconditioned
+from paper_utils.distillation import Batch, Objective
 from paper_utils.errors import UserError, check_device
 from paper_utils.samplers import Solver
 
@@ -36,6 +37,9 @@ class Spec:
     Fine-tuning: start names the model whose weights it starts from, trains says which parameters
     learn (a name of trainable.WAYS or a regular expression). dataset is what data.load takes, where
     it is not the profile's.
+
+    Distillation: objective is one of distillation.OBJECTIVES with its options, and start names the
+    teacher, in whose network and framework the student begins. solver has the steps of the student.
     """
 
     name: str
@@ -56,6 +60,8 @@ class Spec:
     dataset: str = ""
     start: str = ""
     trains: str = "all"
+    objective: str = "denoising"
+    objective_args: dict = field(default_factory=dict)
 
     @property
     def run(self) -> str:
@@ -65,6 +71,11 @@ class Spec:
     @property
     def steps(self) -> int:
         return math.ceil(self.images_seen / self.batch)
+
+    @property
+    def teacher_framework(self) -> str:
+        """The framework a student's teacher must have."""
+        return self.framework.removesuffix(CONSISTENCY)
 
     def subset(self, images: data.Images) -> data.Images:
         """The training images of this run; UserError when the dataset, or its half, is too small.
@@ -110,6 +121,17 @@ def denoising_loss(denoiser: nn.Module, framework: Framework, clean: Tensor, sig
     return (framework.weight(scale) * error**2).mean()
 
 
+class Denoising(Objective):
+    """The denoising loss at the noise levels of a framework; see `denoising_loss`."""
+
+    def __init__(self, framework: Framework):
+        self.framework = framework
+
+    def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
+        sigma = self.framework.noise_level(batch.quantile)
+        return denoising_loss(student, self.framework, batch.clean, sigma, batch.eps, batch.labels)
+
+
 @lru_cache(maxsize=4)
 def _permutation(run: str, epoch: int, n: int) -> Tensor:
     return torch.randperm(n, generator=noise.stream(run, "order", epoch))
@@ -139,9 +161,21 @@ class Training:
         self._learning, self._averaged = ([p for p in d.parameters() if p.requires_grad]
                                           for d in (self.denoiser, self.ema))
         self.ema.eval().requires_grad_(False)
+        self.objective = self._objective(start)
         self.optimizer = torch.optim.Adam(self._learning, lr=spec.learning_rate, fused=True)
         self.step, self.loss = 0, math.nan
         self._pixels, self._labels = images.pixels.to(self.device), images.labels.to(self.device)
+
+    def _objective(self, start: artifacts.Tensors | None) -> Objective:
+        spec = self.spec
+        if spec.objective == "denoising":
+            return Denoising(self.denoiser.framework)
+        teacher = None
+        if start is not None:
+            teacher = build(replace(spec, framework=spec.teacher_framework), start).eval()
+            teacher.to(self.device, memory_format=torch.channels_last).requires_grad_(False)
+        return distillation.objective(spec.objective, self.denoiser, spec.solver, teacher,
+                                      **spec.objective_args)
 
     @property
     def images_seen(self) -> int:
@@ -153,16 +187,18 @@ class Training:
         rate = spec.learning_rate * min((self.images_seen + spec.batch) / ramp, 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self._loss()
+        batch = self._draw()
+        loss = self._loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        self.objective.follow(self.denoiser, batch)
         self.step += 1
         self._average()
         self.loss = loss.detach()
 
-    def _loss(self) -> Tensor:
-        spec, framework = self.spec, self.denoiser.framework
+    def _draw(self) -> Batch:
+        spec = self.spec
         rows = batch_rows(spec.run, self.step, spec.batch, spec.images).to(self.device)
         clean = data.to_unit(self._pixels[rows])
         stream = noise.stream(spec.run, "noise", self.step, device=self.device)
@@ -171,11 +207,15 @@ class Training:
         quantile = (quantile + torch.arange(spec.batch, device=self.device) / spec.batch) % 1
         eps = torch.randn(clean.shape, generator=stream, device=self.device)
         labels = self._labels[rows] if spec.network_args.get("num_classes") else None
+        return Batch(clean, eps, quantile, labels, self.images_seen,
+                     noise.seed_of(spec.run, "dropout", self.step))
+
+    def _loss(self, batch: Batch) -> Tensor:
+        bf16 = self.spec.precision == "bf16"
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(noise.seed_of(spec.run, "dropout", self.step))
-            with torch.autocast(self.device.type, torch.bfloat16, spec.precision == "bf16"):
-                return denoising_loss(self.denoiser, framework, clean,
-                                      framework.noise_level(quantile), eps, labels)
+            torch.manual_seed(batch.seed)
+            with torch.autocast(self.device.type, torch.bfloat16, bf16):
+                return self.objective(self.denoiser, batch)
 
     def _average(self) -> None:
         """EMA with a half-life that grows with the run at first (Karras et al. 2022, ramp 0.05)."""
@@ -187,11 +227,13 @@ class Training:
                 mine.copy_(other)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Flat tensors: network.*, ema.*, optimizer.<parameter>.<moment>, step."""
+        """Flat tensors: network.*, ema.*, optimizer.<parameter>.<moment>, step; target.* of an
+        objective that has one."""
         moments = self.optimizer.state_dict()["state"]
+        networks_ = {"network": self.denoiser, "ema": self.ema, "target": self.objective.target}
         return {
-            **{f"network.{k}": v for k, v in self.denoiser.network.state_dict().items()},
-            **{f"ema.{k}": v for k, v in self.ema.network.state_dict().items()},
+            **{f"{which}.{k}": v for which, denoiser in networks_.items() if denoiser is not None
+               for k, v in denoiser.network.state_dict().items()},
             **{f"optimizer.{i}.{k}": v for i, s in moments.items() for k, v in s.items()},
             "step": torch.tensor(self.step),
         }
@@ -199,6 +241,8 @@ class Training:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.denoiser.network.load_state_dict(below("network.", state))
         self.ema.network.load_state_dict(below("ema.", state))
+        if self.objective.target is not None:
+            self.objective.target.network.load_state_dict(below("target.", state))
         optimizer, moments = self.optimizer.state_dict(), {}
         for key, value in below("optimizer.", state).items():
             index, moment = key.split(".")
@@ -222,6 +266,24 @@ def _check(spec: Spec, images: data.Images, start: artifacts.Tensors | None) -> 
         raise UserError(f"{spec.name} has {classes} classes but {images.name} has labels "
                         f"{images.labels.min()} to {images.labels.max()}: give it num_classes to "
                         "match")
+
+
+def check_teacher(student: Spec, teacher: Spec) -> None:
+    """UserError where a student cannot begin as its teacher: in the same network and framework.
+
+    A consistency student may: its framework is its teacher's with the boundary condition. Nothing
+    to check where nothing is distilled.
+    """
+    if student.objective == "denoising":
+        return
+    if (teacher.network, teacher.network_args) != (student.network, student.network_args):
+        raise UserError(f"{student.name} has another network than its teacher {teacher.name}: give "
+                        "it the same, since it begins with the teacher's weights")
+    if student.teacher_framework != teacher.framework:
+        raise UserError(f"{student.name} has the framework '{student.framework}', its teacher "
+                        f"{teacher.name} '{teacher.framework}', whose weights mean something else: "
+                        f"give it '{teacher.framework}' (the loss compares x0, so a teacher may "
+                        "predict eps, v or x0)")
 
 
 def below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,11 +20,11 @@ from paper_utils.errors import UserError, choose
 from paper_utils.noise import NoiseBank
 
 FOLDER = Path(__file__).resolve().parents[1] / "zoo"
-# the grid of section 3, the conditional and the fine-tuned models, and what models of section 2
-# restored in the inverse problems, each with a zoo.toml of its own
-REGIMES, CONDITIONAL, FINE_TUNING, INVERSE = (
-    FOLDER / name for name in ("regimes", "conditional", "fine_tuning", "inverse"))
-FOLDERS = (FOLDER, REGIMES, CONDITIONAL, FINE_TUNING, INVERSE)
+# the grid of section 3, the conditional, fine-tuned and distilled models, and what models of
+# section 2 restored in the inverse problems, each with a zoo.toml of its own
+REGIMES, CONDITIONAL, FINE_TUNING, DISTILLATION, INVERSE = (
+    FOLDER / name for name in ("regimes", "conditional", "fine_tuning", "distillation", "inverse"))
+FOLDERS = (FOLDER, REGIMES, CONDITIONAL, FINE_TUNING, DISTILLATION, INVERSE)
 COLUMNS = 32
 
 

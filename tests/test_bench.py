@@ -48,3 +48,32 @@ def test_without_deepinv_a_row_says_so(monkeypatch):
     first, second = bench.invert(bench.Size(restored=1, restoring=1))
     assert first.met and "pip install deepinv" in first.measured
     assert second.what == "reconstruction of 1 images, 1 steps" and second.met
+
+
+@pytest.mark.parametrize("objective", ["progressive", "cd"])
+def test_a_step_of_distillation_and_its_bound_are_three_evaluations(objective):
+    ours = bench.distilled(bench.distillation_spec(objective, 2), "cpu")
+    run, bare = ours.run, bench.Bare(ours.run)
+    denoisers = filter(None, (run.denoiser, run.objective.teacher, run.objective.target))
+    found = [denoiser.network for denoiser in denoisers]
+    assert [sum(bench.evaluations(network, lambda: loop.steps(1)) for network in found)
+            for loop in (ours, bare)] == [3, 3]
+    assert all(p.grad is not None for p in run.denoiser.parameters())
+    assert bench.evaluations(run.denoiser.network, run.advance) == 1
+
+
+@pytest.mark.parametrize("slowness, met", [(1.14, True), (1.16, False)])
+def test_distillation_is_judged_by_its_overhead(monkeypatch, slowness, met):
+    monkeypatch.setattr(bench, "in_turns", lambda *_: [[slowness] * 3, [1.0] * 3])
+    first, second, *rest = bench.distill(bench.Size(distilled=2, distilling=1), "cpu")
+    assert first.met == second.met == met and f"{slowness}x" in first.measured
+    assert "(progressive)" in first.what and "(cd)" in second.what
+    assert rest[0].measured.startswith(f"{5 * 96_000 * slowness / 2 / 60:.1f} min on ")
+    assert all(row.met and row.target == "none" and "of a CPU" in row.measured for row in rest)
+
+
+def test_only_a_gpu_is_held_to_ten_minutes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
+    slow, fast = (bench.halving("laptop", rate, "cuda") for rate in (799, 801))
+    assert not slow.met and fast.met and "min on H200" in fast.measured
+    assert bench.halving("laptop", 799, "cpu").met

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from paper_utils import claims, scores
+from paper_utils import claims, profiles, scores
 from paper_utils.plots import Output
 
 MODELS = "DDPMv4 DDPMv6 Multistagev1 EDMv1 UViT CT Progressivev1".split()
@@ -48,17 +48,25 @@ def test_the_papers_numbers_are_those_published(numbers, published):
 
 
 def test_every_number_of_the_paper_stands_beside_ours():
-    ours = table(("edm", "ddpm-vp", 0.83), ("uvit", "edm", 0.60), ("uvit", "dit", 0.99))
+    ours = table(("edm", "ddpm-vp", 0.83), ("uvit", "edm", 0.60), ("uvit", "dit", 0.99),
+                 ("progressive-1", "ct", 0.92))
     found = claims.beside_the_paper(ours, table(("ddpm-vp", "edm", 0.95)))
     assert len(found) == 42 and found.score.value_counts().to_dict() == {"RP": 21, "MAE": 21}
     rows = found.set_index(["score", "paper's model", "paper's other"])
     assert rows.loc[("RP", "DDPMv4", "EDMv1"), "verdict"] == "agrees"
     assert rows.loc[("RP", "EDMv1", "UViT"), "verdict"] == "ours is lower"
     assert rows.loc[("MAE", "DDPMv4", "EDMv1"), "verdict"] == "ours is higher"
-    assert rows.loc[("RP", "CT", "Progressivev1"), "verdict"] == "no counterpart yet"
-    assert rows.loc[("RP", "DDPMv4", "CT"), "our other"] == "-"
-    assert (found.verdict == "no counterpart yet").sum() == 42 - 3
+    assert rows.loc[("RP", "CT", "Progressivev1"), "verdict"] == "agrees"
+    assert rows.loc[("MAE", "CT", "Progressivev1"), "verdict"] == "no counterpart yet"
+    assert rows.loc[("RP", "DDPMv4", "CT"), "our other"] == "ct"
+    assert (found.verdict == "no counterpart yet").sum() == 42 - 4
     assert found[found.verdict == "no counterpart yet"].ours.isna().all()
+
+
+def test_every_model_of_the_paper_has_a_counterpart_that_is_trained():
+    trained = {*profiles.specs("laptop"), *profiles.distillation_specs("laptop")}
+    assert set(claims.COUNTERPARTS) == set(MODELS)
+    assert set(claims.COUNTERPARTS.values()) <= trained
 
 
 @pytest.mark.parametrize("paper, verdict", [
@@ -334,3 +342,90 @@ def test_an_undecided_crossing_is_none(decided, verdict, measured):
     crossings = pd.DataFrame({"sigma": [0.1, 0.4], "crossing": [40.0, 90.0], "decided": decided})
     found = claims.mixture_crosses(errors, crossings)
     assert found.verdict.startswith(verdict) and found.measured == measured
+
+
+# --- section 4: students ------------------------------------------------------------------------
+
+@pytest.mark.parametrize("lowest, half_width, chance, verdict", [
+    (0.82, 0.02, 0.01, "reproduced"),
+    (0.819, 0.02, 0.01, "partly: above chance, lower than the paper"),
+    (0.5, 0.25, 0.249, "partly: above chance, lower than the paper"),
+    (0.5, 0.25, 0.25, "not reproduced")])
+def test_the_progressive_student_agrees(lowest, half_width, chance, verdict):
+    pairs = table(("a", "progressive-1", 0.9), ("b", "progressive-1", lowest, half_width, chance))
+    claim = claims.progressive_agrees(pairs)
+    assert claim.verdict == verdict and "at least 0.82" in claim.rule
+    assert claim.measured.startswith(f"{lowest:.2f} (b, progressive-1) to 0.90, shuffled at most")
+
+
+@pytest.mark.parametrize("ct, verdict", [
+    ((0.125, 0.125), "reproduced"), ((0.125, 0.25), "partly: lower with 1, higher with 0 of 2"),
+    ((0.75, 0.125), "partly: lower with 1, higher with 0 of 2"),
+    ((0.125, 0.875), "partly: lower with 1, higher with 1 of 2"),
+    ((0.25, 0.75), "not reproduced"), ((0.875, 0.25), "not reproduced")])
+def test_consistency_agrees_less(ct, verdict):
+    """Intervals are an eighth wide to either side: those of 0.25 and 0.75 touch that of 0.5."""
+    pairs = table(*[(name, "ct", score, 0.125) for name, score in zip("ab", ct)])
+    progressive = table(*[(name, "progressive-1", 0.5, 0.125) for name in "ab"])
+    claim = claims.consistency_agrees_less(pairs, progressive)
+    assert claim.verdict == verdict and "0.70 to 0.81" in claim.rule
+
+
+@pytest.mark.parametrize("both, verdict", [
+    (0.9375, "reproduced"), (0.875, "partly: highest, intervals overlap"),
+    (0.8125, "partly: highest, intervals overlap"), (0.75, "partly: above the median"),
+    (0.5625, "partly: above the median"), (0.5, "not reproduced"), (0.1, "not reproduced")])
+def test_students_of_each_other(both, verdict):
+    rp = table(("a", "ct", 0.25), ("ct", "b", 0.5), ("c", "ct", 0.75), ("a", "b", 0.99),
+               ("cd", "ct", 0.99), ("progressive-1", "ct", both, 0.125))
+    claim = claims.students_of_each_other(rp, ["a", "b", "c"])
+    assert claim.verdict == verdict and "with the others 0.25 to 0.75" in claim.measured
+
+
+def with_teacher(*rows: tuple) -> pd.DataFrame:
+    return pd.DataFrame([(*row, row[2] - 0.125, row[2] + 0.125) for row in rows],
+                        columns=["series", "steps", "score", "low", "high"])
+
+
+@pytest.mark.parametrize("scores, verdict", [
+    ((0.625, 0.625), "yes"), ((0.625, 0.5), "1 of 2"), ((0.5, 0.0), "0 of 2")])
+def test_distilling_helps_where_one_step_is_better_than_the_teachers(scores, verdict):
+    rows = with_teacher(("plain", 2, 0.9), ("plain", 1, 0.25), ("cd", 1, scores[0]),
+                        ("cd", 2, 0.0), ("ct", 1, scores[1]))
+    claim = claims.distilling_helps(rows, "plain")
+    assert claim.verdict == verdict
+    assert claim.measured == (f"without distillation 0.25; cd {scores[0]:.2f}, "
+                              f"ct {scores[1]:.2f}")
+
+
+def gains(**students: tuple[float, float]) -> pd.DataFrame:
+    """What each student gains without a filter and with the widest; with one between, nothing."""
+    rows = [(who, width, gain, gain - 0.125, gain + 0.125) for who, ends in students.items()
+            for width, gain in zip((1.0, 0.0, 2.0), (-0.5, *ends))]
+    return pd.DataFrame(rows, columns=["who", "width", "difference", "low", "high"])
+
+
+@pytest.mark.parametrize("cd, ct, verdict", [
+    ((0.5, 0.0), (0.25, 0.125), "yes"), ((0.5, 0.0), (0.0, 0.5), "yes"),
+    ((0.5, 0.25), (0.25, 0.5), "no"), ((0.5, 0.25), (0.125, 0.0), "no"),
+    ((0.5, 0.25), (0.5, 0.0), "for 1 of 2"),
+    ((0.125, 0.5), (-0.5, 0.5), "nothing to explain: no student agrees more than its teacher")])
+def test_blur_explains_what_a_filter_takes_away(cd, ct, verdict):
+    sharp = {"teacher": 0.9, "cd": 0.7, "ct": 0.4}
+    claim = claims.blur_explains(gains(cd=cd, ct=ct), sharp)
+    assert claim.verdict == verdict
+    assert claim.measured.endswith(f"; ct: {ct[0]:+.2f} unfiltered, {ct[1]:+.2f} at 2 pixels, "
+                                   "sharpness 0.40; teacher's sharpness 0.90")
+
+
+@pytest.mark.parametrize("gaussian, verdict", [(0.79, "yes"), (0.81, "in the median only")])
+def test_the_claims_on_students_take_each_number_from_its_place(gaussian, verdict):
+    """ct is lower than the progressive student with a and with b, but not crosswise."""
+    rp = table(("progressive-1", "a", 0.95), ("b", "progressive-1", 0.85), ("ct", "b", 0.80),
+               ("ct", "a", 0.90), ("ct", "progressive-1", 0.99), ("teacher", "a", 0.1),
+               ("a", "b", 0.2), ("ct", "gaussian", 0.3), ("gaussian", "progressive-1", gaussian),
+               ("teacher", "gaussian", 0.99), ("a", "gaussian", 0.98), ("ct", "teacher", 0.3))
+    teacher = with_teacher(("plain", 1, 0.25), ("ct", 1, 0.3), ("progressive", 1, 0.9))
+    found = claims.distillation(rp, ["a", "b"], teacher, "plain", gains(ct=(0.5, 0.5)),
+                                {"teacher": 0.9, "progressive-1": 0.8, "ct": 0.7})
+    assert [claim.verdict for claim in found] == ["reproduced"] * 3 + [verdict, "1 of 2", "no"]

@@ -196,7 +196,7 @@ def test_fleet_makes_the_sheet(tmp_path, monkeypatch, model):
     monkeypatch.setattr(inverse, "PROBLEMS", (MAIN, replace(MAIN, other_noise=True)))
     monkeypatch.setattr(models, "shipped", lambda name: model)
     small = replace(profiles.PROFILES["laptop"], dataset="bundled", measured=3, guided_steps=2,
-                    restoring=("tiny",))
+                    families=("tiny",))
     monkeypatch.setitem(profiles.PROFILES, "laptop", small)
     assert fleet.main(["restored", "tiny", "--made", "in a test"]) == 0
     truth = inverse.held_out(small)
@@ -213,9 +213,9 @@ def test_fleet_makes_the_sheet(tmp_path, monkeypatch, model):
 def test_the_shipped_sheets_are_of_the_shipped_weights_and_all_models():
     rows, shelf = zoo.entries(zoo.INVERSE), zoo.entries()
     laptop = profiles.get("laptop")
-    assert set(rows) == {*laptop.restoring, *inverse.CLOSED}
+    assert set(rows) == {*laptop.families, *inverse.CLOSED}
     for name, row in rows.items():
-        assert row.start == (shelf[name].weights_sha256 if name in laptop.restoring else "")
+        assert row.start == (shelf[name].weights_sha256 if name in laptop.families else "")
         assert (row.noises, row.classes) == (laptop.measured, len(PROBLEMS))
     assert len({row.problems for row in rows.values()}) == 1
 

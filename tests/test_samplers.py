@@ -47,7 +47,7 @@ def test_order_of_convergence_on_a_gaussian(name, order):
     assert order - 0.25 < observed < order + 0.6
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"consistency"}))
 def test_ending_at_zero_lands_on_the_data(name):
     denoiser = gaussian()
     exact = denoiser.flow(80 * noise(), 80, 0)

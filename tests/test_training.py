@@ -157,7 +157,7 @@ def process(name: str, t):
         k = (t * 1000).long()
         bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[k]
         return bar.sqrt(), (1 - bar).sqrt(), k.double()
-    if name == "v":
+    if name in ("v", "x0"):
         return torch.cos(t * math.pi / 2), torch.sin(t * math.pi / 2), 999 * t
     sigma = 0.02 * 5000**t
     if name == "ve":
@@ -172,6 +172,8 @@ def target(name: str, x0, eps, scale, std):
         return eps
     if name == "ve":  # the network is sigma times the score
         return -eps
+    if name == "x0":
+        return x0
     if name == "v":
         return scale * eps - std * x0
     sigma = std / scale  # Karras et al. 2022, eq. 8: (x0 - c_skip u) / c_out

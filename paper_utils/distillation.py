@@ -1,0 +1,295 @@
+"""Objectives that make students: models that need a few steps, or one.
+
+    Progressive   one step of the student is two of its teacher (Salimans & Ho 2022)
+    Consistency   all points of a trajectory have one answer, its end (Song et al. 2023): distilled
+                  from a teacher, or trained from data alone
+
+An objective is what `training` minimizes instead of the denoising loss. A student is a denoiser
+like any other: what it answers for u at sigma is where it lands. A teacher is any denoiser.
+"""
+
+import copy
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from paper_utils import samplers
+from paper_utils.denoisers import CONSISTENCY, Denoiser, Preconditioned, column
+from paper_utils.errors import UserError, choose
+from paper_utils.samplers import Solver, toward
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step of a training draws.
+
+    clean: [B, C, H, W] in [-1, 1]; eps: unit normal like it; quantile: [B] in (0, 1), stratified;
+    labels: int64 [B] or None; seen: images seen before this step; seed: of dropout, for an
+    objective that evaluates twice with the same.
+    """
+
+    clean: Tensor
+    eps: Tensor
+    quantile: Tensor
+    labels: Tensor | None = None
+    seen: int = 0
+    seed: int = 0
+
+
+class Objective:
+    """A loss of the student on a batch: objective(student, batch) -> scalar.
+
+    target: a slowly following copy of the student, for those that need one. `follow` is called
+    after every optimizer step.
+    """
+
+    target: nn.Module | None = None
+
+    def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
+        raise NotImplementedError
+
+    def follow(self, student: nn.Module, batch: Batch) -> None:
+        """Nothing to follow."""
+
+
+# --- progressive distillation -------------------------------------------------------------------
+
+WEIGHTS = {
+    "truncated-snr": lambda sigma: (1 / sigma**2).clamp(min=1),
+    "snr+1": lambda sigma: 1 + 1 / sigma**2,
+}
+
+
+def halvings(steps: int) -> list[int]:
+    """[steps / 2, ..., 2, 1]: the students of a teacher with that many steps.
+
+    Raises UserError unless steps is a power of two, 2 or more.
+    """
+    if type(steps) is not int or steps < 2 or steps & (steps - 1):
+        near = 2 ** max(1, round(math.log2(max(steps, 2))))
+        raise UserError(f"{steps} steps cannot be halved down to 1: give a power of two, such as "
+                        f"{near}")
+    return [2**k for k in reversed(range(steps.bit_length() - 1))]
+
+
+def two_steps_in_one(teacher: Denoiser, u: Tensor, here: Tensor, middle: Tensor, there: Tensor,
+                     labels: Tensor | None = None) -> Tensor:
+    """The x0 whose one DDIM step from `here` to `there` is the teacher's two over `middle`.
+
+    Salimans & Ho 2022, algorithm 2. In sigma coordinates it is a weighted mean of the teacher's two
+    answers, which is how it is computed: (u_there - r u) / (1 - r) with r = there / here, the same
+    number, divides rounding errors by 1 - r. sigmas: scalar or [B, 1, 1, 1]; `there` may be 0.
+    """
+    first = teacher(u, here.flatten(), labels)
+    second = teacher(toward(first, u, here, middle), middle.flatten(), labels)
+    weight = (1 - there / middle) / (1 - there / here)
+    return first + weight * (second - first)
+
+
+class Progressive(Objective):
+    """Progressive distillation (Salimans & Ho 2022): one step of the student is two of the teacher.
+
+    solver: that of the student; its sampler is DDIM, its levels every other one of a teacher with
+    twice the steps. weight: of the squared error of x0; 'truncated-snr' is max(SNR, 1) with SNR =
+    1 / sigma^2, 'snr+1' the squared error of v. Whatever the network predicts (v, x0, eps, F), the
+    loss sees it as x0, which is exact, since both sides are denoisers.
+
+    Raises UserError for levels that do not halve, another sampler, and levels that the framework of
+    a trained teacher was not trained at.
+    """
+
+    def __init__(self, teacher: Denoiser, solver: Solver, weight: str = "truncated-snr"):
+        self.teacher, self.solver = teacher, solver
+        self.weight = WEIGHTS[choose(weight, WEIGHTS, "weight of progressive distillation")]
+        self.sigmas = replace(solver, steps=2 * solver.steps).sigmas.float()
+        if solver.sampler not in ("ddim", "euler") or not torch.equal(self.sigmas[::2],
+                                                                      solver.sigmas.float()):
+            raise UserError(f"progressive distillation halves the steps of DDIM, but those of "
+                            f"{solver.sampler} on the schedule '{solver.schedule}' are not every "
+                            "other one of twice as many: use Solver('ddim', steps, 'cosine')")
+        _check_levels(teacher, self.sigmas)
+
+    def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
+        sigmas = self.sigmas.to(batch.clean.device)
+        k = 2 * (batch.quantile * self.solver.steps).long().clamp(max=self.solver.steps - 1)
+        here, middle, there = (column(sigmas[k + i], batch.clean) for i in range(3))
+        u = batch.clean + here * batch.eps
+        with torch.no_grad():
+            target = two_steps_in_one(self.teacher, u, here, middle, there, batch.labels)
+        error = student(u, here.flatten(), batch.labels) - target
+        return (self.weight(here) * error**2).mean()
+
+
+def _check_levels(teacher: Denoiser, sigmas: Tensor) -> None:
+    """UserError where a trained teacher would be asked at levels that it never saw."""
+    kind = getattr(teacher, "framework", None)
+    low, high = sigmas[sigmas > 0].min().item(), sigmas.max().item()
+    if kind and not kind.sigma_min * 0.999 <= low <= high <= kind.sigma_max * 1.001:
+        raise UserError(f"the teacher was trained at noise levels {kind.sigma_min:.3g} to "
+                        f"{kind.sigma_max:.3g} ({kind.label}), but would be asked at {low:.3g} to "
+                        f"{high:.3g}: use fewer steps or another sigma_max")
+
+
+# --- consistency --------------------------------------------------------------------------------
+
+def growing_levels(seen: int, curriculum: int, first: int, last: int) -> int:
+    """N(k) of Song et al. 2023 (appendix C): grows from `first` noise levels to last + 1.
+
+    seen, curriculum: images, so far and until the growth ends.
+    """
+    done = min(seen / curriculum, 1)
+    return math.ceil(math.sqrt(done * ((last + 1) ** 2 - first**2) + first**2) - 1) + 1
+
+
+def doubling_levels(seen: int, curriculum: int, first: int, last: int) -> int:
+    """N(k) of Song & Dhariwal 2024 (section 3.4): first + 1 levels, doubled up to last + 1."""
+    stage = curriculum / (math.floor(math.log2(last / first)) + 1)
+    return min(first * 2 ** math.floor(seen / stage), last) + 1
+
+
+def squared(difference: Tensor) -> Tensor:
+    """|a - b|^2 per pixel: [B, C, H, W] -> [B]."""
+    return difference.flatten(1).square().mean(1)
+
+
+def pseudo_huber(difference: Tensor) -> Tensor:
+    """sqrt(|a - b|^2 + c^2) - c, c = 0.00054 sqrt(d) (Song & Dhariwal 2024, section 3.3): [B]."""
+    rows = difference.flatten(1)
+    c = 0.00054 * math.sqrt(rows.shape[1])
+    return (rows.square().sum(1) + c**2).sqrt() - c
+
+
+def lognormal_index(quantile: Tensor, sigmas: Tensor, mean: float = -1.1, std: float = 2.0
+                    ) -> Tensor:
+    """Which of the rising levels sigmas [N], 0..N-2: log sigma is normal, cut to the levels.
+
+    Song & Dhariwal 2024, section 3.5; quantile: [B] in (0, 1), inverted through the cumulative sum.
+    """
+    share = torch.special.ndtr((sigmas.double().log() - mean) / std).diff()
+    steps = (share / share.sum()).cumsum(0)
+    return torch.searchsorted(steps, quantile.double()).clamp(max=len(sigmas) - 2)
+
+
+LEVELS = {"growing": growing_levels, "doubling": doubling_levels}
+DISTANCES = {"l2": squared, "pseudo-huber": pseudo_huber}
+
+
+class Consistency(Objective):
+    """Consistency distillation (with a teacher) and consistency training (without).
+
+        d(f(x0 + s_{n+1} eps, s_{n+1}), f_target(u_n, s_n))        (Song et al. 2023, eqs. 7 and 10)
+
+    u_n: one solver step of the teacher from the same noisy image, or without one x0 + s_n eps. f is
+    the student, whose framework ends in '-consistency' (f(u, sigma_min) = u). f_target is a copy of
+    it that follows with decay `decay`, or 0: the student itself, no gradient.
+
+    levels: 'growing' or 'doubling' from `first` to `last` noise levels over `curriculum` images
+    seen (first == last: as many all the time); decay: of the target at `first` levels; where they
+    grow it becomes decay^(first / N), as in theirs. distance: 'l2' or 'pseudo-huber'; lognormal:
+    noise levels drawn as in `lognormal_index` instead of uniformly, and weights 1 / (s_{n+1} - s_n)
+    instead of 1, the two of Song & Dhariwal 2024. solver: a step of samplers.STEPS.
+    """
+
+    def __init__(self, student: Preconditioned, teacher: Denoiser | None = None, *,
+                 levels: str = "growing", first: int = 2, last: int = 150,
+                 curriculum: int = 1, decay: float = 0.0, distance: str = "l2",
+                 lognormal: bool = False, solver: str = "heun", sigma_max: float = 80.0):
+        self.number = LEVELS[choose(levels, LEVELS, "curriculum")]
+        self.distance = DISTANCES[choose(distance, DISTANCES, "distance")]
+        self.step = samplers.STEPS[choose(solver, samplers.STEPS, "solver step")]
+        if not 2 <= first <= last or curriculum < 1 or not 0 <= decay < 1:
+            raise UserError("consistency needs 2 <= first <= last levels, a curriculum of 1 image "
+                            f"or more and a decay from 0 up to 1, not first={first}, last={last}, "
+                            f"curriculum={curriculum}, decay={decay}")
+        if not student.framework.name.endswith(CONSISTENCY):
+            raise UserError(f"a consistency student needs f(u, sigma_min) = u: give it the "
+                            f"framework '{student.framework.name}{CONSISTENCY}'")
+        self.teacher, self.curriculum, self.lognormal = teacher, curriculum, lognormal
+        self.first, self.last, self.decay = first, last, decay
+        self.sigma_min, self.sigma_max = student.framework.sigma_min, sigma_max
+        self.target = copy.deepcopy(student).requires_grad_(False) if decay else None
+        _check_levels(teacher, torch.tensor([self.sigma_min, sigma_max]))
+
+    def noise_levels(self, seen: int) -> Tensor:
+        """[N] float64, rising from sigma_min to sigma_max, after `seen` images."""
+        count = self.last if self.first == self.last else self.number(
+            seen, self.curriculum, self.first, self.last)
+        return samplers.karras_sigmas(count, self.sigma_min, self.sigma_max)[:-1].flip(0)
+
+    def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
+        sigmas = self.noise_levels(batch.seen).to(batch.clean.device)
+        n = lognormal_index(batch.quantile, sigmas) if self.lognormal else (
+            batch.quantile * (len(sigmas) - 1)).long().clamp(max=len(sigmas) - 2)
+        low, high = (column(sigmas[n + i], batch.clean) for i in range(2))
+        u = batch.clean + high * batch.eps
+        with torch.no_grad():
+            below = self._below(u, low, high, batch)
+            goal = self._seeded(self.target or student, below, low, batch)
+        apart = self.distance(self._seeded(student, u, high, batch) - goal)
+        weight = 1 / (high - low).flatten() if self.lognormal else 1
+        return (weight * apart).mean()
+
+    def _below(self, u: Tensor, low: Tensor, high: Tensor, batch: Batch) -> Tensor:
+        """The point one level lower on the trajectory through u, or through its clean image."""
+        if self.teacher is None:
+            return batch.clean + low * batch.eps
+        ask = lambda u, sigma: self.teacher(u, sigma.flatten(), batch.labels)
+        return self.step(ask, u, ask(u, high), high, low)
+
+    @staticmethod
+    def _seeded(model: nn.Module, u: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+        """The model's answer; two answers of one step have the same dropout."""
+        torch.manual_seed(batch.seed)
+        return model(u, sigma.flatten(), batch.labels)
+
+    def follow(self, student: nn.Module, batch: Batch) -> None:
+        if self.target is None:
+            return
+        keep = self.decay ** (self.first / len(self.noise_levels(batch.seen)))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.target.parameters()), list(student.parameters()),
+                                 1 - keep)
+
+
+# --- by name ------------------------------------------------------------------------------------
+
+# What a specification calls an objective: ours by Song et al. 2023 and Song & Dhariwal 2024, whose
+# learned metric (LPIPS) is a download and left out. `cd` keeps 18 levels, as theirs on CIFAR-10.
+IMPROVED = dict(levels="doubling", first=10, last=1280, distance="pseudo-huber", lognormal=True)
+CONSISTENT = {
+    "cd": dict(first=18, last=18, decay=0.95),
+    "ct": dict(first=2, last=150, decay=0.9),
+    "icd": IMPROVED,
+    "ict": IMPROVED,
+}
+FROM_A_TEACHER = ("progressive", "cd", "icd")
+OBJECTIVES = ("progressive", *CONSISTENT)
+
+
+def untrained(objective: str, own: Solver, solver: Solver) -> str:
+    """What is wrong with sampling a student, trained for the steps of `own`, by `solver`; or ''."""
+    if objective == "progressive" and solver != own:
+        return (f"was distilled for {own.steps} steps of {own.sampler} ({own.schedule}), not for "
+                f"{solver.steps} of {solver.sampler} ({solver.schedule})")
+    if objective in CONSISTENT and solver.sampler != "consistency" and solver.steps > 1:
+        return (f"answers with the end of a trajectory, which {solver.sampler} takes for a "
+                "denoiser's mean: use the sampler 'consistency'")
+    return ""
+
+
+def objective(name: str, student: Preconditioned, solver: Solver, teacher: Denoiser | None = None,
+              /, **options) -> Objective:
+    """The objective of that name with single options changed.
+
+    Raises UserError for an unknown name, a teacher too many or too few, and as the objectives do.
+    """
+    choose(name, OBJECTIVES, "objective")
+    if (teacher is not None) != (name in FROM_A_TEACHER):
+        raise UserError(f"'{name}' learns from " + (
+            "a teacher: say which one (start)" if teacher is None else "data alone: leave out the "
+            "teacher (start)"))
+    if name == "progressive":
+        return Progressive(teacher, solver, **options)
+    return Consistency(student, teacher, **CONSISTENT[name] | options)

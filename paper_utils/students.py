@@ -1,0 +1,210 @@
+"""Distilled students (section 4): are models of a few steps, or one, still reproducible?
+
+A run is a model with a number of steps. A table of runs has a row for each: run, series
+('progressive', 'cd', 'ct', 'ict', or the teacher without distillation), steps, evaluations.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from paper_utils import descriptors, models, profiles, regimes, scores, zoo
+from paper_utils.descriptors import Descriptor
+from paper_utils.models import BANK, Model
+from paper_utils.profiles import Profile
+from paper_utils.samplers import Solver
+
+TEACHER = "teacher"
+UNDISTILLED = "teacher, DDIM"
+CONSISTENT = ("cd", "ct", "ict")
+FEW = (1, 2, 4)  # steps that consistency models are sampled with
+WIDTHS = (0.0, 0.5, 1.0, 1.5, 2.0)  # of the low-pass filters, in pixels
+
+Hits = Callable[[Tensor, Tensor], Tensor]
+Groups = Mapping[str, Sequence[str]]
+
+
+def runs(found: Mapping[str, Model], profile: Profile) -> dict[str, Model]:
+    """Every student with its steps, and the teacher by Heun and by DDIM with as few, by run.
+
+    found: of models.distilled. Only what is there.
+    """
+    made, stages = {}, profiles.DISTILLATIONS[profile.name].steps
+    if TEACHER in found:
+        ddim = [Solver("ddim", 2**k, "cosine") for k in reversed(range(stages.bit_length()))]
+        made = {TEACHER: found[TEACHER]} | {
+            f"{UNDISTILLED} {s.steps}": models.resolved(found[TEACHER], s, f"{UNDISTILLED} {s.steps}")
+            for s in ddim}
+    made |= {name: model for name, model in found.items() if name.startswith("progressive")}
+    for name in filter(found.get, CONSISTENT):
+        made[name] = found[name]
+        for steps in FEW[1:]:
+            solver = Solver("consistency", steps, "cosine")
+            made[f"{name} {steps}"] = models.resolved(found[name], solver, f"{name} {steps}")
+    return made
+
+
+def table_of_runs(made: Mapping[str, Model]) -> pd.DataFrame:
+    """Columns run, series, steps, evaluations; the teacher by Heun has the series 'teacher'."""
+    rows = []
+    for name, model in made.items():
+        series = name.rsplit(" ", 1)[0] if name[-1].isdigit() and " " in name else name
+        series = "progressive" if name.startswith("progressive") else series
+        steps = int(model.solver.split(", ")[1].split()[0])
+        rows.append((name, series, steps, model.evaluations))
+    return pd.DataFrame(rows, columns=["run", "series", "steps", "evaluations"])
+
+
+def partners(found: Mapping[str, Model], unseen: Mapping[str, Model]) -> dict[str, list[str]]:
+    """Groups of models to compare the stages of progressive distillation with, by label."""
+    groups = {"the teacher, Heun": [TEACHER],
+              "other students": [name for name in CONSISTENT if name in found]}
+    for family, label in (("U-Net", "U-Nets"), ("transformer", "transformers")):
+        groups[label] = [name for name, model in unseen.items() if model.family == family]
+    return {label: names for label, names in groups.items() if names} | {"Gaussian": ["gaussian"]}
+
+
+def sheets(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
+    """The first images of every model of models.distilled, as they ship or else made now."""
+    return models.shipped_samples(found, zoo.DISTILLATION, profile.live, profile.shipped)
+
+
+def samples(made: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
+    """Images of the first profile.grid_noises noises from every run, uint8 [n, 3, 32, 32]."""
+    return {name: models.samples(model, profile.grid_noises) for name, model in made.items()}
+
+
+# --- agreement ----------------------------------------------------------------------------------
+
+def group_score(one: Tensor, others: Sequence[Tensor], hits: Hits,
+                resamples: int = 1_000) -> tuple[scores.Score, float]:
+    """How often a model agrees with each of several on the same noises, in the mean, and the same
+    for shuffled noises."""
+    found = torch.stack([hits(one, other) for other in others], 1)
+    chance = torch.stack([hits(one, scores.shuffled(other)) for other in others], 1)
+    return scores.proportion(found, resamples), chance.double().mean().item()
+
+
+def with_teacher(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
+                 resamples: int = 1_000) -> pd.DataFrame:
+    """Each run's agreement with the teacher's own samples (Heun).
+
+    Columns series, steps, score, low, high, n, shuffled.
+    """
+    found = []
+    for run in table[table.run != TEACHER].itertuples():
+        score, chance = scores.agreement(rows[run.run], rows[TEACHER], hits, resamples)
+        found.append(regimes.scored(score, series=run.series, steps=run.steps, shuffled=chance))
+    return regimes.table_of(found, "series", "steps", "shuffled")
+
+
+def down_the_stages(table: pd.DataFrame, rows: Mapping[str, Tensor], groups: Groups, hits: Hits,
+                    resamples: int = 1_000) -> pd.DataFrame:
+    """Agreement of each stage of progressive distillation with its teacher and groups of models.
+
+    groups: partner -> models, whose mean agreement is taken; 'its teacher' is the stage before, or
+    the teacher with DDIM. Columns partner, steps, score, low, high, n, shuffled.
+    """
+    stages, found = table[table.series == "progressive"].sort_values("steps", ascending=False), []
+    known = set(stages.run)
+    for stage in stages.itertuples():
+        before = f"progressive-{2 * stage.steps}"
+        before = before if before in known else f"{UNDISTILLED} {2 * stage.steps}"
+        for partner, names in ({"its teacher": [before]} | dict(groups)).items():
+            score, chance = group_score(rows[stage.run], [rows[n] for n in names], hits, resamples)
+            found.append(regimes.scored(score, partner=partner, steps=stage.steps, shuffled=chance))
+    return regimes.table_of(found, "partner", "steps", "shuffled")
+
+
+# --- the price ----------------------------------------------------------------------------------
+
+def price(table: pd.DataFrame, made: Mapping[str, Model], images: Mapping[str, Tensor],
+          features: Mapping[str, Tensor], real: Tensor, real_features: Tensor,
+          timed: int = 64) -> pd.DataFrame:
+    """What few steps cost: columns run, series, steps, evaluations, FD, sharpness, ms per image.
+
+    FD: Fréchet distance to held-out real images in the descriptor's features. sharpness: see
+    `sharpness`, over that of the real images. Milliseconds: of `timed` images at once, here and
+    now.
+    """
+    rows = pd.concat([table[table.run != TEACHER], table[table.run == TEACHER]])
+    rows["FD"] = [scores.frechet(features[run], real_features) for run in rows.run]
+    rows["sharpness"] = [sharpness(images[run]) / sharpness(real) for run in rows.run]
+    rows["ms per image"] = [1_000 * seconds_per_image(made[run], timed) for run in rows.run]
+    return rows
+
+
+def seconds_per_image(model: Model, n: int) -> float:
+    """Wall time of one image among n at once, the start of the first batch left out."""
+    noise = BANK[:n]
+    model.generate(noise[:2])
+    start = time.perf_counter()
+    model.generate(noise)
+    return (time.perf_counter() - start) / n
+
+
+def low_pass(images: Tensor, width: float) -> Tensor:
+    """8-bit images [n, 3, H, W] after a Gaussian filter of that standard deviation, in pixels."""
+    if not width:
+        return images
+    return transforms.gaussian_blur(images, 2 * math.ceil(3 * width) + 1, width)
+
+
+def sharpness(images: Tensor, width: float = 1.0) -> float:
+    """Root mean square, in 8-bit levels, of what a low-pass filter takes away."""
+    return (images.float() - low_pass(images, width).float()).square().mean().sqrt().item()
+
+
+# --- is it blur? --------------------------------------------------------------------------------
+
+def filtered(images: Mapping[str, Tensor], describe: Descriptor,
+             widths: Sequence[float] = WIDTHS) -> dict[float, dict[str, Tensor]]:
+    """Features of the low-passed images of every model, by width."""
+    return {width: {name: descriptors.features(describe, low_pass(rows, width))
+                    for name, rows in images.items()} for width in widths}
+
+
+def after_low_pass(features: Mapping[float, Mapping[str, Tensor]], names: Sequence[str],
+                   others: Sequence[str], threshold: float, resamples: int = 1_000) -> pd.DataFrame:
+    """Mean RP of each of `names` with the others, both sides low-passed; and that of the others
+    among themselves.
+
+    Columns who, width, score, low, high, n, shuffled.
+    """
+    hits, found = partial(scores.copies, threshold=threshold), []
+    for width, rows in features.items():
+        for name in names:
+            score, chance = group_score(rows[name], [rows[o] for o in others], hits, resamples)
+            found.append(regimes.scored(score, who=name, width=width, shuffled=chance))
+        pairs = [(a, b) for k, a in enumerate(others) for b in others[k + 1:]]
+        among = torch.stack([hits(rows[a], rows[b]) for a, b in pairs], 1)
+        chance = torch.stack([hits(rows[a], scores.shuffled(rows[b])) for a, b in pairs], 1)
+        found.append(regimes.scored(scores.proportion(among, resamples), width=width,
+                                    who="the others among themselves",
+                                    shuffled=chance.double().mean().item()))
+    return regimes.table_of(found, "who", "width", "shuffled")
+
+
+def gain_over_teacher(features: Mapping[float, Mapping[str, Tensor]], names: Iterable[str],
+                      others: Sequence[str], threshold: float,
+                      resamples: int = 1_000) -> pd.DataFrame:
+    """RP of each student with the others minus that of its teacher with them, same noises, by
+    width of the low-pass filter.
+
+    Columns who, width, difference, low, high, n.
+    """
+    hits, found = partial(scores.copies, threshold=threshold), []
+    for width, rows in features.items():
+        base = torch.stack([hits(rows[TEACHER], rows[o]) for o in others], 1)
+        for name in names:
+            mine = torch.stack([hits(rows[name], rows[o]) for o in others], 1)
+            gap = scores.paired_difference(mine, base, resamples)
+            found.append({"who": name, "width": width, "difference": gap.value, "low": gap.low,
+                          "high": gap.high, "n": gap.n})
+    return pd.DataFrame(found, columns=["who", "width", "difference", "low", "high", "n"])

@@ -1,0 +1,300 @@
+"""Distilled students: their runs, tables on known cases, and what a solver of other steps says."""
+
+import math
+import warnings
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from paper_utils import data, descriptors, models, profiles, scores, students, zoo
+from paper_utils.errors import UserError
+from paper_utils.models import BANK, Model
+from paper_utils.samplers import Solver
+from paper_utils.students import TEACHER
+
+SMOKE = profiles.get("smoke")
+CHAIN = ["progressive-4", "progressive-2", "progressive-1"]
+ONE, TWO = torch.eye(80).split(40)  # 40 noises whose features are alike in no two places
+copies = partial(scores.copies, threshold=0.5)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
+    models._warn_once.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def found(random_model):
+    made = {name: random_model(spec, 0.1)
+            for name, spec in profiles.distillation_specs("smoke").items()}
+    return {name: replace(model, identity=model.identity | {"weights": name})
+            for name, model in made.items()}
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return data.load("bundled", "test").pixels[:8]
+
+
+def fake(name: str, solver: str = "ddim, 1 step", evaluations: int = 1, family: str = "U-Net",
+         generate=lambda noise, title="": noise) -> Model:
+    return Model(name, family, "", "", solver, evaluations, 0, 1, 1, {"fake": name}, generate)
+
+
+def mixed(k: int) -> torch.Tensor:
+    """Agrees with ONE on the first k of 40 noises and with TWO on the others."""
+    return torch.cat([ONE[:k], TWO[k:]])
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+@pytest.mark.filterwarnings("error")
+def test_the_runs_of_everything_that_was_distilled(found):
+    table = students.table_of_runs(students.runs(found, SMOKE))
+    few = [row for name in ("cd", "ct", "ict")
+           for row in ((name, name, 1, 1), (f"{name} 2", name, 2, 2), (f"{name} 4", name, 4, 4))]
+    assert list(table.itertuples(index=False, name=None)) == [
+        ("teacher", "teacher", 18, 35),
+        *((f"teacher, DDIM {n}", "teacher, DDIM", n, n) for n in (8, 4, 2, 1)),
+        *((f"progressive-{n}", "progressive", n, n) for n in (4, 2, 1)), *few]
+
+
+@pytest.mark.parametrize("missing, gone", [
+    ("progressive-1", ["progressive-1"]), ("cd", ["cd", "cd 2", "cd 4"]),
+    ("teacher", ["teacher", *(f"teacher, DDIM {n}" for n in (8, 4, 2, 1))])])
+def test_a_model_that_is_missing_has_no_runs(found, missing, gone):
+    fewer = {name: model for name, model in found.items() if name != missing}
+    whole = list(students.runs(found, SMOKE))
+    assert list(students.runs(fewer, SMOKE)) == [name for name in whole if name not in gone]
+
+
+@pytest.mark.parametrize("run, model", [("teacher, DDIM 1", "teacher"), ("cd", "cd"),
+                                        ("progressive-1", "progressive-1")])
+def test_one_step_is_one_answer_to_the_largest_noise(found, run, model):
+    noise = BANK[:2]
+    with torch.no_grad():
+        answer = found[model].denoiser()(80 * noise.double(), 80.0).float()
+    torch.testing.assert_close(students.runs(found, SMOKE)[run].generate(noise), answer)
+
+
+def test_every_run_has_samples_of_its_own(found):
+    made = students.runs(found, SMOKE)
+    images = students.samples(made, replace(SMOKE, grid_noises=2))
+    assert list(images) == list(made)
+    assert {(rows.dtype, rows.shape) for rows in images.values()} == {(torch.uint8, (2, 3, 32, 32))}
+    assert len({rows.numpy().tobytes() for rows in images.values()}) == len(made)
+
+
+def test_a_table_of_made_up_runs():
+    made = {"teacher": fake("teacher", "heun, 18 steps", 35),
+            "teacher, DDIM 32": fake("t", "ddim, 32 steps", 32),
+            "progressive-16": fake("p", "ddim, 16 steps", 16),
+            "ct 4": fake("c", "consistency, 4 steps", 4), "ict": fake("i", "consistency, 1 step")}
+    assert students.table_of_runs(made).to_numpy().tolist() == [
+        ["teacher", "teacher", 18, 35], ["teacher, DDIM 32", "teacher, DDIM", 32, 32],
+        ["progressive-16", "progressive", 16, 16], ["ct 4", "ct", 4, 4], ["ict", "ict", 1, 1]]
+
+
+def test_partners_are_grouped_by_family():
+    there = dict.fromkeys(("teacher", "progressive-1", "cd", "ict"), fake("a student"))
+    unseen = {"edm": fake("edm"), "dit": fake("dit", family="transformer"), "vp": fake("vp")}
+    assert students.partners(there, unseen) == {
+        "the teacher, Heun": ["teacher"], "other students": ["cd", "ict"], "U-Nets": ["edm", "vp"],
+        "transformers": ["dit"], "Gaussian": ["gaussian"]}
+    assert list(students.partners({TEACHER: fake("t")}, {"dit": unseen["dit"]})) == [
+        "the teacher, Heun", "transformers", "Gaussian"]
+
+
+def test_sheets_that_ship_are_read_and_others_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "DISTILLATION", tmp_path)
+    sheet = torch.full((3, 3, 32, 32), 7, dtype=torch.uint8)
+    zoo.add("ct", "diffusion", sheet, BANK, "by a test", folder=tmp_path)
+    white = {name: fake(name, generate=lambda noise, title="": torch.ones_like(noise))
+             for name in ("ct", "ict")}
+    ships, live = replace(SMOKE, shipped=True, live=2), replace(SMOKE, live=2)
+    levels = [{name: (len(rows), int(rows.min())) for name, rows in
+               students.sheets(white, sizes).items()} for sizes in (ships, live)]
+    assert levels == [{"ct": (2, 7), "ict": (2, 255)}, {"ct": (2, 255), "ict": (2, 255)}]
+
+
+# --- agreement ----------------------------------------------------------------------------------
+
+def test_a_group_scores_the_mean_of_its_models():
+    found, chance = students.group_score(ONE, [ONE, mixed(10), mixed(30)], copies)
+    assert found.value == pytest.approx((1 + 0.25 + 0.75) / 3) and (found.n, chance) == (40, 0)
+    assert found.low < found.value < found.high
+
+
+def test_a_model_counted_twice_tells_no_more():
+    one = students.group_score(ONE, [mixed(10)], copies)
+    assert students.group_score(ONE, [mixed(10), mixed(10)], copies) == one
+
+
+def test_the_chance_of_a_group_is_that_of_shuffled_noises():
+    found, chance = students.group_score(ONE, [ONE.roll(20, 0), TWO], copies)
+    assert (found.value, chance) == (0, 0.5)
+
+
+def test_agreement_with_the_teacher_has_a_row_for_every_other_run():
+    table = students.table_of_runs({
+        "cd 2": fake("c", "consistency, 2 steps"), "teacher": fake("t", "heun, 18 steps"),
+        "cd": fake("c"), "teacher, DDIM 1": fake("t")})
+    rows = {"teacher": ONE, "cd": mixed(20), "cd 2": mixed(30), "teacher, DDIM 1": mixed(10)}
+    found = students.with_teacher(table, rows, copies, 50)
+    assert found.set_index(["series", "steps"]).score.to_dict() == {
+        ("cd", 2): 0.75, ("cd", 1): 0.5, ("teacher, DDIM", 1): 0.25}
+    assert (found.shuffled == 0).all() and (found.n == 40).all()
+
+
+def test_every_stage_is_held_against_the_stage_before():
+    table = students.table_of_runs({name: fake(name, f"ddim, {name[-1]} steps") for name in
+                                    ("progressive-1", "progressive-4", "cd 2", "progressive-2")})
+    rows = {"teacher, DDIM 8": ONE, "progressive-4": mixed(36), "progressive-2": mixed(10),
+            "progressive-1": TWO, "a": ONE, "b": mixed(20)}
+    found = students.down_the_stages(table, rows, {"strangers": ["a", "b"]}, copies, 50)
+    by = found.set_index(["partner", "steps"]).score
+    assert by["its teacher"].to_dict() == {4: 0.9, 2: 0.35, 1: 0.75}
+    assert by["strangers"].to_dict() == pytest.approx({4: 0.75, 2: 0.5, 1: 0.25})
+    assert found.steps.tolist() == [4, 4, 2, 2, 1, 1]
+
+
+# --- the price ----------------------------------------------------------------------------------
+
+def test_the_price_of_real_images_is_none(photos):
+    rng = torch.Generator().manual_seed(1)
+    real = torch.randn(50, 4, generator=rng)
+    made = {"ct": fake("ct"), "ct 2": fake("ct", "consistency, 2 steps", 2)}
+    images = {"ct": photos, "ct 2": students.low_pass(photos, 1.0)}
+    features = {"ct": real, "ct 2": real + torch.tensor([3.0, 0, 4.0, 0])}
+    found = students.price(students.table_of_runs(made), made, images, features, photos, real, 2)
+    assert found.FD.tolist() == pytest.approx([0, 25], abs=1e-4)
+    assert found.sharpness[0] == 1 and found.sharpness[1] < 0.5
+    assert (found["ms per image"] > 0).all()
+
+
+def test_the_first_batch_warms_up_and_is_not_timed(monkeypatch):
+    clock = [0.0, 100.0]  # now, and what the next call has to load
+
+    def generate(noise, title=""):
+        clock[0] += clock[1] + len(noise) / 2
+        clock[1] = 0.0
+
+    monkeypatch.setattr(students, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert students.seconds_per_image(fake("slow", generate=generate), 8) == 0.5
+
+
+# --- low-pass filters ---------------------------------------------------------------------------
+
+def blurred(images: torch.Tensor, width: float) -> np.ndarray:
+    """By numpy: a Gaussian cut at four widths, the image mirrored in its outermost pixels."""
+    reach = math.ceil(4 * width)
+    kernel = np.exp(-(np.arange(-reach, reach + 1) / width) ** 2 / 2)
+    rows = np.pad(images.double().numpy(), [(0, 0)] * 2 + [(reach, reach)] * 2, "reflect")
+    for axis in (2, 3):
+        rows = np.apply_along_axis(np.convolve, axis, rows, kernel / kernel.sum(), "valid")
+    return rows
+
+
+@pytest.mark.parametrize("width", students.WIDTHS[1:])
+def test_the_filter_is_a_gaussian(width):
+    noisy = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    found = students.low_pass(noisy, width)
+    assert found.dtype == torch.uint8
+    assert abs(found.numpy() - blurred(noisy, width)).max() < 1
+
+
+def test_no_filter_leaves_images_as_they_are(photos):
+    assert torch.equal(students.low_pass(photos, 0.0), photos)
+
+
+@pytest.mark.parametrize("height", [0, 10, 100])
+def test_sharpness_of_stripes_is_their_height(height):
+    stripes = torch.full((1, 3, 32, 32), 128 - height, dtype=torch.uint8)
+    stripes[..., ::2] = 128 + height
+    assert students.sharpness(stripes) == pytest.approx(height, rel=0.02)  # the filter leaves 1.4 %
+
+
+def test_a_wider_filter_leaves_less_sharpness(photos):
+    left = [students.sharpness(students.low_pass(photos, w)) for w in students.WIDTHS]
+    assert left == sorted(left, reverse=True) and left[-1] < 0.25 * left[0]
+
+
+def test_a_filter_makes_images_alike_that_differ_in_detail():
+    slope = torch.arange(32).mul(4).add(64).expand(1, 3, 32, 32)
+    images = {name: (slope + torch.randint(-60, 61, slope.shape)).byte() for name in "ab"}
+    pixels = descriptors.load("pixels")
+    found = students.filtered(images, pixels, (0.0, 2.0))
+    assert torch.equal(found[0.0]["a"], pixels(images["a"]))
+    alike = {width: descriptors.similarity(rows["a"], rows["b"]).item()
+             for width, rows in found.items()}
+    assert alike[0.0] < 0.7 and alike[2.0] > 0.95
+
+
+FILTERED = {0.0: {TEACHER: mixed(10), "ct": mixed(30), "a": ONE, "b": mixed(10), "c": mixed(30)},
+            1.5: dict.fromkeys([TEACHER, "ct", "a", "b", "c"], ONE)}
+
+
+def test_agreement_after_each_filter():
+    found = students.after_low_pass(FILTERED, [TEACHER, "ct"], ["a", "b", "c"], 0.5, 50)
+    by = found.set_index(["width", "who"]).score
+    assert by[0.0].to_dict() == pytest.approx({
+        TEACHER: (0.25 + 1 + 0.5) / 3, "ct": (0.75 + 0.5 + 1) / 3,
+        "the others among themselves": (0.25 + 0.75 + 0.5) / 3})
+    assert (by[1.5] == 1).all() and (found.shuffled == 0).all()
+
+
+def test_what_a_student_gains_is_the_difference_of_the_means():
+    found = students.gain_over_teacher(FILTERED, ["ct"], ["a", "b", "c"], 0.5)
+    sharp, blurry = found.itertuples()
+    assert (sharp.width, sharp.who, sharp.n) == (0.0, "ct", 40)
+    assert sharp.difference == pytest.approx((0.75 + 0.5 + 1) / 3 - (0.25 + 1 + 0.5) / 3)
+    assert sharp.low < sharp.difference < sharp.high
+    assert (blurry.width, blurry.difference) == (1.5, 0)
+
+
+def test_the_teacher_gains_nothing_over_itself():
+    row, *_ = students.gain_over_teacher(FILTERED, [TEACHER], ["a", "b"], 0.5).itertuples()
+    assert row.low == row.difference == row.high == 0  # paired: its own interval is wider
+
+
+# --- another solver -----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, solver, words", [
+    ("progressive-4", Solver("ddim", 2, "cosine"), "4 steps of ddim .*, not for 2 of ddim"),
+    ("progressive-4", Solver("ddim", 4, "karras"), r"\(cosine\), not for 4 of ddim \(karras\)"),
+    ("progressive-1", Solver("heun", 1, "cosine"), "1 steps? of ddim .*, not for 1 of heun"),
+    ("cd", Solver("heun", 2, "cosine"), "use the sampler 'consistency'"),
+    ("ict", Solver("ddim", 4, "cosine"), "use the sampler 'consistency'")])
+def test_steps_that_a_student_was_not_trained_for_are_told_once(found, name, solver, words):
+    with pytest.warns(UserWarning, match=words) as caught:
+        models.resolved(found[name], solver)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert str(caught[0].message).startswith(name)
+    with warnings.catch_warnings(record=True) as again:
+        warnings.simplefilter("always")
+        models.resolved(found[name], solver)
+    assert not again
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name, solver", [
+    ("progressive-4", Solver("ddim", 4, "cosine")), ("cd", Solver("consistency", 2, "cosine")),
+    ("ct", Solver("consistency", 4)), ("ict", Solver("heun", 1)), ("teacher", Solver("ddim", 3))])
+def test_steps_that_fit_are_not_remarked_upon(found, name, solver):
+    model = models.resolved(found[name], solver)
+    assert model.name == f"{name}, {model.solver}" and model.evaluations == solver.steps
+    assert model.solver == f"{solver.sampler}, {solver.steps} step" + "s" * (solver.steps > 1)
+    same = solver == found[name].spec.solver
+    assert (model.identity == found[name].identity) == same
+
+
+def test_a_model_without_a_denoiser_is_refused(found):
+    for model in (fake("gan"), replace(found["teacher"], classes=(0, 1))):
+        with pytest.raises(UserError, match=f"{model.name} is not sampled by a solver") as failure:
+            models.resolved(model, Solver("ddim", 2))
+        assert "\n" not in str(failure.value)
