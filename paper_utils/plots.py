@@ -236,9 +236,13 @@ def _power_axis(axis, ticks: Sequence[int], x: str, log_y: bool) -> None:
 
 
 def _ticks(axis, ticks: Sequence[float], log: bool = False) -> None:
-    """Ticks at these numbers and no others, on a linear scale or that of powers of two."""
+    """Ticks at these numbers and no others, on a linear scale or that of powers of two.
+
+    On the latter only at those that are powers of two, if any are.
+    """
     if log:
         axis.set_xscale("log", base=2)
+        ticks = [t for t in ticks if float(np.log2(t)).is_integer()] or ticks
     axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axis.minorticks_off()
 

@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("notebooks", "test")
+EXTRAS = ("notebooks", "report", "test")
 
 
 def normal(name: str) -> str:
@@ -75,9 +75,9 @@ def test_every_way_of_installing_agrees():
         ("constraints", "numpy==", "numpi=="),
         ("constraints", "papermill==", "torch==1.0\npapermill=="),
         ("environment", "-c constraints.txt", "-c other.txt"),
-        ("environment", "[notebooks,test]", "[test]"),
+        ("environment", "[notebooks,report,test]", "[test]"),
         ("environment", "python=3.11", "python=3.10"),
-        ("makefile", "-e '.[notebooks,test]'", "-e ."),
+        ("makefile", "-e '.[notebooks,report,test]'", "-e ."),
     ],
 )
 def test_a_disagreement_is_found(file, old, new):

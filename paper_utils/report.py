@@ -1,0 +1,246 @@
+"""One site that says what was reproduced, from what a profile computed.
+
+    python -m paper_utils.report --profile laptop          (make report: the figures first)
+
+Sphinx and MyST-NB turn the executed notebooks into pages of figures/<profile>/report/; the front
+page has every verdict of claims.json, every figure with its notebook and data, what each notebook
+took, and where it ran. It opens from the file system. What has not run is listed as such.
+"""
+
+import argparse
+import html
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+
+from paper_utils import claims, profiles
+from paper_utils.errors import UserError, choose
+from paper_utils.plots import FIGURES
+
+ROOT = Path(__file__).resolve().parents[1]
+COLOURS = {"reproduced": "#007A5A", "yes": "#007A5A", "partly": "#96690A",
+           "not reproduced": "#C04A00", "no": "#C04A00"}  # of the first words of a verdict
+SPHINX = {"extensions": "myst_nb", "html_theme": "furo", "nb_execution_mode": "off",
+          "master_doc": "index", "html_show_sphinx": "0", "html_copy_source": "0",
+          "myst_heading_anchors": "3", "project": "Reproducibility in diffusion models",
+          "html_title": "Reproducibility in diffusion models", "html_extra_path": "extra",
+          "exclude_patterns": "extra"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """An executed notebook: its title, the figures and tables it writes, whether it is there."""
+
+    name: str
+    title: str
+    figures: tuple[tuple[str, tuple[str, ...]], ...]  # figure -> tables of the same part
+    there: bool
+
+
+def pages(folder: Path) -> list[Page]:
+    """The notebooks of the repository, each as it stands in figures/<profile>/."""
+    found = []
+    for path in sorted((ROOT / "notebooks").glob("0*.ipynb")):
+        book = nbformat.read(path, as_version=4)
+        title = re.search(r"^# (.+)$", "\n".join(c.source for c in book.cells
+                                                 if c.cell_type == "markdown"), re.M)[1]
+        there = (folder / "executed" / path.name).exists()
+        found.append(Page(path.stem, title, _figures(book), there))
+    return found
+
+
+def _figures(book: nbformat.NotebookNode) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Every figure with the tables written since the last heading, or else by the notebook."""
+    found, tables, every = [], [], []
+    for cell in book.cells:
+        if cell.cell_type == "markdown" and re.search(r"^#+ ", cell.source, re.M):
+            tables = []
+        names = re.findall(r'"((?:fig|tab)_\w+)"', cell.source)
+        tables += [name for name in names if name.startswith("tab_")]
+        every += [name for name in names if name.startswith("tab_")]
+        found += [(name, tables) for name in names if name.startswith("fig_")]
+    return tuple((name, tuple(near or every)) for name, near in found)
+
+
+# --- the parts of the front page ----------------------------------------------------------------
+
+def verdicts(folder: Path) -> dict[str, list[dict]]:
+    """The claims of every section as they stand in claims.json; a section that has not run: []."""
+    path = folder / "claims.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    return {section: known.get(section, []) for section in claims.SECTIONS}
+
+
+def _verdict_part(found: list[Page], folder: Path) -> str:
+    lines = ["## Verdicts", "", "Every rule was written down before its numbers were seen. A claim "
+             "is the paper's unless it says otherwise; one that is *recalled* was not seen in a "
+             "source."]
+    known = {page.name: page for page in found}
+    for section, rows in verdicts(folder).items():
+        page = known[claims.SECTIONS[section]]
+        lines += ["", f"### {_linked(page)}", "", *map(_claim, rows)] + ["*Not run.*"] * (not rows)
+    return "\n".join(lines)
+
+
+def _linked(page: Page) -> str:
+    return f"[{page.title}]({page.name}.ipynb)" if page.there else page.title
+
+
+def _claim(row: dict) -> str:
+    first = re.match(rf"({'|'.join(COLOURS)})\b", row["verdict"])
+    colour = COLOURS[first[1]] if first else "#6B6B6B"
+    text = {key: html.escape(value) for key, value in row.items()}
+    return (f'<details><summary><strong style="color:{colour}">{text["verdict"]}</strong> · '
+            f'{text["statement"]}</summary><p><em>Measured:</em> {text["measured"]}.</p>'
+            f'<p><em>Rule:</em> {text["rule"]}.</p></details>\n')
+
+
+def _figure_part(found: list[Page], folder: Path) -> str:
+    lines = ["## Figures", "", "Each links to its notebook and to the numbers behind it."]
+    for page in found:
+        there = [f for f in page.figures if (folder / f"{f[0]}.png").exists()]
+        if page.there and there:
+            lines += ["", f"### {_linked(page)}", ""]
+            lines += [_figure(page, *figure, folder) for figure in there]
+    return "\n".join(lines)
+
+
+def _figure(page: Page, name: str, tables: tuple[str, ...], folder: Path) -> str:
+    data = " · ".join(f'<a href="{t}.csv">{t}</a>' for t in tables
+                      if (folder / f"{t}.csv").exists())
+    return (f'<figure><a href="{name}.png"><img src="{name}.png" alt="{name}" loading="lazy"></a>'
+            f'<figcaption><a href="{page.name}.html">{page.name}</a> · '
+            f'<a href="{name}.pdf">{name}.pdf</a>{" · " + data if data else ""}'
+            "</figcaption></figure>\n")
+
+
+def ledger(found: list[Page], folder: Path) -> pd.DataFrame:
+    """What each notebook took when it last ran here: minutes, CPU minutes, peak memory.
+
+    From the benchmarks of the workflow; a notebook run by hand has none.
+    """
+    rows = []
+    for page in found:
+        path = folder / "executed" / f"{page.name}.tsv"
+        cost = pd.read_csv(path, sep="\t").iloc[-1] if path.exists() else None
+        state = "done" if page.there else "not run"
+        if (folder / "executed" / f"{page.name}.failed.ipynb").exists():
+            state = "failed"
+        measured = (None,) * 3 if cost is None else (
+            cost.s / 60, pd.to_numeric(cost.cpu_time, errors="coerce") / 60,
+            pd.to_numeric(cost.max_rss, errors="coerce") / 1024)
+        rows.append((page.name, state, *measured, len(page.figures)))
+    return pd.DataFrame(rows, columns=["notebook", "state", "minutes", "CPU minutes",
+                                       "peak memory, GiB", "figures"])
+
+
+def environment(profile: str) -> pd.DataFrame:
+    """The machine and the versions that this page was built with."""
+    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+                            capture_output=True, text=True).stdout.strip() or "unknown"
+    rows = {"profile": profile, "commit": commit, "machine": f"{platform.machine()}, {_cpu()}",
+            "system": platform.platform(terse=True), "Python": platform.python_version()}
+    rows |= {name: metadata.version(name) for name in ("torch", "torchvision", "diffusers",
+                                                       "matplotlib", "numpy")}
+    return pd.DataFrame(rows.items(), columns=["what", "value"])
+
+
+def _cpu() -> str:
+    import os
+
+    path = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*:\s*(.+)", path.read_text()) if path.exists() else None
+    return f"{os.cpu_count()} x {name[1] if name else platform.processor() or 'CPU'}"
+
+
+def _table(table: pd.DataFrame) -> str:
+    return table.to_html(index=False, border=0, na_rep="-", float_format="{:.1f}".format)
+
+
+def front_page(profile: str, folder: Path) -> str:
+    """index.md, in MyST Markdown."""
+    found = pages(folder)
+    listed = "\n".join(page.name for page in found if page.there)
+    return "\n\n".join([
+        f"# What was reproduced (profile {profile})",
+        "The companion to *The Emergence of Reproducibility and Consistency in Diffusion Models* "
+        "(Zhang, Zhou, Lu, Guo, Wang, Shen, Qu; ICML 2024).",
+        _verdict_part(found, folder), _figure_part(found, folder),
+        "## Cost", "What each notebook took when it last ran, a warm cache included. How long each "
+        "shipped model was trained is in `zoo.toml`.", _table(ledger(found, folder)),
+        "## Where it ran", _table(environment(profile)),
+        f"```{{toctree}}\n:hidden:\n{listed}\n```"])
+
+
+# --- the site -----------------------------------------------------------------------------------
+
+def build(profile: str) -> Path:
+    """Build figures/<profile>/report/ and return its front page; an old one is replaced at the end.
+
+    Raises UserError where the profile has computed nothing, or the report extra is not installed.
+    """
+    folder = FIGURES / choose(profile, profiles.PROFILES, "profile")
+    if not list(folder.glob("executed/0*.ipynb")):
+        raise UserError(f"nothing was computed for the profile {profile}: make figures "
+                        f"PROFILE={profile} first")
+    with tempfile.TemporaryDirectory() as scratch:
+        source, site = Path(scratch) / "source", Path(scratch) / "site"
+        (source / "extra").mkdir(parents=True)
+        for kind in ("fig_*.png", "fig_*.pdf", "tab_*.csv", "claims.json"):
+            for path in folder.glob(kind):
+                shutil.copy(path, source / "extra")
+        for path in (folder / "executed").glob("0*[!d].ipynb"):
+            shutil.copy(path, source)
+        (source / "index.md").write_text(front_page(profile, folder))
+        _sphinx(source, site)
+        return _replace(folder / "report", site) / "index.html"
+
+
+def _sphinx(source: Path, site: Path) -> None:
+    try:
+        from sphinx.cmd.build import build_main
+    except ModuleNotFoundError:
+        raise UserError("the report needs Sphinx and MyST-NB: make report installs them, or pip "
+                        "install -e '.[report]'") from None
+    settings = [f"-D{key}={value}" for key, value in SPHINX.items()]
+    if build_main(["-q", "-C", *settings, str(source), str(site)]):
+        raise UserError("Sphinx could not build the report; what it says is above")
+
+
+def _replace(target: Path, site: Path) -> Path:
+    new, old = (target.with_name(f".report.{word}") for word in ("new", "old"))
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    shutil.copytree(site, new, ignore=shutil.ignore_patterns(".doctrees", ".buildinfo"))
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; a user's mistake is one line on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m paper_utils.report", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="laptop")
+    try:
+        print(build(parser.parse_args(arguments).profile))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The report: what it lists, that nothing it links to is missing, that a browser has no complaint."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from paper_utils import claims, report
+from paper_utils.claims import Claim
+from paper_utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCES = ROOT / "tests" / "references"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+                None)
+CLAIMS = [Claim("It <works>", "a rule", "0.9 & more", "reproduced"),
+          Claim("It is so (our question)", "a rule", "0.1", "not decided: too few"),
+          Claim("It holds", "a rule", "0.1", "not reproduced")]
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """figures/ as a run of two notebooks of the smoke profile leaves it."""
+    figures = tmp_path_factory.mktemp("figures")
+    executed = figures / "smoke" / "executed"
+    executed.mkdir(parents=True)
+    for name in ("05_fine_tuning", "06_distillation"):
+        shutil.copy(REFERENCES / f"{name}.ipynb", executed)
+    (executed / "01_unconditional.failed.ipynb").write_text("{}")
+    (executed / "06_distillation.tsv").write_text(
+        "s\th:m:s\tmax_rss\tcpu_time\n60\t0:01:00\t512\t30\n90\t0:01:30\t2048\t120\n")
+    for page in report.pages(figures / "smoke"):
+        for name, tables in page.figures if page.there else ():
+            Image.new("RGB", (40, 30), "orange").save(figures / "smoke" / f"{name}.png")
+            Image.new("RGB", (40, 30), "orange").save(figures / "smoke" / f"{name}.pdf")
+            for table in tables:
+                pd.DataFrame({"x": [1]}).to_csv(figures / "smoke" / f"{table}.csv")
+    found = {"distillation": [asdict(claim) for claim in CLAIMS], "gone": [asdict(CLAIMS[0])]}
+    (figures / "smoke" / "claims.json").write_text(json.dumps(found))
+    return figures
+
+
+@pytest.fixture(scope="module")
+def site(computed):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "FIGURES", computed)
+        return report.build("smoke").parent
+
+
+def references(page: Path) -> set[str]:
+    """What a page links to or shows, inside the site; 'data:' and other hosts left out."""
+    found = re.findall(r'(?:href|src)="([^"#]+)', page.read_text())
+    return {unquote(urlsplit(url).path) for url in found if not urlsplit(url).scheme}
+
+
+def test_nothing_that_a_page_names_is_missing(site):
+    assert {page.name for page in site.glob("0*.html")} == {"05_fine_tuning.html",
+                                                            "06_distillation.html"}
+    for page in site.glob("*.html"):
+        assert not {url for url in references(page) if not (page.parent / url).exists()}, page.name
+
+
+def test_nothing_is_fetched_from_another_host(site):
+    for page in site.glob("*.html"):
+        loaded = re.findall(r'<(?:script|img|link)[^>]+(?:src|href)="(https?://[^"]+)',
+                            page.read_text())
+        assert not loaded, page.name
+
+
+def test_every_picture_can_be_read(site):
+    pictures = [*site.glob("*.png"), *site.rglob("_images/*.png")]
+    assert len(pictures) > 10
+    for path in pictures:
+        with Image.open(path) as image:
+            image.verify()
+            assert min(image.size) > 1
+
+
+def test_every_figure_of_a_notebook_is_shown_with_its_data(site):
+    front = (site / "index.html").read_text()
+    source = (ROOT / "notebooks" / "06_distillation.py").read_text()
+    names = re.findall(r'"(fig_\w+)"', source)
+    assert len(names) > 5 and all(f'src="{name}.png"' in front for name in names)
+    caption = re.search(r'alt="fig_low_pass".*?</figcaption>', front, re.S)[0]
+    assert 'href="tab_low_pass.csv"' in caption and 'href="06_distillation.html"' in caption
+    assert "fig_hyperplane" not in front  # its notebook did not finish
+
+
+def test_verdicts_are_listed_and_what_did_not_run_says_so(site, computed):
+    front = (site / "index.html").read_text()
+    assert "It &lt;works&gt;" in front and "0.9 &amp; more" in front
+    for verdict, colour in (("reproduced", "#007A5A"), ("not decided: too few", "#6B6B6B"),
+                            ("not reproduced", "#C04A00")):
+        assert f'<strong style="color:{colour}">{verdict}</strong>' in front
+    assert front.count("<em>Not run.</em>") == len(claims.SECTIONS) - 1
+    assert list(report.verdicts(computed / "smoke")) == list(claims.SECTIONS)
+
+
+def test_the_ledger_has_the_last_run_and_names_failures(computed):
+    rows = report.ledger(report.pages(computed / "smoke"), computed / "smoke").set_index("notebook")
+    last = rows.loc["06_distillation"]
+    assert (last.state, last.minutes, last["CPU minutes"], last["peak memory, GiB"]) == (
+        "done", 1.5, 2.0, 2.0)
+    assert rows.state["01_unconditional"] == "failed" and rows.state["02_two_regimes"] == "not run"
+    assert rows.state["05_fine_tuning"] == "done" and pd.isna(rows.minutes["05_fine_tuning"])
+
+
+def test_every_section_has_its_notebook():
+    saved = {}
+    for path in (ROOT / "notebooks").glob("0*.py"):
+        for section in re.findall(r'claims.save\(\w+, "(\w+)"', path.read_text()):
+            saved[section] = path.stem
+    assert saved == claims.SECTIONS
+
+
+def test_a_second_report_replaces_the_first(computed, site, monkeypatch):
+    monkeypatch.setattr(report, "FIGURES", computed)
+    (site / "left.html").write_text("")
+    assert report.build("smoke") == site / "index.html"
+    assert not (site / "left.html").exists() and not list(site.parent.glob(".report*"))
+
+
+@pytest.mark.parametrize("profile, words", [("laptp", "did you mean 'laptop'"),
+                                            ("gpu", "make figures PROFILE=gpu first")])
+def test_a_mistake_is_one_line(profile, words, computed, monkeypatch, capsys):
+    monkeypatch.setattr(report, "FIGURES", computed)
+    assert report.main(["--profile", profile]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
+@pytest.mark.parametrize("page", ["index.html", "06_distillation.html"])
+def test_a_browser_has_nothing_to_complain_of(page, site, tmp_path):
+    """Headless Chromium opens the page from the file system, as wide as a phone."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+               f"--user-data-dir={tmp_path}", "--window-size=400,900", "--dump-dom"]
+    done = subprocess.run([*command, (site / page).as_uri()], capture_output=True, text=True,
+                          timeout=120)
+    assert "</html>" in done.stdout
+    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
