@@ -35,8 +35,7 @@ def trained(profile: Profile, images: data.Images, device: str = "cpu") -> dict[
     specs = profiles.conditional_specs(profile.name)
     if profile.shipped:
         return models.shipped_by(specs, zoo.CONDITIONAL, images, device)
-    return {name: models.train(spec, spec.subset(images), device)[0]
-            for name, spec in specs.items()}
+    return models.train_all(specs, images, device)
 
 
 def twins(found: Mapping[str, Model]) -> dict[str, str]:

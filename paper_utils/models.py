@@ -338,8 +338,7 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
         trained = {name: shipped(name, device) for name, row in zoo.entries().items()
                    if row.kind != "closed form"}
     else:
-        trained = {name: train(spec, spec.subset(images), device)[0]
-                   for name, spec in profiles.specs(profile.name).items()}
+        trained = train_all(profiles.specs(profile.name), images, device)
         trained |= {name: train_contrast(name, spec, images, device)
                     for name, spec in profiles.contrast_specs(profile.name).items()}
     hub = [from_hub(source, device) for source in profile.hub]
@@ -371,7 +370,7 @@ def by_name(names: Iterable[str], profile: Profile, images: data.Images,
     if profile.shipped:
         return {name: shipped(name, device) for name in names}
     specs = profiles.specs(profile.name)
-    return {name: train(specs[name], specs[name].subset(images), device)[0] for name in names}
+    return train_all({name: specs[name] for name in names}, images, device)
 
 
 def shipped(name: str, device: str = "cpu") -> Model:

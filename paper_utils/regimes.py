@@ -34,8 +34,7 @@ def trained(profile: Profile, images: data.Images, device: str = "cpu") -> dict[
     """
     specs = profiles.regime_specs(profile.name)
     if not profile.shipped:
-        return {name: models.train(spec, spec.subset(images), device)[0]
-                for name, spec in specs.items()}
+        return models.train_all(specs, images, device)
     return models.shipped_by(specs, zoo.REGIMES, images, device)
 
 

@@ -208,8 +208,9 @@ def test_the_shipped_cells_are_of_the_laptop_grid_and_its_subsets():
 @needs_zoo
 @pytest.mark.parametrize("folder, specs", [
     (zoo.CONDITIONAL, profiles.conditional_specs("laptop")),
-    (zoo.FINE_TUNING, profiles.fine_tuning_specs("laptop"))], ids=["conditional", "fine_tuning"])
-def test_every_conditional_and_fine_tuned_model_ships(folder, specs):
+    (zoo.FINE_TUNING, profiles.fine_tuning_specs("laptop")),
+    (zoo.DISTILLATION, profiles.distillation_specs("laptop"))], ids=lambda x: getattr(x, "name", ""))
+def test_every_model_of_section_4_ships(folder, specs):
     rows = {name: row for name, row in zoo.entries(folder).items() if row.weights}
     assert set(rows) == set(specs)
     for name, row in rows.items():
@@ -231,8 +232,9 @@ def test_guided_sheets_are_of_the_weights_that_ship():
 @pytest.mark.slow
 @pytest.mark.parametrize("folder, name", [
     (zoo.CONDITIONAL, "edm-cond"), (zoo.FINE_TUNING, "attention-n16"),
-    (zoo.FINE_TUNING, "low-rank-n16-other"), (zoo.FINE_TUNING, "scratch-n64")])
-def test_shipped_conditional_and_fine_tuned_models_reproduce_their_sheet(folder, name):
+    (zoo.FINE_TUNING, "low-rank-n16-other"), (zoo.FINE_TUNING, "scratch-n64"),
+    (zoo.DISTILLATION, "progressive-8"), (zoo.DISTILLATION, "ct")])
+def test_shipped_models_of_section_4_reproduce_their_sheet(folder, name):
     row = zoo.entry(name, folder)
     weights, values = row.load_weights(folder)
     model = models.assembled(name, row.kind, values, weights, row.weights, row.weights_sha256,
