@@ -14,17 +14,17 @@
 # models, given the same noise and a deterministic sampler, make nearly the same image. Each
 # notebook regenerates one section; all of them rest on one idea, shown below in a few cells.
 #
-# **Everything is a denoiser.** Whatever the framework, write the diffused image as $x_t = s(t)(x_0
-# + \sigma(t)\varepsilon)$ and work with $u = x_t / s$. Then every model is one function $D(u;
-# \sigma)$ that estimates the clean image, and every deterministic sampler follows $du/d\sigma = (u
-# - D(u;\sigma))/\sigma$ from the noise to an image.
+# **Everything is a denoiser.** Whatever the framework, write the diffused image as *x(t) = s(t)
+# (x₀ + σ(t) ε)* and work with *u = x / s*. Then every model is one function *D(u; σ)* that
+# estimates the clean image, and every deterministic sampler follows *du/dσ = (u − D(u; σ)) / σ*
+# from the noise to an image.
 
 # %% tags=["parameters"]
 profile: str = "laptop"
 noises: int = 12
 
 # %%
-from paper_utils import data, denoisers, models, noise, plots, profiles, run, samplers
+from paper_utils import claims, data, denoisers, models, noise, plots, profiles, run, samplers
 
 run.check_parameters()
 sizes = profiles.get(profile)
@@ -68,7 +68,22 @@ print("largest distance from the mean image:", round((constant - mean).abs().max
 # %% [markdown]
 # ## Where to go from here
 #
-# `01_unconditional` compares the models of section 2. `train` trains one of them. Every notebook
-# takes the same `profile` parameter: `smoke` runs in seconds on a few bundled images, `laptop`
-# uses the models shipped in `zoo/`, `gpu` and `paper` train their own. Batches run by `papermill
-# notebooks/01_unconditional.ipynb out.ipynb -p profile gpu`.
+# | notebook | shows | `laptop` on two cores |
+# |---|---|---|
+# | `01_unconditional` | section 2: do models agree, and with what? | 5 min |
+# | `02_two_regimes` | section 3: memorization and generalization | 3 min |
+# | `03_conditional` | appendix D: class-conditional models, guidance | 30 s |
+# | `04_inverse_problems` | appendix F: deterministic DPS | 1 min |
+# | `05_fine_tuning` | appendix G: fine-tuning a part of the parameters | 30 s |
+# | `06_distillation` | students of one or few steps | 1 min |
+# | `train` | trains, fine-tunes or distills one model | 10 min |
+#
+# Every notebook takes the same `profile` parameter: `smoke` runs in seconds on a few bundled
+# images, `laptop` uses the models shipped in `zoo/`, `gpu` and `paper` train their own. Batches run
+# by `papermill notebooks/01_unconditional.ipynb out.ipynb -p profile gpu`.
+#
+# What came of it, as the notebooks of this profile left it when they last ran; their tables have
+# the rule behind each verdict and what was measured, `make report` makes a page of it all.
+
+# %% tags=["nbval-ignore-output"]
+claims.overview(output.folder)

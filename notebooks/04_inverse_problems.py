@@ -139,7 +139,7 @@ output.figure(plots.curves(zetas, "who", "x", "step size $\\zeta$", log_x=True,
                            title=MAIN.task.name), "fig_step_size")
 
 # %% [markdown]
-# ## Why? The guided iterate leaves the distribution of $x_t$
+# ## Why? The guided iterate leaves the distribution of its noise level
 #
 # The paper's explanation: guidance pushes the iterate where no denoiser was trained, and there
 # architectures differ. Measured: the squared Mahalanobis distance per dimension from the Gaussian

@@ -56,6 +56,7 @@ class Objective:
 
 # --- progressive distillation -------------------------------------------------------------------
 
+DDIM = ("ddim", "euler", "dpm-solver-1")  # names of one and the same step
 WEIGHTS = {
     "truncated-snr": lambda sigma: (1 / sigma**2).clamp(min=1),
     "snr+1": lambda sigma: 1 + 1 / sigma**2,
@@ -104,8 +105,7 @@ class Progressive(Objective):
         self.teacher, self.solver = teacher, solver
         self.weight = WEIGHTS[choose(weight, WEIGHTS, "weight of progressive distillation")]
         self.sigmas = replace(solver, steps=2 * solver.steps).sigmas.float()
-        if solver.sampler not in ("ddim", "euler") or not torch.equal(self.sigmas[::2],
-                                                                      solver.sigmas.float()):
+        if solver.sampler not in DDIM or not torch.equal(self.sigmas[::2], solver.sigmas.float()):
             raise UserError(f"progressive distillation halves the steps of DDIM, but those of "
                             f"{solver.sampler} on the schedule '{solver.schedule}' are not every "
                             "other one of twice as many: use Solver('ddim', steps, 'cosine')")
@@ -270,9 +270,12 @@ OBJECTIVES = ("progressive", *CONSISTENT)
 
 def untrained(objective: str, own: Solver, solver: Solver) -> str:
     """What is wrong with sampling a student, trained for the steps of `own`, by `solver`; or ''."""
-    if objective == "progressive" and solver != own:
-        return (f"was distilled for {own.steps} steps of {own.sampler} ({own.schedule}), not for "
-                f"{solver.steps} of {solver.sampler} ({solver.schedule})")
+    same = solver.sampler in DDIM and replace(own, sampler=solver.sampler,
+                                              sigma_min=solver.sigma_min) == solver
+    if objective == "progressive" and not same:
+        return (f"was distilled for {own.steps} step(s) of {own.sampler} on '{own.schedule}' "
+                f"levels from {own.sigma_max:g}, not for {solver.steps} of {solver.sampler} on "
+                f"'{solver.schedule}' levels from {solver.sigma_max:g}")
     if objective in CONSISTENT and solver.sampler != "consistency" and solver.steps > 1:
         return (f"answers with the end of a trajectory, which {solver.sampler} takes for a "
                 "denoiser's mean: use the sampler 'consistency'")

@@ -102,7 +102,7 @@ def resolved(model: Model, solver: Solver, name: str = "") -> Model:
     return replace(model, name=name or f"{model.name}, {_named(solver)}", solver=_named(solver),
                    evaluations=solver.evaluations,
                    identity=model.identity | {"solver": asdict(solver)},
-                   generate=_sampled(model.denoiser(), solver))
+                   generate=_sampled(model.denoiser(), solver, device=model.device))
 
 
 @lru_cache(maxsize=None)
@@ -110,10 +110,10 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=3)
 
 
-def _sampled(denoiser: denoisers.Preconditioned, solver: Solver,
-             classes: tuple[int, ...] = ()) -> Callable[..., Tensor]:
-    """noise -> x0, both on the CPU, by `solver` on the device of the denoiser."""
-    device = next(denoiser.parameters()).device
+def _sampled(denoiser: denoisers.Denoiser, solver: Solver, classes: tuple[int, ...] = (),
+             device: torch.device | None = None) -> Callable[..., Tensor]:
+    """noise -> x0, both on the CPU, by `solver` on a device, by default that of the denoiser."""
+    device = device or next(denoiser.parameters()).device
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
         return samplers.sample(denoiser, noise.to(device), solver, progress=title).cpu()

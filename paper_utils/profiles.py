@@ -421,7 +421,8 @@ def distillation_specs(profile: str) -> dict[str, Spec]:
     study = DISTILLATIONS[choose(profile, DISTILLATIONS, "profile")]
     base = Spec("teacher", "unet", networks.DDPMPP | study.network, "edm", images=study.images,
                 batch=study.batch, precision=study.precision, learning_rate=study.learning_rate)
-    one_step = replace(base, framework="edm" + CONSISTENCY, solver=Solver("consistency", 1, "cosine"))
+    one_step = replace(base, framework="edm" + CONSISTENCY,
+                       solver=Solver("consistency", 1, "cosine"))
     rows = [_budget(base, study.teacher_budget)]
     for steps in distillation.halvings(study.steps):
         rows.append(_student(base, study, f"progressive-{steps}", rows[-1].name, study.stage_budget,

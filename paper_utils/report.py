@@ -9,7 +9,6 @@ took, and where it ran. It opens from the file system. What has not run is liste
 
 import argparse
 import html
-import json
 import platform
 import re
 import shutil
@@ -74,19 +73,12 @@ def _figures(book: nbformat.NotebookNode) -> tuple[tuple[str, tuple[str, ...]], 
 
 # --- the parts of the front page ----------------------------------------------------------------
 
-def verdicts(folder: Path) -> dict[str, list[dict]]:
-    """The claims of every section as they stand in claims.json; a section that has not run: []."""
-    path = folder / "claims.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    return {section: known.get(section, []) for section in claims.SECTIONS}
-
-
 def _verdict_part(found: list[Page], folder: Path) -> str:
     lines = ["## Verdicts", "", "Every rule was written down before its numbers were seen. A claim "
              "is the paper's unless it says otherwise; one that is *recalled* was not seen in a "
              "source."]
     known = {page.name: page for page in found}
-    for section, rows in verdicts(folder).items():
+    for section, rows in claims.load(folder).items():
         page = known[claims.SECTIONS[section]]
         lines += ["", f"### {_linked(page)}", "", *map(_claim, rows)] + ["*Not run.*"] * (not rows)
     return "\n".join(lines)

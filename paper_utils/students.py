@@ -39,8 +39,8 @@ def runs(found: Mapping[str, Model], profile: Profile) -> dict[str, Model]:
     if TEACHER in found:
         ddim = [Solver("ddim", 2**k, "cosine") for k in reversed(range(stages.bit_length()))]
         made = {TEACHER: found[TEACHER]} | {
-            f"{UNDISTILLED} {s.steps}": models.resolved(found[TEACHER], s, f"{UNDISTILLED} {s.steps}")
-            for s in ddim}
+            name: models.resolved(found[TEACHER], solver, name)
+            for solver in ddim for name in [f"{UNDISTILLED} {solver.steps}"]}
     made |= {name: model for name, model in found.items() if name.startswith("progressive")}
     for name in filter(found.get, CONSISTENT):
         made[name] = found[name]
@@ -63,7 +63,7 @@ def table_of_runs(made: Mapping[str, Model]) -> pd.DataFrame:
 
 def partners(found: Mapping[str, Model], unseen: Mapping[str, Model]) -> dict[str, list[str]]:
     """Groups of models to compare the stages of progressive distillation with, by label."""
-    groups = {"the teacher, Heun": [TEACHER],
+    groups = {"the teacher, Heun": [TEACHER] if TEACHER in found else [],
               "other students": [name for name in CONSISTENT if name in found]}
     for family, label in (("U-Net", "U-Nets"), ("transformer", "transformers")):
         groups[label] = [name for name, model in unseen.items() if model.family == family]
@@ -135,7 +135,8 @@ def price(table: pd.DataFrame, made: Mapping[str, Model], images: Mapping[str, T
     """
     rows = pd.concat([table[table.run != TEACHER], table[table.run == TEACHER]])
     rows["FD"] = [scores.frechet(features[run], real_features) for run in rows.run]
-    rows["sharpness"] = [sharpness(images[run]) / sharpness(real) for run in rows.run]
+    sharp = sharpness(real)
+    rows["sharpness"] = [sharpness(images[run]) / sharp for run in rows.run]
     rows["ms per image"] = [1_000 * seconds_per_image(made[run], timed) for run in rows.run]
     return rows
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from paper_utils import claims, profiles, scores
+from paper_utils.errors import UserError
 from paper_utils.plots import Output
 
 MODELS = "DDPMv4 DDPMv6 Multistagev1 EDMv1 UViT CT Progressivev1".split()
@@ -57,10 +58,10 @@ def test_every_number_of_the_paper_stands_beside_ours():
     assert rows.loc[("RP", "EDMv1", "UViT"), "verdict"] == "ours is lower"
     assert rows.loc[("MAE", "DDPMv4", "EDMv1"), "verdict"] == "ours is higher"
     assert rows.loc[("RP", "CT", "Progressivev1"), "verdict"] == "agrees"
-    assert rows.loc[("MAE", "CT", "Progressivev1"), "verdict"] == "no counterpart yet"
+    assert rows.loc[("MAE", "CT", "Progressivev1"), "verdict"] == "not compared here"
     assert rows.loc[("RP", "DDPMv4", "CT"), "our other"] == "ct"
-    assert (found.verdict == "no counterpart yet").sum() == 42 - 4
-    assert found[found.verdict == "no counterpart yet"].ours.isna().all()
+    assert (found.verdict == "not compared here").sum() == 42 - 4
+    assert found[found.verdict == "not compared here"].ours.isna().all()
 
 
 def test_every_model_of_the_paper_has_a_counterpart_that_is_trained():
@@ -76,7 +77,7 @@ def test_every_model_of_the_paper_has_a_counterpart_that_is_trained():
 def test_a_number_agrees_inside_the_interval_ends_included(paper, verdict):
     row = next(pd.DataFrame([(0.60, 0.65, 0.70)], columns=["low", "score", "high"]).itertuples())
     assert claims.verdict_on_number(paper, row) == verdict
-    assert claims.verdict_on_number(paper, None) == "no counterpart yet"
+    assert claims.verdict_on_number(paper, None) == "not compared here"
 
 
 # --- choosing pairs -----------------------------------------------------------------------------
@@ -160,15 +161,15 @@ def test_sections_share_one_file(tmp_path):
         return claims.Claim("models agree", "at least 0.70", "0.71", verdict)
 
     output = Output(tmp_path)
-    shown = claims.save([claim("reproduced"), claim("no")], "01", output)
-    claims.save([claim("later")], "02", output)
-    claims.save([claim("again")], "01", output)
+    shown = claims.save([claim("reproduced"), claim("no")], "conditional", output)
+    claims.save([claim("later")], "inverse", output)
+    claims.save([claim("again")], "conditional", output)
     found = json.loads((tmp_path / "claims.json").read_text())
-    assert {k: [c["verdict"] for c in v] for k, v in found.items()} == {"01": ["again"],
-                                                                        "02": ["later"]}
+    assert {k: [c["verdict"] for c in v] for k, v in found.items()} == {
+        "conditional": ["again"], "inverse": ["later"]}
     assert shown.verdict.tolist() == ["reproduced", "no"]
-    assert pd.read_csv(tmp_path / "tab_claims_01.csv").verdict.tolist() == ["again"]
-    assert (tmp_path / "tab_claims_02.tex").exists()
+    assert pd.read_csv(tmp_path / "tab_claims_conditional.csv").verdict.tolist() == ["again"]
+    assert (tmp_path / "tab_claims_inverse.tex").exists()
 
 
 # --- section 3 ----------------------------------------------------------------------------------
@@ -429,3 +430,25 @@ def test_the_claims_on_students_take_each_number_from_its_place(gaussian, verdic
     found = claims.distillation(rp, ["a", "b"], teacher, "plain", gains(ct=(0.5, 0.5)),
                                 {"teacher": 0.9, "progressive-1": 0.8, "ct": 0.7})
     assert [claim.verdict for claim in found] == ["reproduced"] * 3 + [verdict, "1 of 2", "no"]
+
+
+def test_the_overview_has_a_row_for_what_did_not_run(tmp_path):
+    claims.save([claims.Claim("it is so", "a rule", "0.9", "reproduced")], "distillation",
+                Output(tmp_path))
+    found = claims.overview(tmp_path).set_index("notebook")
+    assert found.loc["06_distillation"].tolist() == ["it is so", "reproduced"]
+    assert (found.verdict.drop("06_distillation") == "not run").all() and len(found) == 6
+
+
+def test_damaged_claims_are_named(tmp_path):
+    (tmp_path / "claims.json").write_text('{"conditional": [')
+    for work in (lambda: claims.overview(tmp_path),
+                 lambda: claims.save([], "conditional", Output(tmp_path))):
+        with pytest.raises(UserError, match="claims.json is damaged: delete it"):
+            work()
+
+
+def test_a_section_that_no_notebook_decides_is_dropped(tmp_path):
+    (tmp_path / "claims.json").write_text('{"gone": []}')
+    claims.save([], "conditional", Output(tmp_path))
+    assert json.loads((tmp_path / "claims.json").read_text()) == {"conditional": []}

@@ -209,7 +209,8 @@ def test_the_shipped_cells_are_of_the_laptop_grid_and_its_subsets():
 @pytest.mark.parametrize("folder, specs", [
     (zoo.CONDITIONAL, profiles.conditional_specs("laptop")),
     (zoo.FINE_TUNING, profiles.fine_tuning_specs("laptop")),
-    (zoo.DISTILLATION, profiles.distillation_specs("laptop"))], ids=lambda x: getattr(x, "name", ""))
+    (zoo.DISTILLATION, profiles.distillation_specs("laptop"))],
+    ids=["conditional", "fine_tuning", "distillation"])
 def test_every_model_of_section_4_ships(folder, specs):
     rows = {name: row for name, row in zoo.entries(folder).items() if row.weights}
     assert set(rows) == set(specs)
