@@ -8,6 +8,7 @@ import random
 import signal
 import time
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -110,26 +111,30 @@ def test_a_failed_computation_leaves_nothing_and_says_what_failed():
 
 # --- more than one process ----------------------------------------------------------------------
 
-def _compute_slowly(counter, barrier):
-    def compute():
+def _ask_for_all(counter, barrier, first):
+    """Ask for five artifacts, a different one first, as slow to compute as to be waited for."""
+    def compute(k):
         with counter.open("a") as file:
-            file.write("x")
-        time.sleep(0.2)
-        return {"x": torch.arange(600.0)}
+            file.write(f"{k} ")
+        time.sleep(0.1)
+        return {"x": torch.arange(600.0) + k}
 
     barrier.wait()
-    os._exit(not torch.equal(artifacts.remember("thing", SPEC, compute)["x"], torch.arange(600.0)))
+    right = [torch.equal(artifacts.remember("thing", SPEC | {"k": k}, partial(compute, k))["x"],
+                         torch.arange(600.0) + k) for k in [(first + j) % 5 for j in range(5)]]
+    os._exit(not all(right))
 
 
-def test_two_processes_compute_once(tmp_path):
-    counter, barrier = tmp_path / "counter", FORK.Barrier(3)
-    workers = [FORK.Process(target=_compute_slowly, args=(counter, barrier)) for _ in range(3)]
+def test_eight_processes_make_each_of_five_artifacts_once(tmp_path):
+    counter, barrier = tmp_path / "counter", FORK.Barrier(8)
+    workers = [FORK.Process(target=_ask_for_all, args=(counter, barrier, k)) for k in range(8)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(30)
-    assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    assert counter.read_text() == "x"
+    assert [worker.exitcode for worker in workers] == [0] * 8
+    assert sorted(counter.read_text().split()) == list("01234")
+    assert not list(artifacts.path_of("thing", SPEC).parent.glob("*.part"))
 
 
 def _die_computing(ready):
