@@ -186,7 +186,7 @@ class Consistency(Objective):
     it that follows with decay `decay`, or 0: the student itself, no gradient.
 
     levels: 'growing' or 'doubling' from `first` to `last` noise levels over `curriculum` images
-    seen (first == last: as many all the time); decay: of the target at `first` levels; where they
+    seen, which must be given unless first == last, as many all the time; decay: of the target at `first` levels; where they
     grow it becomes decay^(first / N), as in theirs. distance: 'l2' or 'pseudo-huber'; lognormal:
     noise levels drawn as in `lognormal_index` instead of uniformly, and weights 1 / (s_{n+1} - s_n)
     instead of 1, the two of Song & Dhariwal 2024. solver: a step of samplers.STEPS.
@@ -194,18 +194,20 @@ class Consistency(Objective):
 
     def __init__(self, student: Preconditioned, teacher: Denoiser | None = None, *,
                  levels: str = "growing", first: int = 2, last: int = 150,
-                 curriculum: int = 1, decay: float = 0.0, distance: str = "l2",
+                 curriculum: int = 0, decay: float = 0.0, distance: str = "l2",
                  lognormal: bool = False, solver: str = "heun", sigma_max: float = 80.0):
         self.number = LEVELS[choose(levels, LEVELS, "curriculum")]
         self.distance = DISTANCES[choose(distance, DISTANCES, "distance")]
         self.step = samplers.STEPS[choose(solver, samplers.STEPS, "solver step")]
-        if not 2 <= first <= last or curriculum < 1 or not 0 <= decay < 1:
-            raise UserError("consistency needs 2 <= first <= last levels, a curriculum of 1 image "
-                            f"or more and a decay from 0 up to 1, not first={first}, last={last}, "
-                            f"curriculum={curriculum}, decay={decay}")
+        if not 2 <= first <= last or not 0 <= decay < 1:
+            raise UserError("consistency needs 2 <= first <= last levels and a decay from 0 up to "
+                            f"1, not first={first}, last={last}, decay={decay}")
         if not student.framework.name.endswith(CONSISTENCY):
             raise UserError(f"a consistency student needs f(u, sigma_min) = u: give it the "
                             f"framework '{student.framework.name}{CONSISTENCY}'")
+        if first < last and curriculum < 1:
+            raise UserError(f"the levels grow from {first} to {last}: give curriculum, over how "
+                            "many images seen")
         self.teacher, self.curriculum, self.lognormal = teacher, curriculum, lognormal
         self.first, self.last, self.decay = first, last, decay
         self.sigma_min, self.sigma_max = student.framework.sigma_min, sigma_max

@@ -261,7 +261,7 @@ def test_the_target_follows_with_the_decay_of_the_method():
     for old, now in zip(before, objective.target.parameters()):
         torch.testing.assert_close(now - old, torch.full_like(old, 1 - 0.9 ** (2 / 9)), atol=1e-5,
                                    rtol=1e-4)
-    assert Consistency(one, None, first=2, last=8).target is None
+    assert Consistency(one, None, first=8, last=8).target is None
 
 
 def test_both_answers_have_the_same_dropout():
@@ -287,7 +287,7 @@ def test_both_answers_have_the_same_dropout():
 @pytest.mark.parametrize("options, words", [
     (dict(levels="doublng"), "did you mean 'doubling'"), (dict(distance="lpips"), "valid are"),
     (dict(first=1), "2 <= first <= last"), (dict(first=9, last=8), "2 <= first <= last"),
-    (dict(decay=1.0), "decay from 0 up to 1"), (dict(curriculum=0), "curriculum of 1 image"),
+    (dict(decay=1.0), "decay from 0 up to 1"), (dict(), "grow from 2 to 150: give curriculum"),
     (dict(solver="dpm-multistep-2"), "unknown solver step")])
 def test_bad_options_are_refused_in_one_line(options, words):
     with pytest.raises(UserError, match=words) as error:
