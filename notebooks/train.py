@@ -51,7 +51,7 @@ spec = profiles.fine_tuned(specs[errors.choose(model, specs, "model")], start, t
                            images)
 output = plots.Output.of(profile)
 subset = spec.subset(data.load(spec.dataset or profiles.get(profile).dataset))
-weights = models.weights_of(start) if start else None
+weights = models.weights_of(start, spec) if start else None
 print(f"{spec.name}: {spec.network}, {spec.framework}, {spec.images_seen:,} images seen")
 
 # %% [markdown]

@@ -287,16 +287,21 @@ def train_all(specs: Mapping[str, training.Spec], images: data.Images | None = N
     return found
 
 
-def weights_of(path: str | Path) -> artifacts.Tensors:
+def weights_of(path: str | Path, student: training.Spec | None = None) -> artifacts.Tensors:
     """The network's weights in a file of zoo/, of the artifact store or of a training.
 
     path: as it is, or below the repository's root. Of a fine-tuned model of the zoo, adapters are
-    merged into the weights. Raises UserError for a file that is not there or is no safetensors.
+    merged into the weights. student: what is to begin with them. Raises UserError for a file that
+    is not there or is no safetensors, and for a student of another kind than the file says it has.
     """
     path = Path(path) if Path(path).exists() else zoo.FOLDER.parent / path
     if path.is_dir():
         raise UserError(f"{path} is a folder: give a safetensors file")
     tensors, metadata = artifacts.load_tensors(path)
+    made = json.loads(metadata.get("spec", "{}"))
+    made = made.get("spec", made)  # the store keeps it among what else decides an artifact
+    if student and "framework" in made:
+        training.check_teacher(student, training.Spec.from_json(json.dumps(made)))
     if path.parent in zoo.FOLDERS and json.loads(metadata.get("spec", "{}")).get("start"):
         row = zoo.entry(path.stem, path.parent)
         whole = assembled(path.stem, row.kind, json.loads(metadata["spec"]), tensors, path.name, "",

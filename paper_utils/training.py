@@ -276,7 +276,8 @@ def check_teacher(student: Spec, teacher: Spec) -> None:
     """
     if student.objective == "denoising":
         return
-    if (teacher.network, teacher.network_args) != (student.network, student.network_args):
+    mine, other = ((spec.network, json.dumps(spec.network_args)) for spec in (student, teacher))
+    if mine != other:
         raise UserError(f"{student.name} has another network than its teacher {teacher.name}: give "
                         "it the same, since it begins with the teacher's weights")
     if student.teacher_framework != teacher.framework:

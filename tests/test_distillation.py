@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from paper_utils import data, denoisers, distillation, networks, profiles, samplers, training
+from paper_utils import data, denoisers, distillation, models, networks, profiles, samplers
+from paper_utils import training
 from paper_utils.denoisers import GaussianDenoiser, OptimalDenoiser, Preconditioned, framework
 from paper_utils.distillation import Batch, Consistency, Progressive, two_steps_in_one
 from paper_utils.errors import UserError
@@ -388,6 +389,17 @@ def test_a_teacher_of_another_kind_is_refused(change, words):
         training.check_teacher(tiny(**KINDS["cd"] | change), teacher)
     training.check_teacher(tiny(**KINDS["cd"]), teacher)
     training.check_teacher(tiny(**KINDS["progressive"]), teacher)
+
+
+def test_a_file_of_another_parametrization_is_refused(tmp_path):
+    student = tiny(**KINDS["cd"])
+    for kind in ("edm", "v"):
+        run = training.Training(tiny(name="t", framework=kind), data.load("bundled").first(32))
+        training.save_checkpoint(run, tmp_path / f"{kind}.safetensors")
+    weights = models.weights_of(tmp_path / "edm.safetensors", student)
+    training.Training(student, data.load("bundled").first(32), start=weights)
+    with pytest.raises(UserError, match="framework 'edm-consistency', its teacher t 'v'"):
+        models.weights_of(tmp_path / "v.safetensors", student)
 
 
 def test_an_unknown_objective_is_named():
