@@ -186,10 +186,11 @@ class Consistency(Objective):
     it that follows with decay `decay`, or 0: the student itself, no gradient.
 
     levels: 'growing' or 'doubling' from `first` to `last` noise levels over `curriculum` images
-    seen, which must be given unless first == last, as many all the time; decay: of the target at `first` levels; where they
-    grow it becomes decay^(first / N), as in theirs. distance: 'l2' or 'pseudo-huber'; lognormal:
-    noise levels drawn as in `lognormal_index` instead of uniformly, and weights 1 / (s_{n+1} - s_n)
-    instead of 1, the two of Song & Dhariwal 2024. solver: a step of samplers.STEPS.
+    seen (to be given unless first == last: as many all the time); decay: of the target at `first`
+    levels; where they grow it becomes decay^(first / N), as in theirs. distance: 'l2' or 'pseudo-
+    huber'; lognormal: noise levels drawn as in `lognormal_index` instead of uniformly, and weights
+    1 / (s_{n+1} - s_n) instead of 1, the two of Song & Dhariwal 2024. solver: a step of
+    samplers.STEPS.
     """
 
     def __init__(self, student: Preconditioned, teacher: Denoiser | None = None, *,
