@@ -18,9 +18,9 @@
 # other model (RP .82 to .91), one of consistency training less (.70 to .81), but most with the
 # other student (.91).
 #
-# This notebook makes both from nothing, with consistency distillation and improved consistency
-# training beside them, keeps every stage, and asks two more things: what the few steps cost, and
-# whether the agreement is an artefact of blur.
+# This project trained both, with consistency distillation and improved consistency training beside
+# them, and keeps every stage. Two more questions: what do the few steps cost, and is the agreement
+# an artefact of blur?
 
 # %% tags=["parameters"]
 profile: str = "laptop"
@@ -49,7 +49,8 @@ training, held_out = data.load(sizes.dataset), data.load(sizes.dataset, "test")
 # land in one step where that lands in two. **Consistency models** (Song et al. 2023) learn one
 # answer for all points of a trajectory, its end: `cd` follows the teacher's trajectories, `ct`
 # learns from data alone, and `ict` does so with the schedule, loss and noise levels of Song &
-# Dhariwal (2024). Their several steps add fresh noise, drawn from the first one.
+# Dhariwal (2024), at a smaller scale and without their dropout and optimizer. Their several steps
+# add fresh noise, drawn from the first one.
 #
 # *images seen* counts a student's own training; those that have a teacher begin with its weights.
 
@@ -136,9 +137,9 @@ output.figure(plots.curves(panels, "series", "steps", "steps", True, note, ["ms 
 # %% [markdown]
 # ## Is it blur?
 #
-# A student of one step blurs, and blurred images are alike. If that were all, a student would
-# agree with the strangers more than its sharper teacher does, and would lose this lead once both
-# sides go through the same low-pass filter. Left: mean RP with the strangers; right: the
+# Progressive students blur the more, the fewer their steps, and blurred images are alike. If that
+# were all, a student would agree with the strangers more than its sharper teacher does, and would
+# lose this lead once both sides go through the same low-pass filter. Left: mean RP with the strangers; right: the
 # student's RP with them less its teacher's.
 
 # %%

@@ -686,8 +686,7 @@ def distilling_helps(with_teacher: pd.DataFrame, undistilled: str) -> Claim:
     one = with_teacher[with_teacher.steps == 1].set_index("series")
     plain, students = one.loc[undistilled], one.drop(index=undistilled)
     better = int((students.low > plain.high).sum())
-    verdict = ("not decided: not trained yet" if students.empty else
-               "yes" if better == len(students) else f"{better} of {len(students)}")
+    verdict = "yes" if better == len(students) else f"{better} of {len(students)}"
     return Claim("One step of a student agrees with the teacher more than the teacher's own one "
                  "step (our control)", "RP with the teacher's samples, intervals apart",
                  f"without distillation {plain.score:.2f}; " + ", ".join(
@@ -719,7 +718,13 @@ def blur_explains(gains: pd.DataFrame, sharp: Mapping[str, float]) -> Claim:
 def distillation(rp: pd.DataFrame, others: Sequence[str], with_teacher: pd.DataFrame,
                  undistilled: str, gains: pd.DataFrame, sharp: Mapping[str, float],
                  control: str = "gaussian") -> list[Claim]:
-    """The claims on distilled students; others: models of many steps that no student saw."""
+    """The claims on distilled students; others: models of many steps that no student saw.
+
+    Raises UserError where the progressive student of one step or `ct` is missing.
+    """
+    if missing := {"progressive-1", "ct"} - {*rp.model, *rp.other}:
+        raise UserError(f"the claims on students need {' and '.join(sorted(missing))}: train them "
+                        "first, or restore zoo/distillation with git checkout")
     progressive, ct = (_in_order(across(rp, [name], others), others)
                        for name in ("progressive-1", "ct"))
     names = [name for name in sharp if name != "teacher"]

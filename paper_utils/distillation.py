@@ -95,7 +95,8 @@ class Progressive(Objective):
     solver: that of the student; its sampler is DDIM, its levels every other one of a teacher with
     twice the steps. weight: of the squared error of x0; 'truncated-snr' is max(SNR, 1) with SNR =
     1 / sigma^2, 'snr+1' the squared error of v. Whatever the network predicts (v, x0, eps, F), the
-    loss sees it as x0, which is exact, since both sides are denoisers.
+    loss sees it as x0, which is exact, since both sides are denoisers. They anneal the learning
+    rate to 0 in every stage; here it is constant and the student is the EMA of its weights.
 
     Raises UserError for levels that do not halve, another sampler, and levels that the framework of
     a trained teacher was not trained at.
@@ -145,7 +146,7 @@ def growing_levels(seen: int, curriculum: int, first: int, last: int) -> int:
 
 def doubling_levels(seen: int, curriculum: int, first: int, last: int) -> int:
     """N(k) of Song & Dhariwal 2024 (section 3.4): first + 1 levels, doubled up to last + 1."""
-    stage = curriculum / (math.floor(math.log2(last / first)) + 1)
+    stage = curriculum / (math.log2(last // first) + 1)
     return min(first * 2 ** math.floor(seen / stage), last) + 1
 
 
@@ -259,7 +260,9 @@ class Consistency(Objective):
 # --- by name ------------------------------------------------------------------------------------
 
 # What a specification calls an objective: ours by Song et al. 2023 and Song & Dhariwal 2024, whose
-# learned metric (LPIPS) is a download and left out. `cd` keeps 18 levels, as theirs on CIFAR-10.
+# learned metric (LPIPS) is a download and left out. `cd` keeps 18 levels, as theirs on CIFAR-10, and
+# a target with a decay. They train in float32 with RAdam; here it is Adam, and bf16 where the
+# specification says so.
 IMPROVED = dict(levels="doubling", first=10, last=1280, distance="pseudo-huber", lognormal=True)
 CONSISTENT = {
     "cd": dict(first=18, last=18, decay=0.95),
@@ -273,8 +276,8 @@ OBJECTIVES = ("progressive", *CONSISTENT)
 
 def untrained(objective: str, own: Solver, solver: Solver) -> str:
     """What is wrong with sampling a student, trained for the steps of `own`, by `solver`; or ''."""
-    same = solver.sampler in DDIM and replace(own, sampler=solver.sampler,
-                                              sigma_min=solver.sigma_min) == solver
+    same = own.sigma_max == solver.sigma_max and own.steps == solver.steps and (
+        own.steps == 1 or solver.sampler in DDIM and own.schedule == solver.schedule)
     if objective == "progressive" and not same:
         return (f"was distilled for {own.steps} step(s) of {own.sampler} on '{own.schedule}' "
                 f"levels from {own.sigma_max:g}, not for {solver.steps} of {solver.sampler} on "
@@ -282,6 +285,9 @@ def untrained(objective: str, own: Solver, solver: Solver) -> str:
     if objective in CONSISTENT and solver.sampler != "consistency" and solver.steps > 1:
         return (f"answers with the end of a trajectory, which {solver.sampler} takes for a "
                 "denoiser's mean: use the sampler 'consistency'")
+    if objective not in CONSISTENT and solver.sampler == "consistency" and solver.steps > 1:
+        return ("is no consistency model: the consistency sampler takes its answers, which are "
+                "means, for ends of trajectories")
     return ""
 
 

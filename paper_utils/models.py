@@ -353,17 +353,24 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
                           if item[0] in order else len(order)))
     last = {name: m for name, m in trained.items() if not m.trained_diffusion}
     first = {name: m for name, m in trained.items() if m.trained_diffusion}
-    students = distilled(profile, images, device)
+    students = distilled(profile, images, device, ONE_STEP)
     first |= {name: students[name] for name in ONE_STEP if name in students}
     return first | closed_forms(images, profile.bag, device) | last
 
 
-def distilled(profile: Profile, images: data.Images, device: str = "cpu") -> dict[str, Model]:
+def distilled(profile: Profile, images: data.Images, device: str = "cpu",
+              names: Sequence[str] = ()) -> dict[str, Model]:
     """The teacher and its students by name (profiles.distillation_specs).
 
-    From zoo/distillation/ for the laptop profile, what is not there left out; else trained.
+    names: some of them, and what those start from. From zoo/distillation/ for the laptop profile,
+    what is not there left out; else trained.
     """
-    specs = profiles.distillation_specs(profile.name)
+    specs, wanted = profiles.distillation_specs(profile.name), set()
+    for name in names:
+        while name:
+            wanted.add(name)
+            name = specs[name].start
+    specs = {name: spec for name, spec in specs.items() if not names or name in wanted}
     if profile.shipped:
         return shipped_by(specs, zoo.DISTILLATION, images, device)
     return train_all(specs, images, device)

@@ -129,7 +129,7 @@ def consistency(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterator[T
     """Multistep consistency sampling (Song et al. 2023, algorithm 1): to the end, then noise again.
 
     The fresh noises are drawn from `noise` itself (noise.successor), so that this sampler too is a
-    function of it. The sigma_min that theirs subtracts from each level is taken for 0.
+    function of it. The sigma_min that theirs subtracts from each level, in squares, is taken for 0.
     """
     u = sigmas[0] * noise
     for step, (here, there) in enumerate(pairwise(sigmas)):

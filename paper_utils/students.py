@@ -108,15 +108,16 @@ def down_the_stages(table: pd.DataFrame, rows: Mapping[str, Tensor], groups: Gro
                     resamples: int = 1_000) -> pd.DataFrame:
     """Agreement of each stage of progressive distillation with its teacher and groups of models.
 
-    groups: partner -> models, whose mean agreement is taken; 'its teacher' is the stage before, or
-    the teacher with DDIM. Columns partner, steps, score, low, high, n, shuffled.
+    groups: partner -> models, whose mean agreement is taken; 'its teacher' is the stage before, of
+    the first the teacher with DDIM; left out where it is missing. Columns partner, steps, score, low, high, n, shuffled.
     """
     stages, found = table[table.series == "progressive"].sort_values("steps", ascending=False), []
-    known = set(stages.run)
+    most = table[table.series == UNDISTILLED].steps.max()
     for stage in stages.itertuples():
-        before = f"progressive-{2 * stage.steps}"
-        before = before if before in known else f"{UNDISTILLED} {2 * stage.steps}"
-        for partner, names in ({"its teacher": [before]} | dict(groups)).items():
+        kind = f"{UNDISTILLED} " if 2 * stage.steps == most else "progressive-"
+        before = [name for name in [f"{kind}{2 * stage.steps}"] if name in rows]
+        own = {"its teacher": before} if before else {}
+        for partner, names in (own | dict(groups)).items():
             score, chance = group_score(rows[stage.run], [rows[n] for n in names], hits, resamples)
             found.append(regimes.scored(score, partner=partner, steps=stage.steps, shuffled=chance))
     return regimes.table_of(found, "partner", "steps", "shuffled")

@@ -214,7 +214,8 @@ class Training:
         bf16 = self.spec.precision == "bf16"
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(batch.seed)
-            with torch.autocast(self.device.type, torch.bfloat16, bf16):
+            # no cache: older torch keeps weights that were cast without a gradient (a target's)
+            with torch.autocast(self.device.type, torch.bfloat16, bf16, cache_enabled=False):
                 return self.objective(self.denoiser, batch)
 
     def _average(self) -> None:
@@ -261,6 +262,9 @@ def _check(spec: Spec, images: data.Images, start: artifacts.Tensors | None) -> 
     if bool(spec.start) != (start is not None):
         missing = "gives no weights to start from" if spec.start else "starts from nothing"
         raise UserError(f"{spec.name} {missing}: pass start= exactly where spec.start names it")
+    if spec.objective in distillation.FROM_A_TEACHER and spec.network_args.get("label_dropout"):
+        raise UserError(f"{spec.name} would drop labels that its teacher sees: distill with "
+                        "label_dropout=0")
     classes = spec.network_args.get("num_classes") or 0
     if classes and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < classes:
         raise UserError(f"{spec.name} has {classes} classes but {images.name} has labels "
@@ -271,8 +275,9 @@ def _check(spec: Spec, images: data.Images, start: artifacts.Tensors | None) -> 
 def check_teacher(student: Spec, teacher: Spec) -> None:
     """UserError where a student cannot begin as its teacher: in the same network and framework.
 
-    A consistency student may: its framework is its teacher's with the boundary condition. Nothing
-    to check where nothing is distilled.
+    A consistency student may: its framework is its teacher's with the boundary condition. A student
+    of few steps teaches the one of half as many, and nobody else. Nothing to check where nothing is
+    distilled.
     """
     if student.objective == "denoising":
         return
@@ -285,6 +290,11 @@ def check_teacher(student: Spec, teacher: Spec) -> None:
                         f"{teacher.name} '{teacher.framework}', whose weights mean something else: "
                         f"give it '{teacher.framework}' (the loss compares x0, so a teacher may "
                         "predict eps, v or x0)")
+    if teacher.objective == "progressive" and (
+            student.objective, 2 * student.solver.steps) != ("progressive", teacher.solver.steps):
+        raise UserError(f"{student.name} cannot learn from {teacher.name}, which knows "
+                        f"{teacher.solver.steps} steps: those teach progressive distillation to "
+                        "half as many; start from a model of many steps")
 
 
 def below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -232,6 +232,7 @@ def test_the_curricula_are_those_of_the_papers():
     grow = [distillation.growing_levels(seen, 800, 2, 150) for seen in (0, 400, 800, 1600)]
     assert grow == [2, math.ceil(math.sqrt(0.5 * (151**2 - 4) + 4) - 1) + 1, 151, 151]
     double = [distillation.doubling_levels(seen, 800, 10, 1280) for seen in range(0, 900, 100)]
+    assert distillation.doubling_levels(799, 800, 10, 120) == 121
     assert double == [11, 21, 41, 81, 161, 321, 641, 1281, 1281]
 
 
@@ -389,6 +390,35 @@ def test_a_teacher_of_another_kind_is_refused(change, words):
         training.check_teacher(tiny(**KINDS["cd"] | change), teacher)
     training.check_teacher(tiny(**KINDS["cd"]), teacher)
     training.check_teacher(tiny(**KINDS["progressive"]), teacher)
+
+
+@pytest.mark.parametrize("steps, kind, fits", [
+    (1, "progressive", True), (2, "progressive", False), (1, "cd", False)])
+def test_a_student_teaches_half_its_steps_and_nobody_else(steps, kind, fits):
+    teacher = tiny(**KINDS["progressive"] | {"name": "t"})  # knows 2 steps
+    student = tiny(**KINDS[kind] | {"solver": Solver("ddim", steps, "cosine")})
+    if fits:
+        return training.check_teacher(student, teacher)
+    with pytest.raises(UserError, match="cannot learn from t, which knows 2 steps"):
+        training.check_teacher(student, teacher)
+
+
+def test_a_student_does_not_drop_labels_that_its_teacher_sees():
+    args = tiny().network_args | {"num_classes": 10, "label_dropout": 0.1}
+    spec, images = tiny(**KINDS["cd"], network_args=args), data.load("bundled").first(32)
+    start = training.build(tiny(name="t", network_args=args)).network.state_dict()
+    with pytest.raises(UserError, match="distill with label_dropout=0"):
+        training.Training(spec, images, start=start)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_learns_in_bf16(kind):
+    """The target's evaluation without a gradient must not take it from the student's."""
+    spec, images = tiny(**KINDS[kind], precision="bf16"), data.load("bundled").first(32)
+    start = training.build(tiny(name="t")).network.state_dict() if spec.start else None
+    run = training.Training(spec, images, start=start)
+    run._loss(run._draw()).backward()
+    assert all(p.grad is not None for p in run.denoiser.parameters())
 
 
 def test_a_file_of_another_parametrization_is_refused(tmp_path):

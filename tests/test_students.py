@@ -269,7 +269,8 @@ def test_the_teacher_gains_nothing_over_itself():
 @pytest.mark.parametrize("name, solver, words", [
     ("progressive-4", Solver("ddim", 2, "cosine"), "4 step.* of ddim .*, not for 2 of ddim"),
     ("progressive-4", Solver("ddim", 4, "karras"), "on 'cosine' .* not .* on 'karras'"),
-    ("progressive-1", Solver("heun", 1, "cosine"), "1 step.* of ddim .*, not for 1 of heun"),
+    ("progressive-1", Solver("heun", 2, "cosine"), "1 step.* of ddim .*, not for 2 of heun"),
+    ("teacher", Solver("consistency", 2, "cosine"), "is no consistency model"),
     ("progressive-4", Solver("ddim", 4, "cosine", sigma_max=40), "from 80, not .* from 40"),
     ("cd", Solver("heun", 2, "cosine"), "use the sampler 'consistency'"),
     ("ict", Solver("ddim", 4, "cosine"), "use the sampler 'consistency'")])
@@ -295,7 +296,8 @@ def test_a_closed_form_is_resolved_on_the_cpu():
 @pytest.mark.parametrize("name, solver", [
     ("progressive-4", Solver("ddim", 4, "cosine")), ("progressive-2", Solver("euler", 2, "cosine")),
     ("cd", Solver("consistency", 2, "cosine")),
-    ("ct", Solver("consistency", 4)), ("ict", Solver("heun", 1)), ("teacher", Solver("ddim", 3))])
+    ("ct", Solver("consistency", 4)), ("ict", Solver("heun", 1)),
+    ("progressive-1", Solver("heun", 1)), ("teacher", Solver("ddim", 3))])
 def test_steps_that_fit_are_not_remarked_upon(found, name, solver):
     model = models.resolved(found[name], solver)
     assert model.name == f"{name}, {model.solver}" and model.evaluations == solver.steps
