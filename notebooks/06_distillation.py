@@ -139,8 +139,8 @@ output.figure(plots.curves(panels, "series", "steps", "steps", True, note, ["ms 
 #
 # Progressive students blur the more, the fewer their steps, and blurred images are alike. If that
 # were all, a student would agree with the strangers more than its sharper teacher does, and would
-# lose this lead once both sides go through the same low-pass filter. Left: mean RP with the strangers; right: the
-# student's RP with them less its teacher's.
+# lose this lead once both sides go through the same low-pass filter. Left: mean RP with the
+# strangers; right: the student's RP with them less its teacher's.
 
 # %%
 part = {name: everyone[name] for name in (students.TEACHER, *one_step, *unseen)}

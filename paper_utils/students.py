@@ -109,7 +109,8 @@ def down_the_stages(table: pd.DataFrame, rows: Mapping[str, Tensor], groups: Gro
     """Agreement of each stage of progressive distillation with its teacher and groups of models.
 
     groups: partner -> models, whose mean agreement is taken; 'its teacher' is the stage before, of
-    the first the teacher with DDIM; left out where it is missing. Columns partner, steps, score, low, high, n, shuffled.
+    the first the teacher with DDIM; left out where it is missing. Columns partner, steps, score,
+    low, high, n, shuffled.
     """
     stages, found = table[table.series == "progressive"].sort_values("steps", ascending=False), []
     most = table[table.series == UNDISTILLED].steps.max()

@@ -152,8 +152,8 @@ def test_agreement_with_the_teacher_has_a_row_for_every_other_run():
 
 
 def test_every_stage_is_held_against_the_stage_before():
-    table = students.table_of_runs({name: fake(name, f"ddim, {name[-1]} steps") for name in
-                                    ("progressive-1", "progressive-4", "cd 2", "progressive-2")})
+    names = "progressive-1", "progressive-4", "cd 2", "progressive-2", "teacher, DDIM 8"
+    table = students.table_of_runs({name: fake(name, f"ddim, {name[-1]} steps") for name in names})
     rows = {"teacher, DDIM 8": ONE, "progressive-4": mixed(36), "progressive-2": mixed(10),
             "progressive-1": TWO, "a": ONE, "b": mixed(20)}
     found = students.down_the_stages(table, rows, {"strangers": ["a", "b"]}, copies, 50)
@@ -161,6 +161,9 @@ def test_every_stage_is_held_against_the_stage_before():
     assert by["its teacher"].to_dict() == {4: 0.9, 2: 0.35, 1: 0.75}
     assert by["strangers"].to_dict() == pytest.approx({4: 0.75, 2: 0.5, 1: 0.25})
     assert found.steps.tolist() == [4, 4, 2, 2, 1, 1]
+    del rows["progressive-2"]
+    fewer = students.down_the_stages(table[table.run != "progressive-2"], rows, {}, copies, 50)
+    assert fewer.steps.tolist() == [4]  # its teacher is missing: no other stands in for it
 
 
 # --- the price ----------------------------------------------------------------------------------
