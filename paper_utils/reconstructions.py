@@ -184,7 +184,8 @@ def hits(features: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]], thres
          other: Mapping[str, Tensor] | None = None) -> Tensor:
     """[n, pairs] bool: which restored images are the same. other: features of the second model."""
     other = features if other is None else other
-    return torch.stack([scores.copies(features[a], other[b], threshold) for a, b in pairs], 1)
+    return scores.over_pairs([(features[a], other[b]) for a, b in pairs],
+                             partial(scores.copies, threshold=threshold))
 
 
 def block_scores(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]],

@@ -9,6 +9,7 @@ took, and where it ran. It opens from the file system. What has not run is liste
 
 import argparse
 import html
+import os
 import platform
 import re
 import shutil
@@ -148,8 +149,6 @@ def environment(profile: str) -> pd.DataFrame:
 
 
 def _cpu() -> str:
-    import os
-
     path = Path("/proc/cpuinfo")
     name = re.search(r"model name\s*:\s*(.+)", path.read_text()) if path.exists() else None
     return f"{os.cpu_count()} x {name[1] if name else platform.processor() or 'CPU'}"

@@ -4,7 +4,7 @@ Two models are always compared on the same noises: row k of both samples comes f
 Features are L2-normalised descriptors [N, d]; images are uint8 [N, 3, H, W].
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -122,6 +122,19 @@ def agreement(mine: Tensor, theirs: Tensor, hits: Callable[[Tensor, Tensor], Ten
     """How often two models' rows agree on the same noises, and its chance level: `shuffled`."""
     chance = hits(mine, shuffled(theirs)).double().mean().item()
     return proportion(hits(mine, theirs), resamples), chance
+
+
+def over_pairs(pairs: Iterable[tuple[Tensor, Tensor]],
+               hits: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Which of n noises each of several pairs of models' rows agrees on: [n, pairs]."""
+    return torch.stack([hits(mine, theirs) for mine, theirs in pairs], 1)
+
+
+def mean_agreement(pairs: Sequence[tuple[Tensor, Tensor]], hits: Callable[[Tensor, Tensor], Tensor],
+                   resamples: int = 1_000) -> tuple[Score, float]:
+    """`agreement` in the mean over several pairs, all pairs of a noise drawn together."""
+    chance = over_pairs([(mine, shuffled(theirs)) for mine, theirs in pairs], hits)
+    return proportion(over_pairs(pairs, hits), resamples), chance.double().mean().item()
 
 
 def gl(features: Tensor, training: Tensor, threshold: float, resamples: int = 1_000) -> Score:

@@ -6,11 +6,11 @@ A run is a model with a number of steps. A table of runs has a row for each: run
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import combinations
 
 import pandas as pd
-import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
@@ -86,9 +86,7 @@ def group_score(one: Tensor, others: Sequence[Tensor], hits: Hits,
                 resamples: int = 1_000) -> tuple[scores.Score, float]:
     """How often a model agrees with each of several on the same noises, in the mean, and the same
     for shuffled noises."""
-    found = torch.stack([hits(one, other) for other in others], 1)
-    chance = torch.stack([hits(one, scores.shuffled(other)) for other in others], 1)
-    return scores.proportion(found, resamples), chance.double().mean().item()
+    return scores.mean_agreement([(one, other) for other in others], hits, resamples)
 
 
 def with_teacher(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
@@ -185,16 +183,14 @@ def after_low_pass(features: Mapping[float, Mapping[str, Tensor]], names: Sequen
         for name in names:
             score, chance = group_score(rows[name], [rows[o] for o in others], hits, resamples)
             found.append(regimes.scored(score, who=name, width=width, shuffled=chance))
-        pairs = [(a, b) for k, a in enumerate(others) for b in others[k + 1:]]
-        among = torch.stack([hits(rows[a], rows[b]) for a, b in pairs], 1)
-        chance = torch.stack([hits(rows[a], scores.shuffled(rows[b])) for a, b in pairs], 1)
-        found.append(regimes.scored(scores.proportion(among, resamples), width=width,
-                                    who="the others among themselves",
-                                    shuffled=chance.double().mean().item()))
+        pairs = list(combinations((rows[name] for name in others), 2))
+        score, chance = scores.mean_agreement(pairs, hits, resamples)
+        found.append(regimes.scored(score, who="the others among themselves", width=width,
+                                    shuffled=chance))
     return regimes.table_of(found, "who", "width", "shuffled")
 
 
-def gain_over_teacher(features: Mapping[float, Mapping[str, Tensor]], names: Iterable[str],
+def gain_over_teacher(features: Mapping[float, Mapping[str, Tensor]], names: Sequence[str],
                       others: Sequence[str], threshold: float,
                       resamples: int = 1_000) -> pd.DataFrame:
     """RP of each student with the others minus that of its teacher with them, same noises, by
@@ -204,10 +200,10 @@ def gain_over_teacher(features: Mapping[float, Mapping[str, Tensor]], names: Ite
     """
     hits, found = partial(scores.copies, threshold=threshold), []
     for width, rows in features.items():
-        base = torch.stack([hits(rows[TEACHER], rows[o]) for o in others], 1)
+        agreed = {name: scores.over_pairs([(rows[name], rows[o]) for o in others], hits)
+                  for name in (TEACHER, *names)}
         for name in names:
-            mine = torch.stack([hits(rows[name], rows[o]) for o in others], 1)
-            gap = scores.paired_difference(mine, base, resamples)
+            gap = scores.paired_difference(agreed[name], agreed[TEACHER], resamples)
             found.append({"who": name, "width": width, "difference": gap.value, "low": gap.low,
                           "high": gap.high, "n": gap.n})
     return pd.DataFrame(found, columns=["who", "width", "difference", "low", "high", "n"])
