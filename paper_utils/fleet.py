@@ -128,7 +128,7 @@ def _shipped_start(path: Path, spec: training.Spec) -> artifacts.Tensors:
     row = zoo.entries(folder).get(path.stem) if (folder / "zoo.toml").exists() else None
     if row:
         weights, values = row.load_weights(folder)
-        if training.Spec.from_json(json.dumps(values)) == training.Spec.from_json(spec.to_json()):
+        if spec.is_recorded_as(values):
             return weights
     raise UserError(f"{path} is missing: train {path.stem} first")
 

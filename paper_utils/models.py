@@ -411,7 +411,7 @@ def _checked(row: zoo.Entry, spec: training.Spec, folder: Path, images: data.Ima
              device: str) -> Model:
     tensors, values = row.load_weights(folder)
     again = f"train it again, `fleet train {row.name} --profile laptop`"
-    if training.Spec.from_json(json.dumps(values)) != training.Spec.from_json(spec.to_json()):
+    if not spec.is_recorded_as(values):
         raise UserError(f"{row.weights} was trained by another recipe than {row.name} has in this "
                         f"profile: {again}")
     mine = spec.subset(dataset_of(spec, images)).hash

@@ -87,6 +87,10 @@ class Spec:
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
+    def is_recorded_as(self, values: dict) -> bool:
+        """Whether these JSON values, as a file of weights keeps them, are of this specification."""
+        return Spec.from_json(json.dumps(values)) == Spec.from_json(self.to_json())
+
     @classmethod
     def from_json(cls, text: str) -> "Spec":
         values = {k: v for k, v in json.loads(text).items() if k in {f.name for f in fields(cls)}}
