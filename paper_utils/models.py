@@ -234,34 +234,40 @@ def _sampling_code() -> str:
 # --- training on the spot -----------------------------------------------------------------------
 
 def train(spec: training.Spec, images: data.Images, device: str = "cpu",
-          start: artifacts.Tensors | None = None) -> tuple[Model, Tensor]:
+          start: artifacts.Tensors | None = None,
+          shorter: Iterable[training.Spec] = ()) -> tuple[Model, Tensor]:
     """The trained model of `spec` and its loss at every step, from the artifact store or else now.
 
-    start: the weights that fine-tuning starts from, where spec.start names them.
+    start: the weights that fine-tuning starts from, where spec.start names them. shorter: runs that
+    this one passes through before its end (profiles.prefixes), which are kept on the way.
 
     A run that was killed goes on from its checkpoint; progress is a bar in a notebook, plain lines
     in a batch log. Raises UserError as training.train does.
     """
     check_device(device)
-    made = {"spec": json.loads(spec.to_json()), "images": images.hash,
-            "start": "" if start is None else artifacts.digest(start),
-            "code": artifacts.code_version(training, denoisers, distillation, networks, samplers,
-                                           trainable)}
+    made = _recipe(spec, images, start)
     path = artifacts.path_of("model", made)
+    ends = {one.steps: one for one in shorter}
 
     def compute() -> artifacts.Tensors:
         checkpoint, saved = path.with_name(f"{path.stem}.checkpoint"), time.monotonic()
         losses = torch.full((spec.steps,), torch.nan)  # the steps of a killed run stay so
+
+        def result() -> artifacts.Tensors:
+            return {f"network.{k}": v for k, v in run.ema.network.state_dict().items()} | {
+                "loss": losses[:run.step]}
+
         runs = training.train(spec, images, checkpoint, device, start)
         for run in progress(runs, spec.name, spec.steps, "step", lambda r: f"loss {r.loss:.4f}"):
             losses[run.step - 1] = run.loss
+            if run.step in ends:
+                artifacts.remember("model", _recipe(ends[run.step], images, start), result)
             if run.step < spec.steps and time.monotonic() - saved > 60:
                 training.save_checkpoint(run, checkpoint)
                 saved = time.monotonic()
         for path_done in (checkpoint, training.previous(checkpoint)):
             path_done.unlink(missing_ok=True)
-        return {f"network.{k}": v for k, v in run.ema.network.state_dict().items()} | {
-            "loss": losses}
+        return result()
 
     tensors = artifacts.remember("model", made, compute)
     denoiser = training.build(spec)
@@ -269,21 +275,35 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
     return diffusion(spec, denoiser.to(device).eval(), path.stem), tensors["loss"]
 
 
+def _recipe(spec: training.Spec, images: data.Images, start: artifacts.Tensors | None) -> dict:
+    """All that decides the weights of a training."""
+    return {"spec": json.loads(spec.to_json()), "images": images.hash,
+            "start": "" if start is None else artifacts.digest(start), "code": training_code()}
+
+
+def training_code() -> str:
+    """A hash of the code that decides what a training makes."""
+    return artifacts.code_version(training, denoisers, distillation, networks, samplers, trainable)
+
+
 def train_all(specs: Mapping[str, training.Spec], images: data.Images | None = None,
               device: str = "cpu") -> dict[str, Model]:
     """The trained models of `specs`, by name; what starts from another must stand after it.
 
-    images: the dataset of specs without one of their own. Raises UserError as `train` does, where
-    the subsets cannot be had, and for a student whose teacher is of another kind.
+    images: the dataset of specs without one of their own. A run that is the beginning of one
+    before it is not trained again. Raises UserError as `train` does, where the subsets cannot be
+    had, and for a student whose teacher is of another kind.
     """
     subsets = {name: spec.subset(dataset_of(spec, images)) for name, spec in specs.items()}
+    shorter = {name: profiles.prefixes(spec, specs) for name, spec in specs.items()}
     found: dict[str, Model] = {}
     for name, spec in specs.items():
         start = None
         if spec.start:
             training.check_teacher(spec, specs[spec.start])
             start = found[spec.start].denoiser().network.state_dict()
-        found[name] = train(spec, subsets[name], device, start)[0]
+        passed = [specs[other] for other in shorter[name].values()]
+        found[name] = train(spec, subsets[name], device, start, passed)[0]
     return found
 
 

@@ -37,6 +37,7 @@ class Profile:
     resamples: int           # of the bootstrap
     descriptors: tuple[str, ...] = ("cifar-copy", "pixels", "imgsim", "inception")
     shipped: bool = False    # models and sheets come from zoo/
+    device: str = "cpu"      # where its models are trained and sampled
     hub: tuple[str, ...] = ()  # diffusers pipelines that join the models
     imagenet: tuple[str, ...] = ()  # class-conditional DiT pipelines
     families: tuple[str, ...] = (  # models of section 2 that section 4 compares: two families
@@ -56,10 +57,10 @@ PROFILES = {
                       guided_steps=30, bag=2_048, resamples=1_000, shipped=True),
     "gpu": Profile("gpu", "cifar10", noises=2_048, live=64, held_out=10_000, hyperplane=50,
                    grid_noises=1_024, transfer_noises=1_024, class_noises=1_024,
-                   measured=256, guided_steps=100, bag=32_768, resamples=1_000),
+                   measured=256, guided_steps=100, bag=32_768, resamples=1_000, device="cuda"),
     "paper": Profile("paper", "cifar10", noises=10_000, live=64, held_out=10_000, hyperplane=100,
                      grid_noises=10_000, transfer_noises=10_000, class_noises=10_000,
-                     measured=1_000, guided_steps=1_000, bag=65_536, resamples=1_000,
+                     measured=1_000, guided_steps=1_000, bag=65_536, resamples=1_000, device="cuda",
                      descriptors=("cifar-copy", "pixels", "imgsim", "inception", "sscd"),
                      hub=("google/ddpm-cifar10-32",), imagenet=("facebook/DiT-XL-2-256",)),
 }
@@ -444,3 +445,12 @@ def _student(base: Spec, study: Distillation, name: str, start: str, budget: int
 def _budget(spec: Spec, images_seen: int) -> Spec:
     return replace(spec, images_seen=images_seen, warmup=images_seen // 40,
                    ema_half_life=images_seen // 25)
+
+
+def every_spec(profile: str) -> dict[str, Spec]:
+    """The diffusion models of all sections by name; what starts from another stands after it.
+
+    Raises UserError for an unknown profile.
+    """
+    return (specs(profile) | regime_specs(profile) | conditional_specs(profile)
+            | fine_tuning_specs(profile) | distillation_specs(profile))

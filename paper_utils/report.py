@@ -194,7 +194,13 @@ def build(profile: str) -> Path:
             shutil.copy(path, source)
         (source / "index.md").write_text(front_page(profile, folder))
         _sphinx(source, site)
-        return _replace(folder / "report", site) / "index.html"
+        _replace(folder / "report", site)
+    return page(profile)
+
+
+def page(profile: str) -> Path:
+    """Where the front page of a profile's site is."""
+    return FIGURES / profile / "report" / "index.html"
 
 
 def _sphinx(source: Path, site: Path) -> None:

@@ -1,7 +1,7 @@
 """Execute notebooks headless: one by papermill, or all that are out of date by Snakemake.
 
     python -m paper_utils.run notebooks/01_unconditional.ipynb --profile smoke -p noises 64
-    python -m paper_utils.run --all --profile laptop
+    python -m paper_utils.run --all --profile laptop        (-n says what would run)
 
 Exit code 0: done. 1: a notebook failed. 2: a mistake on the command line or in a parameter.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -29,7 +28,6 @@ from typing import Any, TextIO
 from paper_utils.errors import UserError, choose
 
 ROOT = Path(__file__).resolve().parents[1]
-SNAKEFILE = ROOT / "workflow" / "Snakefile"
 HEARTBEAT = 30.0  # seconds between progress lines of a running notebook
 PATIENCE = 10.0  # seconds that papermill gets to clean up after its kernel was killed
 _WRAPPERS = re.compile(r"Optional\[(.*)\]|(?:(.*?)\s*\|\s*None)")
@@ -281,7 +279,7 @@ def _explain(error: Any, notebook: Path, kept: Path) -> Exception:
         kept.unlink(missing_ok=True)
         return UserError(f"{notebook.stem}: {message[0]}")
     where = f"cell {error.exec_count}: {error.ename}: {message[0]}"
-    return NotebookFailed(f"{notebook.stem} failed in {where} (see {_short(kept)})")
+    return NotebookFailed(f"{notebook.stem} failed in {where} (see {short(kept)})")
 
 
 def _drop_particulars(executed: Path) -> None:
@@ -326,60 +324,6 @@ class _Progress(logging.Handler):
             say(self.notebook, f"at cell {cell[1]} after {duration(now - self.started)}")
 
 
-# All notebooks
-
-
-def execute_all(profile: str) -> int:
-    """Bring every notebook's figures up to date through Snakemake; returns the exit code.
-
-    Prints a line per notebook. A second call in the same folder waits for the first.
-    """
-    folder = ROOT / "figures" / profile / "executed"
-    outputs = [folder / path.name for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
-    started = time.monotonic()
-    with _one_at_a_time(folder) as lock:
-        for left_by_a_kill in folder.glob(".*.partial.ipynb"):
-            left_by_a_kill.unlink()
-        before = {output: _modified(output) for output in outputs}
-        code = _snakemake(profile, lock)
-    for output in outputs:
-        if before[output] and before[output] == _modified(output):
-            say(output.stem, "up to date", _short(output))
-    missing = [output.stem for output in outputs if not output.exists()]
-    result = f"not finished: {', '.join(missing)}" if missing else "all done"
-    say(profile, result, duration(time.monotonic() - started), _short(folder.parent))
-    return 1 if code or missing else 0
-
-
-def _snakemake(profile: str, lock: int) -> int:
-    local = str(ROOT / "workflow" / "profiles" / "local")
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
-    command += ["--directory", str(ROOT), "--profile", local, "--config", f"profile={profile}"]
-    piped = {"stderr": subprocess.PIPE, "text": True, "pass_fds": (lock,)}
-    with subprocess.Popen(command, cwd=ROOT, **piped) as process:
-        for line in process.stderr:
-            if not line.startswith("Using profile"):
-                print(line, end="", file=sys.stderr, flush=True)
-    return process.returncode
-
-
-@contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[int]:
-    """Hold a lock that the operating system drops when its holders die, however they die."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(folder.parent.name, "waiting for the run that is at work in", _short(folder))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
-
-
-def _modified(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
-
-
 # The command line
 
 
@@ -395,7 +339,8 @@ def duration(seconds: float) -> str:
     return f"{int(seconds) // 60} min {int(seconds) % 60} s"
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
+    """The path as people write it: inside the repository, from its root."""
     path = path.resolve()
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
@@ -405,12 +350,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("notebook", nargs="?", type=Path, help="the notebook to execute")
-    which.add_argument("--all", action="store_true", help="every notebook that is out of date")
+    which.add_argument("--all", action="store_true", help="all that is out of date")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--profile", help="short for -p profile NAME")
     parser.add_argument("--output", type=Path, help="default: figures/<profile>/executed/<name>")
     parser.add_argument("--log", type=Path, help="where the cells' printing goes, not the screen")
+    every = parser.add_argument_group("with --all")
+    every.add_argument("-n", "--plan", action="store_true", help="say what would run, run nothing")
+    every.add_argument("--report", action="store_true", help="build the site at the end")
+    every.add_argument("--device", default="", help="default: that of the profile")
+    every.add_argument("--on", default="local", help="local or slurm")
+    every.add_argument("--partition", default="", help="of SLURM")
+    every.add_argument("--shard", default="", help="2/8: the second of eight shares of the models")
     return parser
+
+
+def _all(options: argparse.Namespace) -> int:
+    from paper_utils import batch
+
+    wanted = batch.Batch(options.profile or "laptop", options.device, options.on, options.partition,
+                         options.shard, options.report)
+    if not options.plan:
+        return batch.execute(wanted)
+    for line in batch.plan(wanted):
+        print(line, flush=True)
+    return 0
 
 
 def _one(options: argparse.Namespace) -> int:
@@ -424,7 +388,7 @@ def _one(options: argparse.Namespace) -> int:
     say(notebook.stem, "started")
     with _log(options.log) as log:
         seconds = execute(notebook, output, chosen, log)
-    say(notebook.stem, duration(seconds), _short(output))
+    say(notebook.stem, duration(seconds), short(output))
     return 0
 
 
@@ -455,7 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if options.all:
-            return execute_all(_known_profile(options.profile or "laptop"))
+            return _all(options)
         return _one(options)
     except (UserError, NotebookFailed, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

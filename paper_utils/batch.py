@@ -1,0 +1,241 @@
+"""The whole graph of a profile, brought up to date by Snakemake: on this machine, or by SLURM.
+
+    python -m paper_utils.run --all --profile paper --on slurm --partition gpu
+
+See workflow/Snakefile for the graph and workflow/profiles/ for where it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paper_utils import artifacts, graph, profiles, report
+from paper_utils.cache import cache_dir
+from paper_utils.errors import UserError, check_device, choose
+from paper_utils.graph import Job
+from paper_utils.run import ROOT, duration, say, short
+
+SNAKEFILE = ROOT / "workflow" / "Snakefile"
+PLACES = ("local", "slurm")
+PATIENCE = 60.0  # seconds between two looks at what other shares have done
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What to run and where. device: '' is the profile's own; shard: '2/8', or '' for all;
+    with_report: whether the site is built at the end."""
+
+    profile: str
+    device: str = ""
+    on: str = "local"
+    partition: str = ""
+    shard: str = ""
+    with_report: bool = False
+
+    @property
+    def target(self) -> str:
+        return "shard" if self.shard else "report" if self.with_report else "figures"
+
+    @property
+    def folder(self) -> Path:
+        return ROOT / "figures" / self.profile / "executed"
+
+    def command(self, *more: str) -> list[str]:
+        """Snakemake's command line."""
+        config = [f"{key}={value}" for key in ("profile", "device", "partition", "shard")
+                  if (value := getattr(self, key))]
+        return [sys.executable, "-m", "snakemake", self.target, "--snakefile", str(SNAKEFILE),
+                "--directory", str(ROOT), "--profile",
+                str(ROOT / "workflow" / "profiles" / self.on), "--config", *config, *more]
+
+
+def check(batch: Batch) -> None:
+    """UserError for what would fail later: an unknown name, no SLURM, a store nobody can write."""
+    choose(batch.profile, profiles.PROFILES, "profile")
+    choose(batch.on, PLACES, "place to run on")
+    if batch.shard:
+        graph.share({}, batch.shard)
+    if batch.on == "slurm":
+        _check_slurm(batch.partition)
+    elif batch.partition:
+        raise UserError("a partition is SLURM's: give --on slurm with it")
+    elif device := batch.device or profiles.PROFILES[batch.profile].device:
+        check_device(device)
+    probe = graph.folder() / f".probe.{batch.profile}"
+    artifacts.replace_file(probe, b"")
+    probe.unlink()
+
+
+def _check_slurm(partition: str) -> None:
+    if not shutil.which("sinfo"):
+        raise UserError("there is no SLURM here (sinfo was not found): run this on a login node of "
+                        "the cluster")
+    asked = subprocess.run(["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True)
+    if asked.returncode:
+        raise UserError(f"SLURM does not answer ({asked.stderr.strip().splitlines()[-1]}): try "
+                        "again when sinfo does")
+    if partition:
+        choose(partition, sorted(set(asked.stdout.split())), "SLURM partition")
+
+
+# --- running ------------------------------------------------------------------------------------
+
+def execute(batch: Batch) -> int:
+    """Bring all that the target needs up to date; returns the exit code, 0 when all is done.
+
+    Prints a line per notebook. A job that fails fails what needs it, and nothing else. A second
+    call in the same folder waits for the first. Raises UserError as `check` does.
+    """
+    check(batch)
+    started = time.monotonic()
+    outputs = [batch.folder / path.name for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
+    with _one_at_a_time(batch) as lock:
+        for left_by_a_kill in batch.folder.glob(".*.partial.ipynb"):
+            left_by_a_kill.unlink()
+        known = graph.load(batch.profile).jobs
+        _forget(known)
+        if batch.shard:
+            return _share(batch, known, lock)
+        before = {output: _modified(output) for output in outputs}
+        code = _snakemake(batch, lock)
+    for output in outputs:
+        if before[output] and before[output] == _modified(output):
+            say(output.stem, "up to date", short(output))
+    for name, why in graph.failed(known).items():
+        say(name, f"failed: {why}", short(known[name].log))
+    if batch.with_report:
+        say("report", short(report.build(batch.profile) if code else report.page(batch.profile)))
+    missing = [output.stem for output in outputs if not output.exists()]
+    result = f"not finished: {', '.join(missing)}" if missing else "all done"
+    say(batch.profile, result, duration(time.monotonic() - started), short(batch.folder.parent))
+    return 1 if code or missing else 0
+
+
+def _share(batch: Batch, known: dict[str, Job], lock: int) -> int:
+    """Do one share of the jobs; what needs another share's waits for it."""
+    waiting = ""
+    while True:
+        mine = graph.share(known, batch.shard, ready=False)
+        left = [name for name in mine if not known[name].marker.exists()]
+        if not left:
+            say(f"shard {batch.shard}", f"all done: {len(mine)} jobs")
+            return 0
+        if set(left) & set(graph.share(known, batch.shard)):
+            if code := _snakemake(batch, lock):
+                return code
+        else:
+            needed = ", ".join(sorted({name for job in left for name in known[job].after
+                                       if not known[name].marker.exists()}))
+            if needed != waiting:
+                say(f"shard {batch.shard}", f"waiting for other shards: {needed}")
+            waiting = needed
+            time.sleep(PATIENCE)
+
+
+def _forget(known: dict[str, Job]) -> None:
+    """Forget that jobs are done whose weights have gone from the store."""
+    store = cache_dir() / "artifacts"
+    for job in known.values():
+        if job.marker.exists():
+            weights = json.loads(job.marker.read_text()).get("weights", [])
+            if not all((store / name).exists() for name in weights):
+                job.marker.unlink()
+
+
+def _snakemake(batch: Batch, lock: int) -> int:
+    """Run it; an interruption here interrupts it, which cancels what it has submitted."""
+    piped = {"stderr": subprocess.PIPE, "text": True, "pass_fds": (lock,)}
+    with subprocess.Popen(batch.command(), cwd=ROOT, **piped) as process:
+        try:
+            for line in process.stderr:
+                if not line.startswith("Using profile"):
+                    print(line, end="", file=sys.stderr, flush=True)
+        except (KeyboardInterrupt, SystemExit):
+            process.send_signal(signal.SIGINT)
+            raise
+    return process.returncode
+
+
+@contextlib.contextmanager
+def _one_at_a_time(batch: Batch) -> Iterator[int]:
+    """Hold a lock that the operating system drops when its holders die, however they die.
+
+    It guards the folder against a second run on this machine; jobs of two machines are kept apart
+    by the locks of the store.
+    """
+    batch.folder.mkdir(parents=True, exist_ok=True)
+    name = f".lock.{batch.shard.replace('/', '-of-')}" if batch.shard else ".lock"
+    with open(batch.folder / name, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(batch.profile, "waiting for the run that is at work in", short(batch.folder))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without this kind of lock
+            say(batch.profile, f"no lock in {short(batch.folder)} ({error.strerror}): make sure "
+                "that nothing else runs there")
+        yield file.fileno()
+
+
+def _modified(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+# --- the plan -----------------------------------------------------------------------------------
+
+def plan(batch: Batch) -> Iterator[str]:
+    """What would run, what it should cost and which figures it would give, line by line.
+
+    Raises UserError as `check` does, but needs neither the device nor SLURM.
+    """
+    choose(batch.profile, profiles.PROFILES, "profile")
+    found = graph.load(batch.profile)
+    device, known = batch.device or found.device, found.jobs
+    pending = _pending(batch)
+    todo = [job for job in known.values() if str(job.marker) in pending]
+    pages = [page for page in report.pages(batch.folder.parent)
+             if any(path.endswith(f"/{page.name}.ipynb") for path in pending)]
+    unit = "GPU-hours" if device.startswith("cuda") else "hours on two cores"
+    yield (f"{batch.profile}: {len(todo)} of {len(known)} jobs and {len(pages)} notebooks to run, "
+           f"{_hours(todo, device)} {unit} for the jobs")
+    for kind in dict.fromkeys(job.kind for job in todo):
+        part = [job for job in todo if job.kind == kind]
+        models = sum(len(job.models) for job in part)
+        hours = f"{_hours(part, device):>9} {unit}"
+        yield f"  {kind:<7} {models:>4} models in {len(part):>3} jobs {hours}"
+    for page in pages:
+        needed = [job for job in todo if page.name in job.notebooks]
+        hours = f"{_hours(needed, device):>9} {unit}"
+        yield f"  {page.name:<21} needs {len(needed):>3} jobs {hours}, gives"
+        yield f"    {', '.join(name for name, _ in page.figures) or 'no figure'}"
+    if todo:
+        yield (f"hours are operations / {graph.SPEED[device.partition(':')[0]]:.0e} a second, which "
+               + ("two cores keep up" if device == "cpu" else "was never measured"))
+
+
+def _hours(some: Sequence[Job], device: str) -> str:
+    return f"{sum(job.minutes(device) for job in some) / 60:,.1f}"
+
+
+def _pending(batch: Batch) -> set[str]:
+    """The files that Snakemake would make."""
+    asked = subprocess.run(batch.command("--summary"), cwd=ROOT, capture_output=True, text=True)
+    if asked.returncode:
+        raise UserError(f"Snakemake cannot resolve the graph: {_last_line(asked.stderr)}")
+    rows = csv.DictReader(asked.stdout.splitlines(), delimiter="\t")
+    return {row["output_file"] for row in rows if row["plan"] != "no update"}
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it says nothing"])[-1]

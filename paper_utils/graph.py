@@ -1,0 +1,147 @@
+"""The jobs of a profile, as the workflow reads them: what to train and sample, after what.
+
+Made by jobs.py, which counts the operations of every network and so takes seconds; kept in the
+cache for as long as no module of the package changes. A job's marker, <cache>/jobs/<job>-<key>.json,
+says that it is done and what it took; the key is a hash of all that decides what the job makes.
+"""
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from paper_utils.cache import cache_dir
+from paper_utils.errors import UserError
+
+SPEED = {"cpu": 5e10, "cuda": 4e13}  # FLOP/s that a job keeps up; that of a GPU was never measured
+BASE = 3.0  # GiB of a process that has loaded torch and the dataset
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some models to train, or to sample as one notebook needs them.
+
+    after: jobs that must be done before. notebooks: those that need it. flops: floating-point
+    operations in all. memory: GiB on the device.
+    """
+
+    name: str
+    kind: str                # 'train' or 'sample'
+    section: str             # of claims.SECTIONS
+    models: tuple[str, ...]
+    after: tuple[str, ...]
+    notebooks: tuple[str, ...]
+    flops: float
+    memory: float
+    key: str
+
+    @property
+    def marker(self) -> Path:
+        return folder() / f"{self.name}-{self.key}.json"
+
+    @property
+    def log(self) -> Path:
+        return self.marker.with_suffix(".log")
+
+    def minutes(self, device: str) -> float:
+        """How long it should take on 'cpu' (two cores) or 'cuda', at SPEED."""
+        return self.flops / SPEED[kind_of(device)] / 60
+
+    def limit(self, device: str) -> int:
+        """Minutes after which it is killed: three times what it should take, half an hour more."""
+        return 30 + math.ceil(3 * self.minutes(device))
+
+    def memory_mb(self, device: str) -> int:
+        """Megabytes of the machine's memory; on a GPU the model lies in the GPU's own."""
+        return round(1000 * (BASE + (self.memory if kind_of(device) == "cpu" else 5)))
+
+    def about(self, device: str) -> str:
+        """One line: what it makes, how long it should take, for which notebooks."""
+        unit = "GPU-hours" if kind_of(device) == "cuda" else "hours on two cores"
+        return (f"{self.name}: {', '.join(self.models)}; {self.minutes(device) / 60:.1f} {unit}, "
+                f"for {', '.join(self.notebooks)}")
+
+    def arguments(self, profile: str, device: str) -> str:
+        """Of the command that does it, `python -m paper_utils.jobs`."""
+        return shlex.join([self.kind, *self.models, "--section", self.section, "--profile", profile,
+                           "--device", device])
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The jobs of a profile by name, each after those it needs; empty where its models are shipped.
+    device: the profile's own."""
+
+    device: str
+    jobs: dict[str, Job]
+
+
+def folder() -> Path:
+    """Where the markers are."""
+    return cache_dir() / "jobs"
+
+
+def kind_of(device: str) -> str:
+    """'cuda' of 'cuda:1'."""
+    return str(device).partition(":")[0]
+
+
+def load(profile: str) -> Graph:
+    """The graph of a profile, counted now where it was not before.
+
+    Raises UserError for an unknown profile, and where the cache cannot be written.
+    """
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    version = sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    path = folder() / f"graph-{profile}-{version}.json"
+    if not path.exists():
+        from paper_utils import artifacts, jobs, profiles
+
+        found = profiles.get(profile)
+        made = asdict(Graph(found.device, jobs.build(found)))
+        artifacts.replace_file(path, json.dumps(made).encode())
+    kept = json.loads(path.read_text())
+    return Graph(kept["device"], {name: Job(**row) for name, row in kept["jobs"].items()})
+
+
+def share(jobs: Mapping[str, Job], text: str, ready: bool = True) -> list[str]:
+    """The jobs of one of several machines that share a folder; ready: only what can be done by now.
+
+    text: '2/8' is the second of eight shares, which take about equally long. What needs a job of
+    another share can be done when that one's marker is there. Raises UserError for other text.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", str(text))
+    k, n = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= k <= n:
+        raise UserError(f"shard {text!r} is none: give '2/8' for the second of eight")
+    minutes, mine = [0.0] * n, set()
+    for job in sorted(jobs.values(), key=lambda job: -job.flops):
+        lightest = minutes.index(min(minutes))
+        minutes[lightest] += job.flops
+        if lightest == k - 1:
+            mine.add(job.name)
+    there = {name for name, job in jobs.items() if job.marker.exists()} if ready else set(jobs)
+    for name, job in jobs.items():  # each stands after those that it needs
+        if name in mine and there.issuperset(job.after):
+            there.add(name)
+    return [name for name in jobs if name in mine & there]
+
+
+def failed(jobs: Mapping[str, Job]) -> dict[str, str]:
+    """The jobs that were tried and are not done, by name: the last line they said."""
+    found = {}
+    for name, job in jobs.items():
+        if job.log.exists() and not job.marker.exists():
+            lines = job.log.read_text(errors="replace").strip().splitlines()
+            found[name] = lines[-1] if lines else "it said nothing"
+    return found
+
+
+def done(jobs: Mapping[str, Job]) -> dict[str, dict]:
+    """What the jobs that are done took, by name: the contents of their markers."""
+    return {name: json.loads(job.marker.read_text()) for name, job in jobs.items()
+            if job.marker.exists()}
