@@ -11,6 +11,7 @@ import contextlib
 import csv
 import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -154,15 +155,16 @@ def _forget(known: dict[str, Job]) -> None:
 
 
 def _snakemake(batch: Batch, lock: int) -> int:
-    """Run it; an interruption here interrupts it, which cancels what it has submitted."""
-    piped = {"stderr": subprocess.PIPE, "text": True, "pass_fds": (lock,)}
+    """Run it; an interruption here interrupts it, its jobs, and what it has submitted to SLURM."""
+    piped = {"stderr": subprocess.PIPE, "text": True, "pass_fds": (lock,),
+             "start_new_session": True}
     with subprocess.Popen(batch.command(), cwd=ROOT, **piped) as process:
         try:
             for line in process.stderr:
                 if not line.startswith("Using profile"):
                     print(line, end="", file=sys.stderr, flush=True)
         except (KeyboardInterrupt, SystemExit):
-            process.send_signal(signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)
             raise
     return process.returncode
 

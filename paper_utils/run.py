@@ -416,7 +416,8 @@ def _known_profile(name: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; every failure is one line on stderr."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
         if options.all:
             return _all(options)

@@ -1,0 +1,291 @@
+"""The workflow itself, on work that takes no time: stand-ins for what trains and executes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from paper_utils import batch, graph, run
+from paper_utils.batch import Batch
+from paper_utils.errors import UserError
+from paper_utils.run import ROOT
+
+STAND_IN = """
+import os, sys, time
+from pathlib import Path
+words = sys.argv[1:]
+option = lambda name: words[words.index(name) + 1]
+out = Path(option("--marker" if "--marker" in words else "--output"))
+with open("calls", "a") as calls:
+    print(out.stem, file=calls)
+if "base" in words and os.environ.get("FAIL"):
+    sys.exit("error: it diverged")
+while "base" in words and os.environ.get("HANG"):
+    time.sleep(0.1)
+out.write_text('{"weights": [], "minutes": 1.5}')
+"""
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("0*.ipynb"))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder that has the repository's files but stand-ins for the package's commands."""
+    for name in ("notebooks", "zoo"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "paper_utils").mkdir()
+    for name in ("__init__", "jobs", "run", "report"):
+        (tmp_path / "paper_utils" / f"{name}.py").write_text(STAND_IN if name != "__init__" else "")
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", "")
+    return tmp_path
+
+
+def start(folder: Path, profile: str = "smoke", *more: str, **environment) -> subprocess.Popen:
+    words = Batch(profile).command("--directory", str(folder), "--cores", "2", *more)
+    return subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True,
+                            env=os.environ | environment, start_new_session=True)
+
+
+def ends(process: subprocess.Popen) -> int:
+    said = process.communicate(timeout=120)[1]
+    print(said)
+    return process.returncode
+
+
+def calls(folder: Path) -> list[str]:
+    """The jobs that ran, by name; a job's key is left out."""
+    lines = (folder / "calls").read_text().split()
+    return [line if line in NOTEBOOKS else line.rpartition("-")[0] for line in lines]
+
+
+def executed(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("figures/smoke/executed/*.ipynb"))
+
+
+# --- the graph at work --------------------------------------------------------------------------
+
+def test_a_model_that_fails_fails_its_notebook_only_and_is_tried_again(folder):
+    assert ends(start(folder, FAIL="1")) == 1
+    jobs = graph.load("smoke").jobs
+    assert executed(folder) == [name for name in NOTEBOOKS if name != "05_fine_tuning"]
+    assert graph.failed(jobs) == {"train-fine_tuning-group-1": "error: it diverged"}
+    assert set(jobs) - set(graph.done(jobs)) == {"train-fine_tuning-group-1",
+                                                 "sample-fine_tuning-group-1"}
+    first = calls(folder)
+    assert sorted(first) == sorted(set(first))
+    assert ends(start(folder)) == 0
+    again = calls(folder)[len(first):]
+    assert again == ["train-fine_tuning-group-1", "sample-fine_tuning-group-1", "05_fine_tuning"]
+    assert executed(folder) == NOTEBOOKS and graph.failed(jobs) == {}
+    assert ends(start(folder)) == 0 and len(calls(folder)) == len(first) + 3
+
+
+def test_a_job_runs_after_what_it_needs_and_the_tour_last(folder):
+    assert ends(start(folder)) == 0
+    order, jobs = calls(folder), graph.load("smoke").jobs
+    assert sorted(order) == sorted([*jobs, *NOTEBOOKS])
+    for name, job in jobs.items():
+        assert all(order.index(other) < order.index(name) for other in job.after)
+        assert all(order.index(name) < order.index(notebook) for notebook in job.notebooks)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_was_killed_goes_on(folder, how):
+    process = start(folder, HANG="1")
+    deadline = time.monotonic() + 60
+    while not ((folder / "calls").exists() and "train-fine_tuning-group-1" in calls(folder)):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, how)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    before = calls(folder)
+    done = set(graph.done(graph.load("smoke").jobs)) | set(executed(folder))
+    assert ends(start(folder)) == 0
+    again = calls(folder)[len(before):]
+    assert executed(folder) == NOTEBOOKS
+    assert done & set(again) <= set(before[-2:])  # those that ran, on two cores
+    assert len(again) == len(set(again))
+
+
+def test_a_share_runs_nothing_of_the_others(folder):
+    jobs = graph.load("smoke").jobs
+    shares = [graph.share(jobs, f"{k}/2", ready=False) for k in (1, 2)]
+    words = Batch("smoke", shard="1/2").command("--directory", str(folder), "--cores", "2")
+    assert subprocess.run(words, cwd=folder, capture_output=True).returncode == 0
+    ran = calls(folder)
+    assert ran and set(ran) <= set(shares[0])
+    assert all(set(jobs[name].after) <= set(ran) for name in ran)
+
+
+@pytest.mark.parametrize(("config", "said"), [
+    ("profle=smoke", "unknown key of --config 'profle': did you mean 'profile'"),
+    ("profile=smoky", "unknown profile 'smoky': did you mean 'smoke'"),
+    ("shard=9/2", "shard '9/2' is none"),
+])
+def test_a_mistake_in_the_configuration_is_one_line(folder, config, said):
+    words = Batch("smoke").command("--directory", str(folder))
+    words[words.index("--config") + 1] = config
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("Using profile")]
+    assert done.returncode == 1 and len(lines) == 1 and said in lines[0]
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """`execute` without Snakemake, in folders of its own."""
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
+    for module in (batch, run):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    for name in ("01_a", "02_b"):
+        (tmp_path / "notebooks" / f"{name}.ipynb").touch()
+    return tmp_path
+
+
+def write(batch: Batch, *names: str) -> None:
+    for name in names:
+        (batch.folder / f"{name}.ipynb").write_text("{}")
+
+
+def test_what_failed_is_said_with_its_reason_and_the_report_is_built(elsewhere, monkeypatch,
+                                                                     capsys):
+    def fails(wanted, lock):
+        write(wanted, "01_a")
+        job = graph.load("smoke").jobs["train-conditional-group-1"]
+        job.log.write_text("Traceback\nRuntimeError: out of memory\n")
+        return 1
+
+    monkeypatch.setattr(batch, "_snakemake", fails)
+    monkeypatch.setattr(batch.report, "build", lambda profile: Path(f"{profile}/index.html"))
+    assert batch.execute(Batch("smoke", with_report=True)) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"train-conditional-group-1 +failed: RuntimeError: out of memory \S+\.log", said)
+    assert "not finished: 02_b" in said and "smoke/index.html" in said
+
+
+def test_what_is_up_to_date_is_said(elsewhere, monkeypatch, capsys):
+    monkeypatch.setattr(batch, "_snakemake", lambda wanted, lock: write(wanted, "01_a", "02_b") or 0)
+    assert batch.execute(Batch("smoke")) == 0
+    assert "up to date" not in capsys.readouterr().out
+    monkeypatch.setattr(batch, "_snakemake", lambda wanted, lock: 0)
+    assert batch.execute(Batch("smoke")) == 0
+    assert capsys.readouterr().out.count("up to date") == 2
+
+
+def test_a_second_run_of_the_same_graph_waits_and_says_so_in_one_line(elsewhere, monkeypatch,
+                                                                      capsys):
+    first, order = threading.Event(), []
+
+    def slow(wanted, lock):
+        order.append("starts")
+        first.set()
+        time.sleep(1.0)
+        order.append("ends")
+        return write(wanted, "01_a", "02_b") or 0
+
+    monkeypatch.setattr(batch, "_snakemake", slow)
+    thread = threading.Thread(target=batch.execute, args=(Batch("smoke"),))
+    thread.start()
+    assert first.wait(60)
+    batch.execute(Batch("smoke"))
+    thread.join()
+    assert order == ["starts", "ends"] * 2
+    assert capsys.readouterr().out.count("waiting for the run that is at work in") == 1
+
+
+def test_a_job_whose_weights_are_gone_is_not_done(elsewhere, monkeypatch):
+    there, gone = list(graph.load("smoke").jobs.values())[:2]
+    store = elsewhere / "cache" / "artifacts"
+    store.mkdir(parents=True)
+    (store / "model-a.safetensors").touch()
+    for job, name in ((there, "model-a"), (gone, "model-b")):
+        job.marker.write_text(json.dumps({"weights": [f"{name}.safetensors"]}))
+    monkeypatch.setattr(batch, "_snakemake", lambda wanted, lock: write(wanted, "01_a", "02_b") or 0)
+    assert batch.execute(Batch("smoke")) == 0
+    assert there.marker.exists() and not gone.marker.exists()
+
+
+def test_an_interruption_interrupts_snakemake(elsewhere, monkeypatch):
+    code = "import signal, sys, time; signal.signal(2, lambda *_: sys.exit(7)); " \
+           "print('up', file=sys.stderr, flush=True); time.sleep(60)"
+    monkeypatch.setattr(Batch, "command", lambda self: [sys.executable, "-c", code])
+    seen, start = [], subprocess.Popen
+    monkeypatch.setattr(batch.subprocess, "Popen",
+                        lambda *a, **k: seen.append(start(*a, **k)) or seen[0])
+    monkeypatch.setattr(sys, "stderr", type("Screen", (), {
+        "write": lambda self, text: os.kill(os.getpid(), signal.SIGINT) if "up" in text else 0,
+        "flush": lambda self: None})())
+    with open(elsewhere / "lock", "w") as lock, pytest.raises(KeyboardInterrupt):
+        batch._snakemake(Batch("smoke"), lock.fileno())
+    assert seen[0].wait(30) == 7
+
+
+def sinfo(folder: Path, monkeypatch, script: str) -> None:
+    program = folder / "bin" / "sinfo"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+def test_a_partition_that_does_not_exist_is_named(elsewhere, monkeypatch):
+    sinfo(elsewhere, monkeypatch, "echo gpu; echo long; echo gpu")
+    with pytest.raises(UserError, match="partition 'gqu': did you mean 'gpu'. valid are gpu, long"):
+        batch.check(Batch("smoke", on="slurm", partition="gqu"))
+    batch.check(Batch("smoke", on="slurm", partition="long"))
+
+
+def test_a_cluster_that_does_not_answer_is_said(elsewhere, monkeypatch):
+    sinfo(elsewhere, monkeypatch, "echo 'Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(UserError, match="does not answer .Unable to contact"):
+        batch.check(Batch("smoke", on="slurm"))
+
+
+@pytest.mark.parametrize(("wanted", "said"), [
+    (Batch("smok"), "unknown profile 'smok'"),
+    (Batch("smoke", on="slum"), "unknown place to run on 'slum': did you mean 'slurm'"),
+    (Batch("smoke", partition="gpu"), "a partition is SLURM's"),
+    (Batch("smoke", shard="2"), "shard '2' is none"),
+    (Batch("smoke", device="gpu"), "unknown device 'gpu'"),
+    (Batch("smoke", on="slurm"), "there is no SLURM here"),
+])
+def test_a_mistake_is_refused_before_anything_runs(elsewhere, monkeypatch, wanted, said):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=said):
+        batch.execute(wanted)
+    assert not (elsewhere / "figures").exists()
+
+
+def test_a_store_that_cannot_be_written_is_one_line(elsewhere, monkeypatch, capsys):
+    (elsewhere / "file").touch()
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(elsewhere / "file" / "cache"))
+    assert run.main(["--all", "--profile", "smoke"]) == 2
+    error = capsys.readouterr().err
+    assert "set PAPER_UTILS_CACHE to a folder" in error and error.count("\n") == 1
+
+
+# --- the plan -----------------------------------------------------------------------------------
+
+def test_the_plan_of_the_paper_says_hours_and_figures(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path))
+    lines = list(batch.plan(Batch("paper")))
+    jobs = graph.load("paper").jobs
+    hours = sum(job.minutes("cuda") for job in jobs.values()) / 60
+    assert lines[0] == (f"paper: {len(jobs)} of {len(jobs)} jobs and 7 notebooks to run, "
+                        f"{hours:,.1f} GPU-hours for the jobs")
+    text = "\n".join(lines)
+    for name in ("fig_two_regimes", "fig_rp_inverse", "fig_stages", "fig_rp_mae_heatmaps"):
+        assert text.count(name) == 1
+    first = next(iter(jobs.values()))
+    first.marker.write_text("{}")
+    assert f"{len(jobs) - 1} of {len(jobs)} jobs" in next(batch.plan(Batch("paper")))
