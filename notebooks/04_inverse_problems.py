@@ -34,7 +34,7 @@ device: str = "cpu"
 # %%
 from dataclasses import replace
 
-from paper_utils import claims, data, descriptors, models, plots, profiles, run, tables
+from paper_utils import claims, data, descriptors, explore, models, plots, profiles, run, tables
 from paper_utils import reconstructions as inverse
 from paper_utils.reconstructions import BOXES, DROPS, MAIN, TASKS, ZETAS
 
@@ -139,6 +139,14 @@ output.figure(plots.curves(zetas, "who", "x", "step size $\\zeta$", log_x=True,
                            title=MAIN.task.name), "fig_step_size")
 
 # %% [markdown]
+# ### Explore: the step size
+#
+# Change the step size, the largest first, and see where the families part.
+
+# %%
+explore.step_size(rows, answers, ZETAS, zetas["RP"])
+
+# %% [markdown]
 # ## Why? The guided iterate leaves the distribution of its noise level
 #
 # The paper's explanation: guidance pushes the iterate where no denoiser was trained, and there
@@ -194,4 +202,4 @@ output.figure(plots.against_known_posterior(known), "fig_known_posterior")
 
 # %% tags=["nbval-ignore-output"]
 verdicts = claims.inverse_problems(gaps, blocks, zetas["RP"], contrast, guided, real)
-claims.save(verdicts, "inverse", output)
+claims.save(verdicts, "inverse", output, device)

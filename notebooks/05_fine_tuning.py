@@ -125,4 +125,4 @@ output.figure(plots.scores_against(panels, "way", title=which,
 
 # %% tags=["nbval-ignore-output"]
 verdicts = claims.fine_tuning(rp, gl, gain, with_start, bases, gaussian)
-claims.save(verdicts, "fine_tuning", output)
+claims.save(verdicts, "fine_tuning", output, device)

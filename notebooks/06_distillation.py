@@ -167,4 +167,4 @@ output.table(numbers[numbers.ours.notna()], "tab_paper_numbers_students")
 sharp = price.set_index("run").sharpness[[students.TEACHER, *one_step]].to_dict()
 verdicts = claims.distillation(rp, list(unseen), with_teacher["RP with the teacher"],
                                students.UNDISTILLED, gains, sharp)
-claims.save(verdicts, "distillation", output)
+claims.save(verdicts, "distillation", output, device)

@@ -3,6 +3,8 @@
 Both sides of a ratio are timed in the same run, turn by turn; the median of the repeats counts.
 Let nothing else run meanwhile.
 
+store         artifacts read by eight processes at once through the store, against plain reading of
+              the same files: sha256, then safetensors
 GL            max_i M(x, y_i) of every sample, against the loop of the authors' `mscore` in numpy
 sampling      the same network, equally many evaluations, against a loop over a diffusers scheduler
 optimal       256 samples of the optimal denoiser of 32,768 images, and its memory
@@ -15,13 +17,16 @@ distillation  a step against the three evaluations of its network and one backwa
 """
 
 import argparse
+import contextlib
+import json
 import os
 import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +34,7 @@ from statistics import median, quantiles
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from paper_utils import (artifacts, data, denoisers, inverse, models, networks, operators, profiles,
@@ -66,11 +72,12 @@ class Size:
     restoring: int = 50
     distilled: int = 64    # images of a step of distillation; four times as many on a GPU
     distilling: int = 2    # steps of a turn; ten times as many on a GPU
+    stored: int = 32       # artifacts of 4 MiB
 
 
 QUICK = Size(samples=2_000, images=10_000, slice=1_000, batch=4, steps=5, training=2,
              images_known=16_384, noises=2, guided=4, restored=2, restoring=5,
-             distilled=16)
+             distilled=16, stored=8)
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,93 @@ def in_turns(repeats: int, *works: Callable[[], object]) -> list[list[float]]:
         for work in works[::1 if k % 2 else -1]:
             times[work].append(seconds(work))
     return list(times.values())
+
+
+# --- the store ----------------------------------------------------------------------------------
+
+def kept(k: int) -> artifacts.Tensors:
+    """Artifact k of the benchmark, 4 MiB; computed only where it is not there yet."""
+    return artifacts.remember("bench", {"k": k}, lambda: {"x": torch.full((2**20,), float(k))})
+
+
+def plainly(k: int) -> artifacts.Tensors:
+    """The same from its file, with no more than the hash that tells whether it is damaged."""
+    path = artifacts.path_of("bench", {"k": k})
+    if artifacts.sha256(path) != path.with_name(path.name + ".sha256").read_text().strip():
+        raise UserError(f"{path} is damaged")
+    return load_file(path)
+
+
+WAYS = {"store": kept, "plain": plainly}
+
+
+def read_when_told(count: int) -> None:
+    """For each line of standard input, 'store' or 'plain', read `count` artifacts that way."""
+    torch.set_num_threads(1)
+    print("ready", flush=True)
+    for way in map(str.strip, sys.stdin):
+        right = [float(WAYS[way](k)["x"][-1]) == k for k in range(count)]
+        print(json.dumps(right), flush=True)
+
+
+class Readers:
+    """Processes that read the same artifacts at the same time."""
+
+    def __init__(self, processes: int, count: int, cache: str):
+        code = f"from paper_utils.bench import read_when_told as r; r({count})"
+        self.right = json.dumps([True] * count)
+        self.running = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE,
+                                         stdout=subprocess.PIPE, text=True,
+                                         env=os.environ | {"PAPER_UTILS_CACHE": cache})
+                        for _ in range(processes)]
+        self._expect("ready")
+
+    def read(self, way: str) -> None:
+        for process in self.running:
+            process.stdin.write(f"{way}\n")
+            process.stdin.flush()
+        self._expect(self.right)
+
+    def _expect(self, line: str) -> None:
+        for process in self.running:
+            if process.stdout.readline().strip() != line:
+                raise RuntimeError("a reader failed")
+
+    def close(self) -> None:
+        for process in self.running:
+            process.communicate()
+
+
+@contextlib.contextmanager
+def readers(*processes: int, count: int) -> Iterator[list[Readers]]:
+    """Readers of `count` artifacts in a store of their own, which have read them all once."""
+    with tempfile.TemporaryDirectory() as cache:
+        groups = [Readers(n, count, cache) for n in processes]
+        try:
+            for group in groups:
+                group.read("store")
+            yield groups
+        finally:
+            for group in groups:
+                group.close()
+
+
+def store(size: Size) -> list[Row]:
+    """Time of eight concurrent readers over that of plain reading; one reader alone.
+
+    Missed when three rounds in four, or more, are beyond the target.
+    """
+    with readers(8, 1, count=size.stored) as (eight, one):
+        ours, plain, alone = in_turns(size.repeats, lambda: eight.read("store"),
+                                      lambda: eight.read("plain"), lambda: one.read("store"))
+    low, ratio, high = quartiles_over(ours, plain)
+    what = f"store, {size.stored} artifacts of 4 MiB"
+    rates = [n * 4 * size.stored / median(times)
+             for n, times in ((8, ours), (8, plain), (1, alone))]
+    return [Row(f"{what}, eight readers against plain reading",
+                f"{ratio:.2f}x the time (quartiles {low:.2f} to {high:.2f}; {rates[0]:.0f} against "
+                f"{rates[1]:.0f} MiB/s in total)", "<= 1.10x", low <= 1.10),
+            Row(f"{what}, one reader", f"{rates[2]:.0f} MiB/s", "none", True)]
 
 
 # --- GL -----------------------------------------------------------------------------------------
@@ -669,7 +763,8 @@ def show(rows: list[Row]) -> None:
               f"{verdict}")
 
 
-PARTS = {"GL": lambda size, device: gl(size), "sampling": lambda size, device: sampling(size),
+PARTS = {"store": lambda size, device: store(size), "GL": lambda size, device: gl(size),
+         "sampling": lambda size, device: sampling(size),
          "optimal": lambda size, device: optimal(size),
          "inverse": lambda size, device: invert(size),
          "training": lambda size, device: train(size, device) + at_once(size, device),

@@ -5,12 +5,16 @@ rule written down before the numbers were seen; no threshold is tuned until it a
 """
 
 import json
+import os
+import platform
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from paper_utils import artifacts, scores
@@ -84,6 +88,8 @@ def beside_the_paper(rp: pd.DataFrame, mae: pd.DataFrame) -> pd.DataFrame:
 SECTIONS = {"unconditional": "01_unconditional", "two_regimes": "02_two_regimes",
             "conditional": "03_conditional", "inverse": "04_inverse_problems",
             "fine_tuning": "05_fine_tuning", "distillation": "06_distillation"}
+SHOWN = ("statement", "rule", "measured", "verdict")  # the columns that a notebook shows
+CPUINFO = Path("/proc/cpuinfo")
 READING = 0.01  # how well a curve can be read from a figure
 
 
@@ -104,6 +110,63 @@ class Claim:
     rule: str
     measured: str
     verdict: str
+    paper: str = ""   # what the paper says, numbers where it prints them; "": not its claim
+    grade: str = ""   # how that is known: "S" read in a source, "F" measured from a published
+    #                   curve, "M" recalled and not seen; "": a control or question of this project
+    ours: str = ""    # the numbers that decide the verdict, each with its 95 % interval
+    n: int | None = None  # noises (or what else was resampled) behind the first of them
+
+
+SAID = {"paper": "said, without a number", "grade": "S"}
+UNSEEN = {"paper": "recalled, not seen", "grade": "M"}
+SCORE, DIFFERENCE = ("score", "low", "high"), ("difference", "low", "high")
+
+
+def _ours(*parts: tuple[pd.Series | None, str], columns: Sequence[str] = SCORE) -> dict:
+    """The fields `ours` and `n` of a Claim, from rows of tables and what each is.
+
+    What it is may name columns of the row in braces. columns: those of the number and the ends of
+    its interval. n: that of the first row; a row that is None is left out.
+    """
+    parts = [(row, what) for row, what in parts if row is not None]
+    if not parts:
+        return {}
+    texts = ["{:z.2f} [{:z.2f}, {:z.2f}] ({})".format(*row[list(columns)], what.format_map(row))
+             for row, what in parts]
+    n = parts[0][0].get("n")
+    return {"ours": "; ".join(dict.fromkeys(texts)), "n": None if n is None else int(n)}
+
+
+def _least(table: pd.DataFrame, by: pd.Series) -> pd.Series | None:
+    """The first row where `by` is lowest; None of an empty table."""
+    return table.iloc[by.argmin()] if len(table) else None
+
+
+def _noises(table: pd.DataFrame, **where) -> int | None:
+    """n of the row of `table` whose columns are as in `where`, if there is one."""
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return int(table.n.iloc[0]) if "n" in table and len(table) else None
+
+
+def _span(numbers: Iterable[float], between: str = " to ") -> str:
+    """Lowest and highest number with two digits, or with more where the paper has more."""
+    numbers = list(numbers)
+    ends = [max(f"{x:.2f}", f"{x:g}", key=len) for x in (min(numbers), max(numbers))]
+    return between.join(dict.fromkeys(ends))
+
+
+def _papers_end(score: str, k: int) -> str:
+    """All widths of PAPER_CURVES at its fewest (k = 0) or most (k = -1) images."""
+    values = _span((curve[k] for curve in PAPER_CURVES[score].values()), "-")
+    return f"{values} at {PAPER_SIZES[k]} images"
+
+
+def _papers_half_way() -> str:
+    """Between which numbers of images the paper's curves of GL pass 1/2."""
+    sizes = {width: next((n, m) for (n, low), (m, high) in pairwise(zip(PAPER_SIZES, curve))
+                         if low < 0.5 <= high) for width, curve in PAPER_CURVES["GL"].items()}
+    return "; ".join(f"width {width}: {n}-{m} images" for width, (n, m) in sizes.items())
 
 
 def among(pairs: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
@@ -125,9 +188,10 @@ def worst(pairs: pd.DataFrame) -> str:
     return f"{row.model}, {row.other}"
 
 
-def high_for_every_pair(name: str, pairs: pd.DataFrame, lowest: float) -> Claim:
-    """Different diffusion models make nearly the same image from the same noise."""
-    lowest_here = pairs.score.min()
+def high_for_every_pair(name: str, pairs: pd.DataFrame,
+                        paper: Sequence[Sequence[float]]) -> Claim:
+    """Different diffusion models make nearly the same image; paper: PAPER_RP or PAPER_MAE."""
+    lowest, lowest_here = min(map(min, paper)), pairs.score.min()
     above_chance = bool((pairs.low > pairs.shuffled).all())
     verdict = ("reproduced" if lowest_here >= lowest else
                "partly: above chance, lower than the paper" if above_chance else "not reproduced")
@@ -135,7 +199,9 @@ def high_for_every_pair(name: str, pairs: pd.DataFrame, lowest: float) -> Claim:
                  f"lowest pair at least {lowest:.2f}, the paper's lowest; partly if every pair's "
                  "interval is above shuffled noises",
                  f"lowest {lowest_here:.2f} ({worst(pairs)}), highest "
-                 f"{pairs.score.max():.2f}, shuffled at most {pairs.shuffled.max():.2f}", verdict)
+                 f"{pairs.score.max():.2f}, shuffled at most {pairs.shuffled.max():.2f}", verdict,
+                 _span(sum(paper, ())), "S", **_ours((_least(pairs, pairs.score),
+                                                      "{model}, {other}")))
 
 
 def lower_without_diffusion(name: str, diffusion: pd.DataFrame, contrast: pd.DataFrame) -> Claim:
@@ -145,7 +211,9 @@ def lower_without_diffusion(name: str, diffusion: pd.DataFrame, contrast: pd.Dat
     return Claim(f"{name}: GANs and VAEs do not have the property",
                  "their highest pair is below the lowest pair of diffusion models",
                  f"highest GAN/VAE pair {high:.2f}, lowest diffusion pair {low:.2f} "
-                 f"({worst(diffusion)})", verdict)
+                 f"({worst(diffusion)})", verdict, **SAID,
+                 **_ours((_least(contrast, -contrast.score), "{model}, {other}"),
+                         (_least(diffusion, diffusion.score), "{model}, {other}")))
 
 
 def more_than(name: str, diffusion: pd.DataFrame, reference: pd.DataFrame, what: str) -> Claim:
@@ -158,32 +226,37 @@ def more_than(name: str, diffusion: pd.DataFrame, reference: pd.DataFrame, what:
                  "lowest pair of models above the highest model with the closed form",
                  f"models: {low:.2f} ({worst(diffusion)}) to {diffusion.score.max():.2f}; "
                  "with the closed form: "
-                 f"{reference.score.min():.2f} to {high:.2f}", verdict)
+                 f"{reference.score.min():.2f} to {high:.2f}", verdict,
+                 **_ours((_least(diffusion, diffusion.score), "{model}, {other}"),
+                         (_least(reference, -reference.score), "{model}, {other}")))
 
 
-def nothing_copied(gl: Mapping[str, float], held_out: float) -> Claim:
-    """The models are in the generalization regime: their samples are no training images."""
-    least = min(gl, key=gl.get)
-    verdict = "reproduced" if gl[least] >= held_out - 0.05 else "not reproduced"
+def nothing_copied(gl: pd.DataFrame, held_out: float) -> Claim:
+    """The models are in the generalization regime: their samples are no training images.
+
+    gl: columns model, GL, low, high, n.
+    """
+    least = gl.iloc[gl.GL.argmin()]
+    verdict = "reproduced" if least.GL >= held_out - 0.05 else "not reproduced"
     return Claim("GL: trained on all of CIFAR-10, the models do not copy it",
                  "lowest GL no more than 0.05 under that of held-out real images",
-                 f"lowest GL {gl[least]:.2f} ({least}), held-out real images {held_out:.2f}",
-                 verdict)
+                 f"lowest GL {least.GL:.2f} ({least.model}), held-out real images {held_out:.2f}",
+                 verdict, f"{_papers_end('GL', -1)} (U-Nets of figure 4)", "F",
+                 **_ours((least, "{model}"), columns=("GL", "low", "high")))
 
 
 def maps_alike(agreement: Mapping[tuple[str, str], float], chance: float,
                control: Mapping[tuple[str, str], float]) -> Claim:
     """The noise hyperplane is divided alike by different models; control: GANs and VAEs."""
-    least = min(agreement.values())
+    least, pair = min(agreement.values()), ", ".join(min(agreement, key=agreement.get))
     verdict = "reproduced" if least > (1 + chance) / 2 else (
         "partly: above chance" if least > chance else "not reproduced")
     return Claim("Hyperplane: different models divide the noise plane alike",
                  "every two maps name the same corner at more points than half way from chance to "
                  "all; partly if above chance",
-                 f"lowest agreement {least:.2f} "
-                 f"({', '.join(min(agreement, key=agreement.get))}), chance {chance:.2f}; "
+                 f"lowest agreement {least:.2f} ({pair}), chance {chance:.2f}; "
                  f"GANs and VAEs among themselves, our control: {min(control.values()):.2f} to "
-                 f"{max(control.values()):.2f}", verdict)
+                 f"{max(control.values()):.2f}", verdict, **SAID, ours=f"{least:.2f} ({pair})")
 
 
 def unconditional(rp: pd.DataFrame, mae: pd.DataFrame, diffusion: list[str], contrast: list[str],
@@ -195,14 +268,14 @@ def unconditional(rp: pd.DataFrame, mae: pd.DataFrame, diffusion: list[str], con
     claims = []
     for name, pairs, paper in (("RP", rp, PAPER_RP), ("MAE", mae, PAPER_MAE)):
         ours = among(pairs, diffusion)
-        claims += [high_for_every_pair(name, ours, min(map(min, paper))),
+        claims += [high_for_every_pair(name, ours, paper),
                    lower_without_diffusion(name, ours, among(pairs, contrast)),
                    more_than(name, ours, across(pairs, diffusion, ["gaussian"]),
                              "the Gaussian denoiser")]
-    found = gl.set_index("model")["GL"]
+    found = gl.set_index("model", drop=False)
     agreement, chance = scores.map_agreement({name: winners[name] for name in diffusion})
     control, _ = scores.map_agreement({name: winners[name] for name in contrast})
-    return [*claims, nothing_copied(found[diffusion].to_dict(), found["held-out"]),
+    return [*claims, nothing_copied(found.loc[diffusion], found.GL["held-out"]),
             maps_alike(agreement, chance, control)]
 
 
@@ -237,7 +310,7 @@ def _counterpart(label: str, widths: Sequence[int]) -> str:
 
 def valley(rp: pd.DataFrame) -> Claim:
     """RP falls with the number of images, has its minimum between the regimes, rises after."""
-    measured, found = [], []
+    measured, found, worst_fit = [], [], None
     rp = rp[rp.groupby("pair").images.transform("nunique") > 2]  # a valley has two sides
     for pair, curve in rp.groupby("pair", sort=False):
         curve = curve.sort_values("images")
@@ -245,6 +318,8 @@ def valley(rp: pd.DataFrame) -> Claim:
         falls, rises = (bool((side.low > lowest.high).any()) for side in
                         (curve[curve.images < lowest.images], curve[curve.images > lowest.images]))
         found.append((falls, rises, lowest.inside))
+        if worst_fit is None or sum(found[-1]) < worst_fit[0]:
+            worst_fit = sum(found[-1]), (curve.iloc[0], lowest, curve.iloc[-1])
         measured.append(f"{pair}: {curve.score.iloc[0]:.2f} at {curve.images.iloc[0]}, lowest "
                         f"{lowest.score:.2f} at {lowest.images} ({_where(lowest, curve)}), "
                         f"{curve.score.iloc[-1]:.2f} at {curve.images.iloc[-1]}")
@@ -257,7 +332,12 @@ def valley(rp: pd.DataFrame) -> Claim:
     return Claim("RP falls with the number of images, is lowest between the regimes, rises after",
                  "every two widths: on either side of the lowest some size has a higher interval, "
                  f"and the lowest is at more than {MEMORIZATION} and less than "
-                 f"{GENERALIZATION:.0f} images; partly if some of it", "; ".join(measured), verdict)
+                 f"{GENERALIZATION:.0f} images; partly if some of it", "; ".join(measured), verdict,
+                 f"falls from {_papers_end('RP', 0)} to "
+                 f"{_span(map(min, PAPER_CURVES['RP'].values()), '-')}, rises to "
+                 f"{_papers_end('RP', -1)}", "F",
+                 **_ours(*((row, "{pair} at {images} images") for row in
+                           (worst_fit[1] if worst_fit else ()))))
 
 
 def _lowest(curve: pd.DataFrame) -> pd.Series:
@@ -290,24 +370,30 @@ def moves_right(gl: pd.DataFrame) -> list[Claim]:
     gl = gl[gl.groupby("width").images.transform("nunique") > 1]
     for width, curve in gl.groupby("width"):
         curve = curve.sort_values("images")
-        ends[width] = (curve.score.iloc[0], curve.score.iloc[-1])
+        ends[width] = curve.iloc[0], curve.iloc[-1]
         middles[width] = half_way(curve)
-    all_low, all_high = (all(f(end) for end in ends.values())
-                         for f in (lambda e: e[0] < 0.5, lambda e: e[1] > 0.9))
+    highest, lowest = (pick((end[k] for end in ends.values()), key=lambda row: row.score,
+                            default=None) for pick, k in ((max, 0), (min, 1)))
+    apart = bool(ends) and highest.score < 0.5 and lowest.score > 0.9
     shape = Claim("GL goes from 0 (copies) to 1 (none) with the number of training images",
                   "every width: under 0.5 at its fewest images, above 0.9 at its most",
-                  "; ".join(f"width {w}: {a:.2f} to {b:.2f}" for w, (a, b) in ends.items()),
+                  "; ".join(f"width {w}: {a.score:.2f} to {b.score:.2f}"
+                            for w, (a, b) in ends.items()),
                   "not decided: too few sizes trained" if not ends else
-                  "reproduced" if all_low and all_high else "not reproduced")
+                  "reproduced" if apart else "not reproduced",
+                  f"{_papers_end('GL', 0)}, {_papers_end('GL', -1)}", "F",
+                  **_ours((highest, "width {width:.0f}, {images:.0f} images"),
+                          (lowest, "width {width:.0f}, {images:.0f} images")))
     known = [m for m in middles.values() if m]
     ordered = len(known) == len(middles) > 1 and all(a < b for a, b in pairwise(known))
     verdict = ("reproduced" if ordered else "not decided: too few widths trained"
                if len(middles) < 2 else "not decided: a width never passes 1/2 here"
                if len(known) < len(middles) else "not reproduced")
+    passed = "; ".join(f"width {w}: " + (f"{m:.0f} images" if m else "never")
+                       for w, m in middles.items())
     return [shape, Claim("The larger the model, the more images it can memorize",
-                         "GL passes 1/2 at more images for every larger width",
-                         "; ".join(f"width {w}: " + (f"{m:.0f} images" if m else "never")
-                                   for w, m in middles.items()), verdict)]
+                         "GL passes 1/2 at more images for every larger width", passed, verdict,
+                         _papers_half_way(), "F", ours=passed)]
 
 
 def leaves_the_optimum(optimal: pd.DataFrame) -> Claim:
@@ -316,6 +402,8 @@ def leaves_the_optimum(optimal: pd.DataFrame) -> Claim:
     ends = {w: c.sort_values("images").iloc[[0, -1]] for w, c in optimal.groupby("width")}
     falls = all(e.low.iloc[0] > e.high.iloc[1] for e in ends.values())
     gone = all(e.low.iloc[1] < 0.01 for e in ends.values())
+    worst_fit = max(ends.values(), default=optimal, key=lambda e: (
+        e.low.iloc[0] <= e.high.iloc[1], e.low.iloc[1]))
     verdict = ("not decided: too few sizes trained" if not ends else
                "reproduced" if falls and gone else
                "partly: it falls" if falls else "not reproduced")
@@ -323,7 +411,10 @@ def leaves_the_optimum(optimal: pd.DataFrame) -> Claim:
                  "every width: the interval at the fewest images is above that at the most, and "
                  "that reaches under 0.01",
                  "; ".join(f"width {w}: {e.score.iloc[0]:.2f} to {e.score.iloc[1]:.2f}"
-                           for w, e in ends.items()), verdict)
+                           for w, e in ends.items()), verdict,
+                 f"{_papers_end('optimal', 0)}, {_papers_end('optimal', -1)}", "F",
+                 **_ours(*((row, "width {width:.0f}, {images:.0f} images")
+                           for _, row in worst_fit.iterrows())))
 
 
 def halves_agree(halves: pd.DataFrame, gaussian: pd.DataFrame) -> Claim:
@@ -348,7 +439,10 @@ def halves_agree(halves: pd.DataFrame, gaussian: pd.DataFrame) -> Claim:
                "partly: no more than with the Gaussian denoiser")
     measured = (f"{first.score:.2f} at {first.images:.0f} images, {last.score:.2f} at "
                 f"{last.images:.0f}; there with the Gaussian denoiser {control.score.max():.2f}")
-    return Claim(statement, rule, measured, verdict)
+    return Claim(statement, rule, measured, verdict, **_ours(
+        (last, "width {width:.0f}, {images:.0f} images"),
+        (first, "width {width:.0f}, {images:.0f} images"),
+        (_least(control, -control.score), "with the Gaussian denoiser")))
 
 
 def more_than_gaussian(rp: pd.DataFrame, gaussian: pd.DataFrame, what: str = "widths") -> Claim:
@@ -356,14 +450,17 @@ def more_than_gaussian(rp: pd.DataFrame, gaussian: pd.DataFrame, what: str = "wi
     statement = (f"With the most images the {what} agree with each other more than with the "
                  "Gaussian denoiser (our control)")
     rule, most = "lowest pair above the highest agreement with it", rp.images.max()
-    ours, theirs = rp[rp.images == most].score, gaussian[gaussian.images == most].score
+    pairs, forms = rp[rp.images == most], gaussian[gaussian.images == most]
+    ours, theirs = pairs.score, forms.score
     if ours.empty or theirs.empty:
         return Claim(statement, rule, "no pair", "not decided: not trained yet")
     verdict = "yes" if ours.min() > theirs.max() else (
         "no: they may agree because each is near it")
     measured = (f"at {most} images: pairs {ours.min():.2f} to {ours.max():.2f}, with the Gaussian "
                 f"{theirs.min():.2f} to {theirs.max():.2f}")
-    return Claim(statement, rule, measured, verdict)
+    return Claim(statement, rule, measured, verdict, **_ours(
+        (_least(pairs, ours), "{way}" if "way" in pairs else "{pair}"),
+        (_least(forms, -theirs), "with the Gaussian denoiser")))
 
 
 def mixture_crosses(errors: pd.DataFrame, crossings: pd.DataFrame) -> Claim:
@@ -375,13 +472,16 @@ def mixture_crosses(errors: pd.DataFrame, crossings: pd.DataFrame) -> Claim:
     verdict = ("not reproduced" if low[sizes[0]] or not low[sizes[-1]] else
                "reproduced" if lowest in set(found.sigma) else
                "not decided: the two truths are nearer to each other than the network is to them")
+    there = "; ".join(f"crossing at {n:.0f} points" for n in found.crossing[found.sigma == lowest])
     return Claim("Mixture of Gaussians: with more data the network leaves the empirical optimum "
                  "for the ground truth (settings and rule are ours)",
                  "at the lowest noise level the empirical optimum is nearer with the fewest points "
                  "and the ground truth with the most; only crossings count where the two are "
                  "farther from each other than the network is from them",
                  "; ".join(f"sigma {r.sigma:g}: at {r.crossing:.0f} points"
-                           for r in found.itertuples()) or "no decided crossing", verdict)
+                           for r in found.itertuples()) or "no decided crossing", verdict,
+                 "studied, settings not seen", "S",
+                 ours=f"{there or 'no decided crossing'} (sigma {lowest:g})")
 
 
 def two_regimes(rp: pd.DataFrame, gl: pd.DataFrame, optimal: pd.DataFrame, gaussian: pd.DataFrame,
@@ -407,7 +507,7 @@ def carries_over(gaps: pd.DataFrame, rp_cond: pd.DataFrame) -> Claim:
             "unconditional RP of the same noises (interval of the difference), and all RP_cond are "
             "above the same class from shuffled noises")
     if gaps.empty:
-        return Claim(statement, rule, "no pair", "not decided: not trained yet")
+        return Claim(statement, rule, "no pair", "not decided: not trained yet", **SAID)
     verdict = ("not reproduced" if not (rp_cond.low > rp_cond.shuffled).all() else
                "reproduced" if (gaps.low > -MARGIN).all() else
                "partly: above chance, lower than without classes" if (gaps.high < -MARGIN).any()
@@ -418,7 +518,9 @@ def carries_over(gaps: pd.DataFrame, rp_cond: pd.DataFrame) -> Claim:
                  f"{rp_cond.score.max():.2f}, shuffled at most {rp_cond.shuffled.max():.2f}; of "
                  f"{len(gaps)} pairs of equal budget the least is {least.model}, {least.other}: "
                  f"{least.score:.2f} against {least.twins:.2f} without classes, difference "
-                 f"{least.difference:.2f} [{least.low:.2f}, {least.high:.2f}]", verdict)
+                 f"{least.difference:.2f} [{least.low:.2f}, {least.high:.2f}]", verdict, **SAID,
+                 **_ours((least, "{model}, {other}: RP_cond minus RP of their twins"),
+                         columns=DIFFERENCE))
 
 
 def one_class_is_the_unconditional(between: pd.DataFrame, unconditional: pd.DataFrame) -> Claim:
@@ -429,7 +531,7 @@ def one_class_is_the_unconditional(between: pd.DataFrame, unconditional: pd.Data
             "if every pair's interval is above the maximum over as many samples of the conditional "
             "model from other noises")
     if between.empty or unconditional.empty:
-        return Claim(statement, rule, "no pair", "not decided: not trained yet")
+        return Claim(statement, rule, "no pair", "not decided: not trained yet", **UNSEEN)
     above = int((between.low > between.random).sum())
     verdict = ("reproduced" if between.score.min() >= unconditional.score.min()
                and above == len(between) else
@@ -440,7 +542,10 @@ def one_class_is_the_unconditional(between: pd.DataFrame, unconditional: pd.Data
                  f"RP_between {between.score.min():.2f} ({worst(between)}) to "
                  f"{between.score.max():.2f}, random samples {between.random.min():.2f} to "
                  f"{between.random.max():.2f}, two unconditional models "
-                 f"{unconditional.score.min():.2f} to {unconditional.score.max():.2f}", verdict)
+                 f"{unconditional.score.min():.2f} to {unconditional.score.max():.2f}", verdict,
+                 **UNSEEN, **_ours((_least(between, between.score), "{model}, {other}"),
+                                   (_least(unconditional, unconditional.score),
+                                    "unconditional: {model}, {other}")))
 
 
 def guidance_matters(curves: pd.DataFrame) -> Claim:
@@ -457,7 +562,10 @@ def guidance_matters(curves: pd.DataFrame) -> Claim:
     return Claim(statement, rule,
                  f"median RP_cond {plain.score.median():.2f} at weight 1, "
                  f"{strong.score.median():.2f} at {most:g}; differences "
-                 f"{strong.change.min():+.2f} to {strong.change.max():+.2f}", verdict)
+                 f"{strong.change.min():+.2f} to {strong.change.max():+.2f}", verdict,
+                 **_ours((_least(strong, -strong.change.abs()),
+                          "{pair}: weight {guidance:g} minus weight 1"),
+                         columns=("change", "change low", "change high")))
 
 
 def conditional(rp_cond: pd.DataFrame, gaps: pd.DataFrame, unconditional: pd.DataFrame,
@@ -494,7 +602,7 @@ def partial_with_few(rp: pd.DataFrame, gl: pd.DataFrame, with_base: pd.DataFrame
     pairs, copied, still = (table[table.images == n].set_index("way")
                             for table in (pairs, gl, with_base))
     if not {way, "scratch"} <= set(pairs.index) & set(copied.index):
-        return Claim(statement, rule, "not trained yet", "not decided: not trained yet")
+        return Claim(statement, rule, "not trained yet", "not decided: not trained yet", **UNSEEN)
     lower = pairs.high[way] < pairs.low["scratch"]
     higher = copied.low[way] > copied.high["scratch"]
     verdict = ("reproduced" if lower and higher else "partly: only RP is lower" if lower else
@@ -503,13 +611,17 @@ def partial_with_few(rp: pd.DataFrame, gl: pd.DataFrame, with_base: pd.DataFrame
                  f"at {n} images: RP {pairs.score[way]:.2f} against {pairs.score['scratch']:.2f} "
                  f"from scratch, GL {copied.score[way]:.2f} against {copied.score['scratch']:.2f}; "
                  f"with the network it started from RP {still.score[way]:.2f}, the two such "
-                 f"networks with each other {bases}", verdict)
+                 f"networks with each other {bases}", verdict, **UNSEEN,
+                 **_ours(*((table.loc[which], f"{score}, {which}, {n} images")
+                           for score, table in (("RP", pairs), ("GL", copied))
+                           for which in (way, "scratch"))))
 
 
-def shared_start(gain: pd.DataFrame) -> Claim:
+def shared_start(gain: pd.DataFrame, rp: pd.DataFrame | None = None) -> Claim:
     """Does a shared start explain the agreement of fine-tuned models?
 
-    gain: fine_tuning.shared_start, a row per way and number of images.
+    gain: fine_tuning.shared_start, a row per way and number of images; rp: of two starts, to know
+    the number of noises.
     """
     statement = ("Two fine-tunings of one pre-trained model agree more than those of two (our "
                  "question)")
@@ -521,17 +633,20 @@ def shared_start(gain: pd.DataFrame) -> Claim:
                f"more at {more}, less at {less} of {len(gain)} ways and sizes" if more or less
                else "no difference seen")
     widest = gain.loc[gain.difference.idxmax()]
+    ours = _ours((widest, "{way} on {images} images, the largest"), columns=DIFFERENCE)
+    if rp is not None:
+        ours["n"] = _noises(rp, way=widest.way, images=widest.images)
     return Claim(statement, rule,
                  f"differences {gain.difference.min():+.2f} to {gain.difference.max():+.2f}; the "
                  f"largest: {widest.way} on {widest.images} images, {widest.same:.2f} and "
-                 f"{widest.different:.2f}", verdict)
+                 f"{widest.different:.2f}", verdict, **ours)
 
 
 def fine_tuning(rp: pd.DataFrame, gl: pd.DataFrame, gain: pd.DataFrame, with_base: pd.DataFrame,
                 bases: Score, gaussian: pd.DataFrame) -> list[Claim]:
     """The claims of appendix G, from the tables of `fine_tuning`."""
     different = rp[rp.pair == "different starts"]
-    return [partial_with_few(rp, gl, with_base, bases), shared_start(gain),
+    return [partial_with_few(rp, gl, with_base, bases), shared_start(gain, different),
             more_than_gaussian(different, gaussian, "networks of each way")]
 
 
@@ -549,9 +664,12 @@ def families_differ(gaps: pd.DataFrame, blocks: pd.DataFrame) -> Claim:
     verdict = ("reproduced" if clear.all() else
                f"partly: lower across on {below.sum()} of {len(below)} tasks, by more than "
                f"{MARGIN} on {clear.sum()}" if below.any() else "not reproduced")
+    least = _least(gaps, gaps.low)
+    ours = _ours((least, "{task}: {block} minus across"), columns=DIFFERENCE)
+    ours["n"] = _noises(blocks, task=least.task, block=least.block)
     return Claim(statement, rule, "; ".join(
         f"{task}: " + ", ".join(f"{row.block} {row.score:.2f}" for row in part.itertuples())
-        for task, part in blocks.groupby("task", sort=False)), verdict)
+        for task, part in blocks.groupby("task", sort=False)), verdict, **SAID, **ours)
 
 
 def noise_decides(blocks: pd.DataFrame) -> Claim:
@@ -565,7 +683,9 @@ def noise_decides(blocks: pd.DataFrame) -> Claim:
                  "on every task and block the interval of RP is above RP of restorations from "
                  "other noises",
                  f"same noise {known.score.min():.2f} to {known.score.max():.2f}, other noise "
-                 f"{known['other noise'].min():.2f} to {known['other noise'].max():.2f}", verdict)
+                 f"{known['other noise'].min():.2f} to {known['other noise'].max():.2f}", verdict,
+                 **_ours((_least(known, known.low - known["other noise"]),
+                          "{task}: {block}, from other noises {other noise:.2f}")))
 
 
 def gap_grows(curves: pd.DataFrame) -> Claim:
@@ -581,7 +701,8 @@ def gap_grows(curves: pd.DataFrame) -> Claim:
     verdict = "yes" if falls and most else "it falls, not more than inside" if falls else "no"
     return Claim(statement, rule, "; ".join(
         f"{block} {weak.score[block]:.2f} to {strong.score[block]:.2f}" for block in change),
-        verdict)
+        verdict, **_ours(*((part.loc["across"], "across, step size {x:g}")
+                           for part in (strong, weak))))
 
 
 def determinism(table: pd.DataFrame) -> Claim:
@@ -593,7 +714,8 @@ def determinism(table: pd.DataFrame) -> Claim:
                  "of one model (our question)", "intervals apart",
                  f"two models, deterministic {mine.score:.2f}; one model, stochastic "
                  f"{alone.score:.2f}; two models, stochastic with the same fresh noise "
-                 f"{rows.score['two models, same fresh noise']:.2f}", verdict)
+                 f"{rows.score['two models, same fresh noise']:.2f}", verdict,
+                 **_ours((mine, "two models, deterministic"), (alone, "one model, stochastic")))
 
 
 def leaves_the_distribution(guided: Mapping[str, Mapping[float, pd.DataFrame]],
@@ -607,6 +729,7 @@ def leaves_the_distribution(guided: Mapping[str, Mapping[float, pd.DataFrame]],
               for name, by in guided.items()}
     most = {name: by[max(by)] for name, by in shares.items()}
     plain = {name: by[0.0] for name, by in shares.items()}
+    least, highest = min(most, key=most.get), max(plain, key=plain.get)
     verdict = ("not decided: without guidance it is outside too" if max(plain.values()) > 0.5 else
                "reproduced" if min(most.values()) > 0.5 else
                "partly: for some models" if max(most.values()) > 0.5 else "not reproduced")
@@ -617,7 +740,9 @@ def leaves_the_distribution(guided: Mapping[str, Mapping[float, pd.DataFrame]],
                  "without guidance for none",
                  "; ".join(f"{name}: " + ", ".join(f"zeta {zeta:g} at {share:.0%}" for zeta, share
                                                    in by.items()) for name, by in shares.items()),
-                 verdict)
+                 verdict, **UNSEEN,
+                 ours=f"{most[least]:.0%} ({least}, zeta {max(shares[least]):g}); "
+                      f"{plain[highest]:.0%} ({highest}, not guided)")
 
 
 def inverse_problems(gaps: pd.DataFrame, blocks: pd.DataFrame, over_zeta: pd.DataFrame,
@@ -645,13 +770,15 @@ def progressive_agrees(pairs: pd.DataFrame) -> Claim:
                  f"every RP at least {min(numbers):.2f}, the paper's lowest (its highest is "
                  f"{max(numbers):.2f}); partly if every interval is above shuffled noises",
                  f"{pairs.score.min():.2f} ({worst(pairs)}) to {pairs.score.max():.2f}, shuffled "
-                 f"at most {pairs.shuffled.max():.2f}", verdict)
+                 f"at most {pairs.shuffled.max():.2f}", verdict, _span(numbers), "S",
+                 **_ours((_least(pairs, pairs.score), "{model}, {other}")))
 
 
 def consistency_agrees_less(ct: pd.DataFrame, progressive: pd.DataFrame) -> Claim:
     """RP of consistency training and of the progressive student with the same models, in one order.
     """
-    numbers = [value for other, value in _paper_rp("CT").items() if other != "Progressivev1"]
+    numbers, theirs = ([value for other, value in _paper_rp(one).items() if other != two]
+                       for one, two in (("CT", "Progressivev1"), ("Progressivev1", "CT")))
     lower = [a.high < b.low for a, b in zip(ct.itertuples(), progressive.itertuples())]
     higher = [a.low > b.high for a, b in zip(ct.itertuples(), progressive.itertuples())]
     verdict = ("reproduced" if all(lower) else
@@ -662,7 +789,10 @@ def consistency_agrees_less(ct: pd.DataFrame, progressive: pd.DataFrame) -> Clai
                  f"lower RP with every model, intervals apart (the paper: {min(numbers):.2f} to "
                  f"{max(numbers):.2f})",
                  f"ct {ct.score.min():.2f} ({worst(ct)}) to {ct.score.max():.2f}, progressive "
-                 f"{progressive.score.min():.2f} to {progressive.score.max():.2f}", verdict)
+                 f"{progressive.score.min():.2f} to {progressive.score.max():.2f}", verdict,
+                 f"{_span(numbers)}, progressive {_span(theirs)}", "S",
+                 **_ours(*((_least(table, progressive.low - ct.high), "{model}, {other}")
+                           for table in (ct, progressive))))
 
 
 def students_of_each_other(rp: pd.DataFrame, others: Sequence[str]) -> Claim:
@@ -678,7 +808,9 @@ def students_of_each_other(rp: pd.DataFrame, others: Sequence[str]) -> Claim:
                  "RP of ct and progressive-1 is above that of ct with every model of many steps, "
                  "its interval too; partly if the number alone is, or is above their median",
                  f"{both.score:.2f} [{both.low:.2f}, {both.high:.2f}]; ct with the others "
-                 f"{ct.score.min():.2f} to {ct.score.max():.2f}", verdict)
+                 f"{ct.score.min():.2f} to {ct.score.max():.2f}", verdict,
+                 _span([_paper_rp("CT")["Progressivev1"]]), "S",
+                 **_ours((both, "{model}, {other}"), (_least(ct, -ct.score), "{model}, {other}")))
 
 
 def distilling_helps(with_teacher: pd.DataFrame, undistilled: str) -> Claim:
@@ -690,7 +822,9 @@ def distilling_helps(with_teacher: pd.DataFrame, undistilled: str) -> Claim:
     return Claim("One step of a student agrees with the teacher more than the teacher's own one "
                  "step (our control)", "RP with the teacher's samples, intervals apart",
                  f"without distillation {plain.score:.2f}; " + ", ".join(
-                     f"{name} {score:.2f}" for name, score in students.score.items()), verdict)
+                     f"{name} {score:.2f}" for name, score in students.score.items()), verdict,
+                 **_ours((_least(students.reset_index(), students.low), "{series}"),
+                         (plain, "without distillation")))
 
 
 def blur_explains(gains: pd.DataFrame, sharp: Mapping[str, float]) -> Claim:
@@ -702,6 +836,7 @@ def blur_explains(gains: pd.DataFrame, sharp: Mapping[str, float]) -> Claim:
                      for width in (gains.width.min(), gains.width.max()))
     ahead = plain.index[plain.low > 0]
     kept = [name for name in ahead if widest.low[name] > 0]
+    first = plain.low.idxmax()
     verdict = ("nothing to explain: no student agrees more than its teacher" if not len(ahead) else
                "yes" if not kept else "no" if len(kept) == len(ahead) else
                f"for {len(ahead) - len(kept)} of {len(ahead)}")
@@ -712,7 +847,9 @@ def blur_explains(gains: pd.DataFrame, sharp: Mapping[str, float]) -> Claim:
                  "; ".join(f"{name}: {plain.difference[name]:+.2f} unfiltered, "
                            f"{widest.difference[name]:+.2f} at {gains.width.max():g} pixels, "
                            f"sharpness {sharp[name]:.2f}" for name in plain.index)
-                 + f"; teacher's sharpness {sharp['teacher']:.2f}", verdict)
+                 + f"; teacher's sharpness {sharp['teacher']:.2f}", verdict,
+                 **_ours((plain.loc[first], f"{first}, unfiltered"),
+                         (widest.loc[first], f"{first}, {{width:g}} pixels"), columns=DIFFERENCE))
 
 
 def distillation(rp: pd.DataFrame, others: Sequence[str], with_teacher: pd.DataFrame,
@@ -742,10 +879,22 @@ def _in_order(pairs: pd.DataFrame, others: Sequence[str]) -> pd.DataFrame:
     return pairs.assign(which=which).set_index("which").loc[list(others)].reset_index(drop=True)
 
 
+def hardware(device: str = "cpu") -> str:
+    """What computes here, in one line: the GPU's name, or the number of cores and their model."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    model = re.search(r"model name\s*:\s*(.+)", CPUINFO.read_text()) if CPUINFO.exists() else None
+    name = model[1].strip() if model else platform.processor() or platform.machine()
+    return f"{os.cpu_count()} x {name}, CPU"
+
+
 def load(folder: Path) -> dict[str, list[dict]]:
-    """The claims of every section as they stand in claims.json; of one that has not run: []."""
-    known = _known(folder / "claims.json")
-    return {section: known.get(section, []) for section in SECTIONS}
+    """The claims of every section as they stand in claims.json; of one that has not run: [].
+
+    What an older file does not have is as in a Claim without it, and hardware ''.
+    """
+    known, blank = _known(folder / "claims.json"), asdict(Claim("", "", "", "")) | {"hardware": ""}
+    return {section: [blank | row for row in known.get(section, [])] for section in SECTIONS}
 
 
 def _known(path: Path) -> dict[str, list[dict]]:
@@ -764,10 +913,12 @@ def overview(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["notebook", "statement", "verdict"])
 
 
-def save(claims: Iterable[Claim], section: str, output: Output) -> pd.DataFrame:
-    """Write the claims of a section into claims.json and as a table; returns the table.
+def save(claims: Iterable[Claim], section: str, output: Output,
+         device: str = "cpu") -> pd.DataFrame:
+    """Write the claims of a section into claims.json and as a table; returns the columns SHOWN.
 
-    section: one of SECTIONS; what is in claims.json of none of them is dropped.
+    section: one of SECTIONS; what is in claims.json of none of them is dropped. device: what
+    computed them, for claims.json alone: the table does not depend on the machine.
     """
     choose(section, SECTIONS, "section of claims.json")
     rows = [asdict(claim) for claim in claims]
@@ -775,6 +926,8 @@ def save(claims: Iterable[Claim], section: str, output: Output) -> pd.DataFrame:
     with artifacts.locked(path):  # notebooks of other sections may be running
         known = _known(path)
         known = {name: known[name] for name in known if name in SECTIONS}
-        text = json.dumps(known | {section: rows}, indent=1)
+        here = {"hardware": hardware(device)}
+        text = json.dumps(known | {section: [row | here for row in rows]}, indent=1)
         artifacts.replace_file(path, text.encode())
-    return output.table(pd.DataFrame(rows), f"tab_claims_{section}")
+    table = pd.DataFrame(rows, columns=[field.name for field in fields(Claim)])
+    return output.table(table.astype({"n": "Int64"}), f"tab_claims_{section}")[list(SHOWN)]

@@ -420,8 +420,9 @@ def hyperplane_maps(maps: Mapping[str, tuple[Tensor, Tensor]], extent: tuple[flo
         for axis in axes.flat[len(maps):]:
             axis.set_visible(False)
         for axis, (name, (winner, strength)) in zip(axes.flat, maps.items()):
-            axis.imshow(_shaded(winner, strength), origin="lower", extent=(low, high, low, high),
-                        interpolation="nearest")
+            half = (high - low) / (len(winner) - 1) / 2  # every point in the middle of its cell
+            axis.imshow(shaded(winner, strength), origin="lower", interpolation="nearest",
+                        extent=2 * (low - half, high + half))
             corners = ((0, 0), (1, 0), (0, 1))
             for (x, y), colour, label in zip(corners, CORNERS, "123"):
                 axis.plot(x, y, "o", ms=8, mfc="white", mec=colour, mew=1.5)
@@ -434,7 +435,7 @@ def hyperplane_maps(maps: Mapping[str, tuple[Tensor, Tensor]], extent: tuple[flo
     return figure
 
 
-def _shaded(winner: Tensor, strength: Tensor) -> np.ndarray:
+def shaded(winner: Tensor, strength: Tensor) -> np.ndarray:
     """Corner colours fading to white with the similarity, [g, g, 3]."""
     colours = np.array([to_rgb(c) for c in CORNERS])[winner.numpy()]
     weight = strength.clamp(0, 1).numpy()[..., None]

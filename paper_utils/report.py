@@ -3,29 +3,32 @@
     python -m paper_utils.report --profile laptop          (make report: the figures first)
 
 Sphinx and MyST-NB turn the executed notebooks into pages of figures/<profile>/report/; the front
-page has every verdict of claims.json, every figure with its notebook and data, what each notebook
-took, and where it ran. It opens from the file system. What has not run is listed as such.
+page has every verdict of claims.json, every figure with its notebook and data, what it cost, and
+where it ran. It opens from the file system. What has not run is listed as such.
 """
 
 import argparse
 import html
-import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 
-from paper_utils import claims, profiles
+from paper_utils import claims, graph, profiles
+from paper_utils import jobs as builder
 from paper_utils.errors import UserError, choose
+from paper_utils.graph import Job
 from paper_utils.plots import FIGURES
+from paper_utils.profiles import Profile
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = {"reproduced": "#007A5A", "yes": "#007A5A", "partly": "#96690A",
@@ -74,14 +77,20 @@ def _figures(book: nbformat.NotebookNode) -> tuple[tuple[str, tuple[str, ...]], 
 
 # --- the parts of the front page ----------------------------------------------------------------
 
-def _verdict_part(found: list[Page], folder: Path) -> str:
-    lines = ["## Verdicts", "", "Every rule was written down before its numbers were seen. A claim "
-             "is the paper's unless it says otherwise; one that is *recalled* was not seen in a "
-             "source."]
+HEAD = ("verdict", "claim", "the paper (grade)", "ours [95 % interval]", "n")
+GRADES = ("Grades of what the paper says: S read in a source, F measured from a published curve, M "
+          "recalled and not seen; without a grade it is this project's control or question. n is "
+          "the number of noises, or of what else was resampled, behind the first number.")
+
+
+def _verdict_part(found: list[Page], folder: Path, jobs: Mapping[str, Job]) -> str:
+    lines = ["## Verdicts", "", "Every rule was written down before its numbers were seen; a claim "
+             f"opens to its rule and all that was measured. {GRADES}"]
     known = {page.name: page for page in found}
     for section, rows in claims.load(folder).items():
         page = known[claims.SECTIONS[section]]
-        lines += ["", f"### {_linked(page)}", "", *map(_claim, rows)] + ["*Not run.*"] * (not rows)
+        lines += ["", f"### {_linked(page)}", ""]
+        lines += [_claims(rows)] if rows else [_not_run(page, jobs)]
     return "\n".join(lines)
 
 
@@ -89,13 +98,31 @@ def _linked(page: Page) -> str:
     return f"[{page.title}]({page.name}.ipynb)" if page.there else page.title
 
 
+def _claims(rows: list[dict]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in HEAD)
+    where = " and ".join(sorted({row["hardware"] for row in rows} - {""}))
+    computed = f"<p>Computed on {html.escape(where)}.</p>" if where else ""
+    return (f'<div class="table-wrapper"><table><thead><tr>{head}</tr></thead><tbody>'
+            f'{"".join(map(_claim, rows))}</tbody></table></div>{computed}\n')
+
+
 def _claim(row: dict) -> str:
     first = re.match(rf"({'|'.join(COLOURS)})\b", row["verdict"])
     colour = COLOURS[first[1]] if first else "#6B6B6B"
-    text = {key: html.escape(value) for key, value in row.items()}
-    return (f'<details><summary><strong style="color:{colour}">{text["verdict"]}</strong> · '
-            f'{text["statement"]}</summary><p><em>Measured:</em> {text["measured"]}.</p>'
-            f'<p><em>Rule:</em> {text["rule"]}.</p></details>\n')
+    text = {key: "" if value is None else html.escape(str(value)) for key, value in row.items()}
+    grade = f' ({text["grade"]})' if row["grade"] else ""
+    return (f'<tr><td><strong style="color:{colour}">{text["verdict"]}</strong></td>'
+            f'<td><details><summary>{text["statement"]}</summary>'
+            f'<p><em>Measured:</em> {text["measured"]}.</p><p><em>Rule:</em> {text["rule"]}.</p>'
+            f'</details></td><td>{text["paper"] or "-"}{grade}</td><td>{text["ours"] or "-"}</td>'
+            f'<td>{text["n"] or "-"}</td></tr>')
+
+
+def _not_run(page: Page, jobs: Mapping[str, Job]) -> str:
+    """That a notebook has not run, and which of its jobs failed."""
+    why = [f"`{name}` failed: {html.escape(reason)}" for name, reason in graph.failed(jobs).items()
+           if page.name in jobs[name].notebooks]
+    return "*Not run.* " + "; ".join(why)
 
 
 def _figure_part(found: list[Page], folder: Path) -> str:
@@ -117,59 +144,80 @@ def _figure(page: Page, name: str, tables: tuple[str, ...], folder: Path) -> str
             "</figcaption></figure>\n")
 
 
-def ledger(found: list[Page], folder: Path) -> pd.DataFrame:
-    """What each notebook took when it last ran here: minutes, CPU minutes, peak memory.
+def ledger(found: list[Page], folder: Path, jobs: Mapping[str, Job], device: str) -> pd.DataFrame:
+    """What each notebook's figures cost: its models, estimated and used, and itself.
 
-    From the benchmarks of the workflow; a notebook run by hand has none.
+    Hours of models are those of every job that it needs, on `device`; a model that several
+    notebooks need is in each of their rows. Used are the jobs that are done, by their markers. The
+    notebook's own minutes come from the benchmarks of the workflow; one run by hand has none.
     """
-    rows = []
+    done, rows = graph.done(jobs), []
     for page in found:
         path = folder / "executed" / f"{page.name}.tsv"
         cost = pd.read_csv(path, sep="\t").iloc[-1] if path.exists() else None
         state = "done" if page.there else "not run"
         if (folder / "executed" / f"{page.name}.failed.ipynb").exists():
             state = "failed"
+        needed = [job for job in jobs.values() if page.name in job.notebooks]
+        used = [done[job.name] for job in needed if job.name in done]
         measured = (None,) * 3 if cost is None else (
             cost.s / 60, pd.to_numeric(cost.cpu_time, errors="coerce") / 60,
             pd.to_numeric(cost.max_rss, errors="coerce") / 1024)
-        rows.append((page.name, state, *measured, len(page.figures)))
-    return pd.DataFrame(rows, columns=["notebook", "state", "minutes", "CPU minutes",
-                                       "peak memory, GiB", "figures"])
+        rows.append((page.name, state, sum(job.minutes(device) for job in needed) / 60,
+                     *(sum(row[key] for row in used) / 60 if used else None
+                       for key in ("minutes", "CPU minutes")),
+                     *measured, ", ".join(name for name, _ in page.figures)))
+    return pd.DataFrame(rows, columns=["notebook", "state", "models, estimated hours",
+                                       "used", "of it CPU hours", "notebook, minutes",
+                                       "CPU minutes", "peak memory, GiB", "figures"])
 
 
 def environment(profile: str) -> pd.DataFrame:
     """The machine and the versions that this page was built with."""
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
                             capture_output=True, text=True).stdout.strip() or "unknown"
-    rows = {"profile": profile, "commit": commit, "machine": f"{platform.machine()}, {_cpu()}",
+    rows = {"profile": profile, "commit": commit, "machine": f"{platform.machine()}, {claims.hardware()}",
             "system": platform.platform(terse=True), "Python": platform.python_version()}
     rows |= {name: metadata.version(name) for name in ("torch", "torchvision", "diffusers",
                                                        "matplotlib", "numpy")}
     return pd.DataFrame(rows.items(), columns=["what", "value"])
 
 
-def _cpu() -> str:
-    path = Path("/proc/cpuinfo")
-    name = re.search(r"model name\s*:\s*(.+)", path.read_text()) if path.exists() else None
-    return f"{os.cpu_count()} x {name[1] if name else platform.processor() or 'CPU'}"
-
-
 def _table(table: pd.DataFrame) -> str:
     return table.to_html(index=False, border=0, na_rep="-", float_format="{:.1f}".format)
 
 
+def _cost_part(found: list[Page], folder: Path, profile: Profile, jobs: Mapping[str, Job]) -> str:
+    device = graph.kind_of(profile.device)
+    text = (f"Hours of models are {'GPU-hours' if device == 'cuda' else 'hours on two cores'}, "
+            f"estimated as operations at {graph.SPEED[device]:.0e} a second, and used as the jobs "
+            "of this machine's store took. A notebook's own time is that of its last run, a warm "
+            "cache included.")
+    if profile.shipped:
+        text += (" The models of this profile are shipped: their hours are what training and "
+                 "sampling them again would take.")
+        jobs = builder.build(replace(profile, shipped=False))
+    return "\n\n".join(["## Cost", text, _table(ledger(found, folder, jobs, device))])
+
+
+def _levels_part(folder: Path) -> str:
+    path = folder / "tab_levels.csv"
+    text = ("## Levels of reproducibility\n\nFrom the same bits to the same conclusion, as "
+            "`00_start_here` found it.")
+    return f"{text}\n\n{_table(pd.read_csv(path)) if path.exists() else '*Not run.*'}"
+
+
 def front_page(profile: str, folder: Path) -> str:
     """index.md, in MyST Markdown."""
-    found = pages(folder)
+    found, jobs = pages(folder), graph.load(profile).jobs
     listed = "\n".join(page.name for page in found if page.there)
     return "\n\n".join([
         f"# What was reproduced (profile {profile})",
         "The companion to *The Emergence of Reproducibility and Consistency in Diffusion Models* "
         "(Zhang, Zhou, Lu, Guo, Wang, Shen, Qu; ICML 2024).",
-        _verdict_part(found, folder), _figure_part(found, folder),
-        "## Cost", "What each notebook took when it last ran, a warm cache included. How long each "
-        "shipped model was trained is in `zoo.toml`.", _table(ledger(found, folder)),
-        "## Where it ran", _table(environment(profile)),
+        _verdict_part(found, folder, jobs), _levels_part(folder), _figure_part(found, folder),
+        _cost_part(found, folder, profiles.get(profile), jobs),
+        "## Where it was built", _table(environment(profile)),
         f"```{{toctree}}\n:hidden:\n{listed}\n```"])
 
 

@@ -353,12 +353,13 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--all", action="store_true", help="all that is out of date")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--profile", help="short for -p profile NAME")
+    parser.add_argument("--device", default="", help="for the notebooks that take one; with --all "
+                        "the default is that of the profile")
     parser.add_argument("--output", type=Path, help="default: figures/<profile>/executed/<name>")
     parser.add_argument("--log", type=Path, help="where the cells' printing goes, not the screen")
     every = parser.add_argument_group("with --all")
     every.add_argument("-n", "--plan", action="store_true", help="say what would run, run nothing")
     every.add_argument("--report", action="store_true", help="build the site at the end")
-    every.add_argument("--device", default="", help="default: that of the profile")
     every.add_argument("--on", default="local", help="local or slurm")
     every.add_argument("--partition", default="", help="of SLURM")
     every.add_argument("--shard", default="", help="2/8: the second of eight shares of the models")
@@ -381,6 +382,8 @@ def _one(options: argparse.Namespace) -> int:
     notebook = _existing(options.notebook)
     valid = declared(notebook)
     given = dict(options.p) | ({"profile": options.profile} if options.profile else {})
+    if options.device and "device" in valid:
+        given["device"] = options.device
     chosen = values(given, valid)
     default = valid["profile"].default if "profile" in valid else "default"
     profile = _known_profile(chosen["profile"]) if "profile" in chosen else default

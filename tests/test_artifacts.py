@@ -1,17 +1,22 @@
 """Artifacts: computed once, checked when read, whole or absent whatever happens."""
 
 import errno
+import fcntl
 import importlib.util
 import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
+import threading
 import time
 import warnings
 from functools import partial
 
 import pytest
 import torch
+from flufl.lock import Lock
 
 from paper_utils import artifacts
 from paper_utils.errors import UserError
@@ -134,27 +139,13 @@ def test_eight_processes_make_each_of_five_artifacts_once(tmp_path):
         worker.join(30)
     assert [worker.exitcode for worker in workers] == [0] * 8
     assert sorted(counter.read_text().split()) == list("01234")
-    assert not list(artifacts.path_of("thing", SPEC).parent.glob("*.part"))
+    assert no_litter(5)
 
 
-def _die_computing(ready):
-    def compute():
-        ready.set()
-        time.sleep(30)
-
-    artifacts.remember("thing", SPEC, compute)
-
-
-def test_the_lock_of_a_killed_process_is_free():
-    ready = FORK.Event()
-    worker = FORK.Process(target=_die_computing, args=(ready,))
-    worker.start()
-    assert ready.wait(20)
-    os.kill(worker.pid, signal.SIGKILL)
-    worker.join()
-    compute = Counter()
-    artifacts.remember("thing", SPEC, compute)
-    assert compute.calls == 1
+def no_litter(count=1):
+    """Whether the store holds `count` artifacts, their sha256, and nothing else."""
+    names = sorted(path.name for path in artifacts.path_of("thing", SPEC).parent.iterdir())
+    return len(names) == 2 * count and all(n.endswith((".safetensors", ".sha256")) for n in names)
 
 
 CONTENTS = (b"a" * 3_000_000, b"b" * 5_000_000)
@@ -178,6 +169,323 @@ def test_a_file_is_whole_however_its_writer_dies(tmp_path):
         os.kill(worker.pid, signal.SIGKILL)
         worker.join()
         assert path.read_bytes() in CONTENTS
+
+
+# --- the lock -----------------------------------------------------------------------------------
+
+@pytest.fixture
+def short(monkeypatch):
+    """Locks that live for a second."""
+    for name, value in {"LIFETIME": 1, "REFRESH": 0.2, "POLL": 0.02}.items():
+        monkeypatch.setattr(artifacts, name, value)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A file to which `ask` appends a letter for every computation; nobody waits for ever."""
+    path = tmp_path / "made"
+    path.touch()
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waited for too long"))
+    signal.alarm(40)
+    yield path
+    signal.alarm(0)
+
+
+def ask(made, duration=0.0):
+    def compute():
+        with made.open("a") as file:
+            file.write("x")
+        time.sleep(duration)
+        return {"x": torch.arange(600.0)}
+
+    return artifacts.remember("thing", SPEC, compute)
+
+
+@pytest.fixture
+def start():
+    """Starts a process that calls a function; none outlives the test."""
+    started = []
+
+    def call(function, *arguments):
+        started.append(FORK.Process(target=function, args=arguments))
+        started[-1].start()
+        return started[-1]
+
+    yield call
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def wait_until(condition):
+    limit = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def holder(start, made):
+    """Starts a process that asks, and waits until it computes; `made` is empty again."""
+    def call(duration=30.0):
+        process = start(ask, made, duration)
+        wait_until(made.read_text)
+        made.write_text("")
+        return process
+
+    return call
+
+
+def lock_file():
+    path = artifacts.path_of("thing", SPEC)
+    return path.with_name(path.name + ".lock")
+
+
+def killed(process):
+    process.kill()
+    process.join()
+    assert lock_file().exists()
+
+
+def finished(*processes):
+    for process in processes:
+        process.join(20)
+    return [process.exitcode for process in processes] == [0] * len(processes)
+
+
+def _count(path, times):
+    for _ in range(times):
+        with artifacts.locked(path):
+            found = int(path.read_text())
+            time.sleep(0.005)
+            path.write_text(str(found + 1))
+
+
+def test_no_lock_of_the_operating_system_is_needed(tmp_path, monkeypatch, start, short):
+    def missing(*arguments):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    monkeypatch.setattr(fcntl, "lockf", missing)
+    path = tmp_path / "count"
+    path.write_text("0")
+    assert finished(*[start(_count, path, 5) for _ in range(4)])
+    assert path.read_text() == "20"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_lock_of_a_killed_process_is_free_at_once_and_for_one(holder, start, made):
+    killed(holder())
+    begin = time.monotonic()
+    assert finished(*[start(ask, made, 0.1) for _ in range(4)])
+    assert made.read_text() == "x" and time.monotonic() - begin < 10 < artifacts.LIFETIME
+    assert no_litter()
+
+
+def test_a_holder_keeps_its_lock_for_longer_than_its_lifetime(holder, made, short):
+    worker = holder(3.0)
+    ask(made)
+    assert made.read_text() == "" and finished(worker) and no_litter()
+
+
+@pytest.mark.parametrize("skew", [-3600, 3600])
+def test_another_machines_lock_is_free_after_its_lifetime_whatever_the_clocks(
+        holder, made, short, monkeypatch, skew):
+    with monkeypatch.context() as patched:
+        patched.setattr(artifacts, "_machine", lambda: "elsewhere")
+        killed(holder())
+    now = time.time() + skew
+    os.utime(lock_file(), (now, now))
+    begin = time.monotonic()
+    ask(made)
+    assert made.read_text() == "x" and 1 < time.monotonic() - begin < 5
+    assert no_litter()
+
+
+def test_one_suspended_for_longer_than_the_lifetime_goes_on_without(holder, short):
+    worker = holder(0.3)
+    os.kill(worker.pid, signal.SIGSTOP)
+
+    def compute():
+        mine = lock_file().read_text()
+        os.kill(worker.pid, signal.SIGCONT)
+        assert finished(worker)
+        assert lock_file().read_text() == mine
+        return {"x": torch.arange(600.0)}
+
+    artifacts.remember("thing", SPEC, compute)
+    assert no_litter()
+
+
+def test_a_pause_of_all_takes_no_lock(holder, start, made, short):
+    workers = [holder(2.0), start(ask, made)]
+    time.sleep(0.3)
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGSTOP)
+    time.sleep(1.5)
+    for worker in reversed(workers):
+        os.kill(worker.pid, signal.SIGCONT)
+    assert finished(*workers) and made.read_text() == ""
+
+
+def test_who_was_slow_to_break_a_lock_leaves_that_of_the_next_holder(holder, made):
+    killed(holder())
+    slow = artifacts._new_lock(artifacts.path_of("thing", SPEC))
+    found = artifacts._look(slow)
+
+    def compute():
+        artifacts._break(slow, found)
+        assert lock_file().exists()
+        return {"x": torch.arange(600.0)}
+
+    artifacts.remember("thing", SPEC, compute)
+    assert no_litter()
+
+
+def test_one_at_a_time_breaks_a_lock(holder):
+    killed(holder())
+    lock = artifacts._new_lock(artifacts.path_of("thing", SPEC))
+    found = artifacts._look(lock)
+    with Lock(f"{lock_file()}.break"):
+        artifacts._break(lock, found)
+        assert lock_file().exists()
+    artifacts._break(lock, found)
+    assert no_litter(0)
+
+
+def test_a_lock_that_nfs_gave_and_refused_is_ours(made, monkeypatch, short):
+    calls = []
+
+    def link(old, new, real=os.link):
+        real(old, new)
+        calls.append(new)
+        if len(calls) == 1:
+            raise FileExistsError(errno.EEXIST, "File exists", old, None, new)
+
+    monkeypatch.setattr(os, "link", link)
+    ask(made)
+    assert len(calls) == 1 and made.read_text() == "x" and no_litter()
+
+
+def test_threads_of_a_process_exclude_each_other(tmp_path, monkeypatch, short):
+    monkeypatch.setattr(random, "randint", lambda *_: 7)  # as if each had set the same seed
+    path = tmp_path / "count"
+    path.write_text("0")
+    threads = [threading.Thread(target=_count, args=(path, 20)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() == "80"
+
+
+def test_a_fork_that_leaves_the_block_keeps_the_lock(tmp_path, start):
+    held = artifacts.locked(tmp_path / "file")
+    with held:
+        assert finished(start(held.__exit__, None, None, None))
+        assert (tmp_path / "file.lock").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fork_of_the_holder_waits_for_it(tmp_path, start):
+    path = tmp_path / "count"
+    with artifacts.locked(path):
+        worker = start(_count, path, 1)
+        path.write_text("3")
+        time.sleep(0.1)
+        path.write_text("5")
+    assert finished(worker) and path.read_text() == "6"
+
+
+def test_what_is_there_is_read_while_another_holds_its_lock(made, start, tmp_path):
+    ask(made)
+    path, ready = artifacts.path_of("thing", SPEC), FORK.Event()
+
+    def hold():
+        with artifacts.locked(path):
+            ready.set()
+            time.sleep(5)
+
+    start(hold)
+    assert ready.wait(20)
+    begin = time.monotonic()
+    ask(made)
+    assert time.monotonic() - begin < 2 and made.read_text() == "x"
+
+
+def test_what_is_being_replaced_is_not_taken_for_damaged(made, start):
+    ask(made)
+    path, ready = artifacts.path_of("thing", SPEC), FORK.Event()
+
+    def replace():
+        with artifacts.locked(path):
+            content = path.read_bytes()
+            truncate(path)
+            ready.set()
+            time.sleep(0.5)
+            artifacts.replace_file(path, content)
+
+    start(replace)
+    assert ready.wait(20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ask(made)
+    assert made.read_text() == "x" and no_litter()
+
+
+def test_who_waits_says_once_for_whom(holder, made, short, monkeypatch, capfd):
+    monkeypatch.setattr(artifacts, "PATIENCE", 0.2)
+    worker = holder(1.0)
+    ask(made)
+    line = capfd.readouterr().err
+    name = artifacts.path_of("thing", SPEC).name
+    assert line.startswith(f"waiting for {name}, which process {worker.pid} on host ")
+    assert line.endswith(" is making\n") and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_folder_without_hard_links_is_a_user_error(made, monkeypatch, code):
+    def link(old, new):
+        raise OSError(code, os.strerror(code), old, None, new)
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(UserError, match="no hard links.*PAPER_UTILS_CACHE") as failure:
+        ask(made)
+    assert str(lock_file().parent) in str(failure.value) and "\n" not in str(failure.value)
+    assert not made.read_text() and no_litter(0)
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_error(made, monkeypatch):
+    def utime(*arguments):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "utime", utime)
+    with pytest.raises(UserError, match="Permission denied.*PAPER_UTILS_CACHE"):
+        ask(made)
+    assert not made.read_text() and no_litter(0)
+
+
+def test_the_next_holder_removes_what_killed_processes_left(made):
+    file = lock_file()
+    file.parent.mkdir(parents=True)
+    file.touch()  # of a version that used flock
+    left = [file.with_name(file.name + end) for end in ("|m|host|m|1|m|2", ".break|host|1|2")]
+    for path in left:
+        path.touch()
+        os.utime(path, (time.time() - 4000, time.time() - 4000))
+    young = file.with_name(file.name + "|m|host|m|1|m|3")
+    young.touch()
+    begin = time.monotonic()
+    ask(made)
+    assert time.monotonic() - begin < 5 and made.read_text() == "x" and young.exists()
+    young.unlink()
+    assert no_litter()
+
+
+def test_the_lock_is_imported_where_it_is_needed():
+    code = ("import sys; sys.modules.update(dict.fromkeys(['flufl', 'flufl.lock', 'psutil']))\n"
+            "from paper_utils import artifacts")
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- a full disk, a wrong file ------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The benchmark compares like with like; its numbers are no test's business."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,23 @@ def test_a_missed_target_is_said(capsys):
     bench.show([bench.Row("GL", "60x", ">= 50x", True), bench.Row("ddim", "1.20", "<= 1.0", False)])
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("target >= 50x: met") and second.endswith("target <= 1.0: MISSED")
+
+
+def test_the_readers_of_the_store_read_its_files_both_ways():
+    with bench.readers(2, count=2) as [two]:
+        for way in bench.WAYS:
+            two.read(way)
+        with pytest.raises(RuntimeError, match="a reader failed"):
+            two.read("unknown")
+
+
+@pytest.mark.parametrize("slowness, met", [(1.09, True), (1.11, False)])
+def test_the_store_is_judged_by_plain_reading(monkeypatch, slowness, met):
+    monkeypatch.setattr(bench, "in_turns", lambda *_: [[slowness] * 3, [1.0] * 3, [0.5] * 3])
+    monkeypatch.setattr(bench, "readers", lambda *_, count: contextlib.nullcontext((None, None)))
+    eight, one = bench.store(bench.Size(stored=10))
+    assert eight.met == met and f"{slowness}x" in eight.measured
+    assert "against 320 MiB/s" in eight.measured and one.measured == "80 MiB/s" and one.met
 
 
 def test_memory_is_that_of_the_process_itself():

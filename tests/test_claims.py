@@ -99,7 +99,7 @@ def test_pairs_among_and_across():
 ])
 def test_high_for_every_pair(lowest, half_width, chance, verdict):
     pairs = table(("a", "b", 0.9), ("a", "c", lowest, half_width, chance))
-    claim = claims.high_for_every_pair("RP", pairs, 0.70)
+    claim = claims.high_for_every_pair("RP", pairs, claims.PAPER_RP)
     assert claim.verdict == verdict
     assert f"lowest {lowest:.2f} (a, c)" in claim.measured and "highest 0.90" in claim.measured
 
@@ -123,11 +123,19 @@ def test_more_than_a_closed_form(reference, verdict):
     assert claims.more_than("RP", models, closed, "the Gaussian").verdict == verdict
 
 
+def gl_table(**scores: float) -> pd.DataFrame:
+    return pd.DataFrame([(name, s, s - 0.01, s + 0.01, 100) for name, s in scores.items()],
+                        columns=["model", "GL", "low", "high", "n"])
+
+
 @pytest.mark.parametrize("lowest, verdict", [(0.96, "reproduced"), (0.91, "reproduced"),
                                              (0.89, "not reproduced")])
 def test_nothing_copied(lowest, verdict):
-    claim = claims.nothing_copied({"a": 0.99, "b": lowest}, held_out=0.95)
+    claim = claims.nothing_copied(gl_table(a=0.99, b=lowest), held_out=0.95)
     assert claim.verdict == verdict and "(b)" in claim.measured and "0.95" in claim.measured
+    assert claim.ours == f"{lowest:.2f} [{lowest - 0.01:.2f}, {lowest + 0.01:.2f}] (b)"
+    assert (claim.paper, claim.grade, claim.n) == (
+        "0.98-1.00 at 32768 images (U-Nets of figure 4)", "F", 100)
 
 
 @pytest.mark.parametrize("worst, verdict", [
@@ -143,7 +151,7 @@ def test_the_claims_of_section_2_take_each_number_from_its_place():
     rp = table(("a", "b", 0.72), ("a", "gan", 0.05), ("gan", "vae", 0.30), ("a", "gaussian", 0.40),
                ("b", "gaussian", 0.60), ("gan", "gaussian", 0.95))
     mae = table(("a", "b", 0.69), ("gan", "vae", 0.75), ("a", "gaussian", 0.80))
-    gl = pd.DataFrame({"model": ["a", "b", "gan", "held-out"], "GL": [1.0, 0.97, 0.1, 0.99]})
+    gl = gl_table(a=1.0, b=0.97, gan=0.1, **{"held-out": 0.99})
     a = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 2, 2])
     winners = {"a": a, "b": a.where(a < 2, 1), "gan": a, "vae": a.flip(0)}
     found = claims.unconditional(rp, mae, ["a", "b"], ["gan", "vae"], gl, winners)
@@ -183,7 +191,7 @@ def test_a_number_read_from_a_figure_is_known_to_a_hundredth():
 
 def curve(scores: dict[int, float], half_width: float = 0.05, **columns) -> pd.DataFrame:
     return pd.DataFrame([dict(images=n, score=s, low=s - half_width, high=s + half_width,
-                              shuffled=0.0, **columns) for n, s in scores.items()])
+                              shuffled=0.0, n=100, **columns) for n, s in scores.items()])
 
 
 def test_the_papers_curves_have_a_number_per_size():
@@ -384,8 +392,8 @@ def test_students_of_each_other(both, verdict):
 
 
 def with_teacher(*rows: tuple) -> pd.DataFrame:
-    return pd.DataFrame([(*row, row[2] - 0.125, row[2] + 0.125) for row in rows],
-                        columns=["series", "steps", "score", "low", "high"])
+    return pd.DataFrame([(*row, row[2] - 0.125, row[2] + 0.125, 100) for row in rows],
+                        columns=["series", "steps", "score", "low", "high", "n"])
 
 
 @pytest.mark.parametrize("scores, verdict", [
@@ -401,9 +409,9 @@ def test_distilling_helps_where_one_step_is_better_than_the_teachers(scores, ver
 
 def gains(**students: tuple[float, float]) -> pd.DataFrame:
     """What each student gains without a filter and with the widest; with one between, nothing."""
-    rows = [(who, width, gain, gain - 0.125, gain + 0.125) for who, ends in students.items()
+    rows = [(who, width, gain, gain - 0.125, gain + 0.125, 100) for who, ends in students.items()
             for width, gain in zip((1.0, 0.0, 2.0), (-0.5, *ends))]
-    return pd.DataFrame(rows, columns=["who", "width", "difference", "low", "high"])
+    return pd.DataFrame(rows, columns=["who", "width", "difference", "low", "high", "n"])
 
 
 @pytest.mark.parametrize("cd, ct, verdict", [
@@ -430,6 +438,186 @@ def test_the_claims_on_students_take_each_number_from_its_place(gaussian, verdic
     found = claims.distillation(rp, ["a", "b"], teacher, "plain", gains(ct=(0.5, 0.5)),
                                 {"teacher": 0.9, "progressive-1": 0.8, "ct": 0.7})
     assert [claim.verdict for claim in found] == ["reproduced"] * 3 + [verdict, "1 of 2", "no"]
+
+
+# --- the verdict table: what the paper says, and ours with its interval -------------------------
+
+def sections() -> dict[str, list[claims.Claim]]:
+    """The claims of every section, from small tables with the columns of a run."""
+    def blocks(*tasks: str) -> pd.DataFrame:
+        return pd.concat([with_teacher(("U-Nets", 1, 0.75), ("transformers", 1, 0.5),
+                                       ("across", 1, 0.25))
+                          .assign(task=task, **{"other noise": 0.125, "n": 64}) for task in tasks]
+                         ).rename(columns={"series": "block"})
+
+    pairs = table(("a", "b", 0.72), ("gan", "vae", 0.30), ("a", "gaussian", 0.40))
+    winners = {"a": [0, 0, 1, 2], "b": [0, 0, 1, 1], "gan": [0, 1, 2, 0], "vae": [1, 1, 2, 0]}
+    widths = pd.concat([curve({64: .3, 4096: .1, 32768: 1.}, width=16),
+                        curve({64: .4, 4096: .2, 32768: .95}, width=32)])
+    errors = pd.DataFrame({"points": [8, 512], "sigma": 0.1, "to empirical": [1., 3.],
+                           "to ground truth": [2., 1.]})
+    crossings = pd.DataFrame({"sigma": [0.1], "crossing": [40.0], "decided": True})
+    rp_cond = table(("a", "b", 0.5), ("a", "g", 0.25))
+    gap = pd.DataFrame([("a", "b", 0.5, 0.55, -0.05, -0.08, -0.02, 100)], columns=[
+        "model", "other", "score", "twins", "difference", "low", "high", "n"])
+    guidance = pd.DataFrame([(w, "a / b", 0.5, c, c - 0.1, c + 0.1, 100) for w, c in
+                             ((1.0, 0.0), (4.0, -0.3))], columns=[
+        "guidance", "pair", "score", "change", "change low", "change high", "n"])
+    gaps = pd.DataFrame([("blur", "U-Nets", 0.5, 0.4, 0.6), ("blur", "transformers", 0.25, 0.2, 0.3)
+                         ], columns=["task", "block", "difference", "low", "high"])
+    zetas = pd.concat([blocks("blur").assign(x=x) for x in (0.5, 8.0)])
+    stochastic = pd.DataFrame([(runs, s, s - 0.1, s + 0.1, 32) for runs, s in (
+        ("two models", 0.8), ("two models, same fresh noise", 0.9),
+        ("one model, other fresh noise", 0.2))], columns=["runs", "score", "low", "high", "n"])
+    energy = pd.DataFrame({"low": [0.9, 0.9], "high": [1.1, 1.1]})
+    ways = pd.concat([curve({4: s, 64: 0.9}, way=way, pair="different starts")
+                      for way, s in (("scratch", 0.6), ("attention", 0.2))])
+    gain = pd.DataFrame([("attention", 4, 0.8, 0.5, 0.3, 0.2, 0.4)], columns=[
+        "way", "images", "same", "different", "difference", "low", "high"])
+    students = table(("progressive-1", "a", 0.95), ("ct", "a", 0.90), ("ct", "progressive-1", 0.99),
+                     ("ct", "gaussian", 0.3), ("gaussian", "progressive-1", 0.5))
+    return {
+        "unconditional": claims.unconditional(
+            pairs, pairs, ["a", "b"], ["gan", "vae"], gl_table(a=1., b=.97, **{"held-out": .99}),
+            {name: torch.tensor(w) for name, w in winners.items()}),
+        "two_regimes": claims.two_regimes(widths.assign(pair="16 / 32"), widths, widths, widths,
+                                          curve({64: .1, 1024: .6}, width=32), errors, crossings),
+        "conditional": claims.conditional(
+            rp_cond, gap, table(("a", "b", 0.55)), rp_cond.assign(random=0.1, model="a"), guidance,
+            "g"),
+        "inverse": claims.inverse_problems(
+            gaps, blocks("blur"), zetas.rename(columns={"block": "who"}), stochastic,
+            {"edm": {0.0: energy, 8.0: energy + 1}}, energy),
+        "fine_tuning": claims.fine_tuning(ways, ways, gain, ways, scores.Score(.7, .6, .8, 99),
+                                          ways),
+        "distillation": claims.distillation(
+            students, ["a"], with_teacher(("plain", 1, 0.25), ("ct", 1, 0.75)), "plain",
+            gains(ct=(0.5, 0.25)), {"teacher": 0.9, "progressive-1": 0.8, "ct": 0.7})}
+
+
+def test_every_claim_says_what_the_paper_says_or_is_ours():
+    found = sections()
+    assert set(found) == set(claims.SECTIONS)
+    for claim in sum(found.values(), []):
+        own = "(our " in claim.statement or "Kadkhodaie" in claim.statement
+        assert (claim.paper == claim.grade == "") == own, claim
+        assert own or claim.paper and claim.grade in {"S", "F", "M"}, claim
+        assert claim.grade != "M" or claim.paper == "recalled, not seen"
+        assert claim.grade in {"S", "F"} or not any(map(str.isdigit, claim.paper)), claim
+        assert ("recalled" in claim.statement) <= (claim.grade == "M")
+
+
+def test_every_claim_has_our_number_and_its_interval_where_there_is_one():
+    without = {"Hyperplane", "The larger", "Mixture of", "Inverse problems: the guided"}
+    for claim in sum(sections().values(), []):
+        no_interval = claim.statement.startswith(tuple(without))
+        assert claim.ours and (claim.n is None) == ("[" not in claim.ours) == no_interval, claim
+        assert isinstance(claim.n, int) or no_interval
+
+
+@pytest.mark.parametrize("section, k, paper, grade, ours, n", [
+    ("unconditional", 0, "0.70 to 0.91", "S", "0.72 [0.70, 0.74] (a, b)", 100),
+    ("unconditional", 1, "said, without a number", "S",
+     "0.30 [0.28, 0.32] (gan, vae); 0.72 [0.70, 0.74] (a, b)", 100),
+    ("unconditional", 2, "", "", "0.72 [0.70, 0.74] (a, b); 0.40 [0.38, 0.42] (a, gaussian)", 100),
+    ("unconditional", 3, "0.68 to 0.92", "S", "0.72 [0.70, 0.74] (a, b)", 100),
+    ("unconditional", 7, "said, without a number", "S", "0.75 (a, b)", None),
+    ("two_regimes", 1, "0.00 at 64 images, 0.98-1.00 at 32768 images", "F",
+     "0.40 [0.35, 0.45] (width 32, 64 images); 0.95 [0.90, 1.00] (width 32, 32768 images)", 100),
+    ("two_regimes", 2, "width 64: 2048-4096 images; width 128: 4096-8192 images; "
+     "width 256: 8192-16384 images", "F", "width 16: 10321 images; width 32: 9410 images", None),
+    ("two_regimes", 3, "0.48-0.51 at 64 images, 0.00 at 32768 images", "F",
+     "0.30 [0.25, 0.35] (width 16, 64 images); 1.00 [0.95, 1.05] (width 16, 32768 images)", 100),
+    ("two_regimes", 4, "", "",
+     "0.60 [0.55, 0.65] (width 32, 1024 images); 0.10 [0.05, 0.15] (width 32, 64 images)", 100),
+    ("two_regimes", 5, "", "",
+     "0.95 [0.90, 1.00] (16 / 32); 1.00 [0.95, 1.05] (with the Gaussian denoiser)", 100),
+    ("two_regimes", 6, "studied, settings not seen", "S", "crossing at 40 points (sigma 0.1)",
+     None),
+    ("conditional", 0, "said, without a number", "S",
+     "-0.05 [-0.08, -0.02] (a, b: RP_cond minus RP of their twins)", 100),
+    ("conditional", 1, "recalled, not seen", "M",
+     "0.50 [0.48, 0.52] (a, b); 0.55 [0.53, 0.57] (unconditional: a, b)", 100),
+    ("conditional", 4, "", "", "-0.30 [-0.40, -0.20] (a / b: weight 4 minus weight 1)", 100),
+    ("inverse", 0, "said, without a number", "S",
+     "0.25 [0.20, 0.30] (blur: transformers minus across)", 64),
+    ("inverse", 1, "", "", "0.25 [0.12, 0.38] (across, step size 8); "
+     "0.25 [0.12, 0.38] (across, step size 0.5)", 64),
+    ("inverse", 2, "", "", "0.25 [0.12, 0.38] (blur: across, from other noises 0.12)", 64),
+    ("inverse", 3, "", "", "0.80 [0.70, 0.90] (two models, deterministic); "
+     "0.20 [0.10, 0.30] (one model, stochastic)", 32),
+    ("inverse", 4, "recalled, not seen", "M", "100% (edm, zeta 8); 0% (edm, not guided)", None),
+    ("fine_tuning", 0, "recalled, not seen", "M",
+     "0.20 [0.15, 0.25] (RP, attention, 4 images); 0.60 [0.55, 0.65] (RP, scratch, 4 images); "
+     "0.20 [0.15, 0.25] (GL, attention, 4 images); 0.60 [0.55, 0.65] (GL, scratch, 4 images)",
+     100),
+    ("fine_tuning", 1, "", "", "0.30 [0.20, 0.40] (attention on 4 images, the largest)", 100),
+    ("fine_tuning", 2, "", "",
+     "0.90 [0.85, 0.95] (scratch); 0.90 [0.85, 0.95] (with the Gaussian denoiser)", 100),
+    ("distillation", 0, "0.82 to 0.88", "S", "0.95 [0.93, 0.97] (progressive-1, a)", 100),
+    ("distillation", 1, "0.70 to 0.81, progressive 0.82 to 0.88", "S",
+     "0.90 [0.88, 0.92] (ct, a); 0.95 [0.93, 0.97] (progressive-1, a)", 100),
+    ("distillation", 2, "0.91", "S",
+     "0.99 [0.97, 1.01] (ct, progressive-1); 0.90 [0.88, 0.92] (ct, a)", 100),
+    ("distillation", 4, "", "",
+     "0.75 [0.62, 0.88] (ct); 0.25 [0.12, 0.38] (without distillation)", 100),
+    ("distillation", 5, "", "",
+     "0.50 [0.38, 0.62] (ct, unfiltered); 0.25 [0.12, 0.38] (ct, 2 pixels)", 100)])
+def test_what_stands_in_the_verdict_table(section, k, paper, grade, ours, n):
+    claim = sections()[section][k]
+    assert (claim.paper, claim.grade, claim.ours, claim.n) == (paper, grade, ours, n)
+
+
+def test_the_valley_stands_beside_the_papers_with_the_pair_that_fits_worst():
+    good = curve({64: .7, 4096: .3, 32768: .8}, pair="16 / 32")
+    flat = curve({64: .31, 4096: .3, 32768: .32}, pair="32 / 64")
+    claim = claims.valley(pd.concat([good, flat]))
+    assert claim.paper == ("falls from 0.62-0.69 at 64 images to 0.02-0.18, rises to 0.61-0.845 "
+                           "at 32768 images") and claim.grade == "F"
+    assert claim.ours == ("0.31 [0.26, 0.36] (32 / 64 at 64 images); "
+                          "0.30 [0.25, 0.35] (32 / 64 at 4096 images); "
+                          "0.32 [0.27, 0.37] (32 / 64 at 32768 images)") and claim.n == 100
+    none = claims.valley(good[:2])
+    assert (none.ours, none.n, none.grade) == ("", None, "F")
+
+
+# --- where it was computed ----------------------------------------------------------------------
+
+def test_the_hardware_is_one_line(monkeypatch, tmp_path):
+    assert claims.hardware().endswith(", CPU") and "\n" not in claims.hardware()
+    (tmp_path / "cpuinfo").write_text("model name\t: A  Chip 9\ncache\t: 1\n")
+    monkeypatch.setattr(claims, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(claims.os, "cpu_count", lambda: 3)
+    assert claims.hardware() == "3 x A  Chip 9, CPU"
+    monkeypatch.setattr(claims, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(claims.platform, "processor", lambda: "")
+    monkeypatch.setattr(claims.platform, "machine", lambda: "riscv64")
+    assert claims.hardware() == "3 x riscv64, CPU"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU at {device}")
+    assert claims.hardware("cuda:0") == "a GPU at cuda:0"
+
+
+def test_the_hardware_is_in_the_claims_and_not_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "hardware", lambda device: f"a {device}")
+    found = [claims.Claim("it is so", "a rule", "0.9", "reproduced", "0.70 to 0.91", "S", "0.9",
+                          512), claims.Claim("so too", "a rule", "0.1", "no")]
+    shown = claims.save(found, "inverse", Output(tmp_path), "cuda")
+    assert shown.columns.tolist() == ["statement", "rule", "measured", "verdict"]
+    first, second = claims.load(tmp_path)["inverse"]
+    assert (first["hardware"], first["n"], first["grade"]) == ("a cuda", 512, "S")
+    assert (second["n"], second["paper"]) == (None, "")
+    text = (tmp_path / "tab_claims_inverse.csv").read_text()
+    assert text.startswith("statement,rule,measured,verdict,paper,grade,ours,n\n")
+    assert ",512\n" in text and "cuda" not in text
+
+
+def test_claims_of_an_older_run_can_be_read(tmp_path):
+    old = {"statement": "it is so", "rule": "a rule", "measured": "0.9", "verdict": "reproduced"}
+    (tmp_path / "claims.json").write_text(json.dumps({"inverse": [old]}))
+    row, = claims.load(tmp_path)["inverse"]
+    assert row == old | {"paper": "", "grade": "", "ours": "", "n": None, "hardware": ""}
+    assert claims.overview(tmp_path).set_index("notebook").verdict["04_inverse_problems"] == (
+        "reproduced")
 
 
 def test_the_overview_has_a_row_for_what_did_not_run(tmp_path):

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from paper_utils import claims, report
+from paper_utils import claims, graph, profiles, report
 from paper_utils.claims import Claim
 from paper_utils.errors import UserError
 
@@ -20,9 +20,22 @@ ROOT = Path(__file__).resolve().parents[1]
 REFERENCES = ROOT / "tests" / "references"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
                 None)
-CLAIMS = [Claim("It <works>", "a rule", "0.9 & more", "reproduced"),
+CLAIMS = [Claim("It <works>", "a rule", "0.9 & more", "reproduced", "0.70 to 0.91", "S",
+                "0.93 [0.91, 0.95] (a, b)", 512),
           Claim("It is so (our question)", "a rule", "0.1", "not decided: too few"),
           Claim("It holds", "a rule", "0.1", "not reproduced")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def jobs(tmp_path_factory):
+    """The jobs of the smoke profile: one is done, one has failed, the others have not run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PAPER_UTILS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        found = graph.load("smoke").jobs
+        found["train-distillation-group-1"].marker.write_text(
+            json.dumps({"minutes": 90, "CPU minutes": 30}))
+        found["train-conditional-group-1"].log.write_text("error: out of <memory>\n")
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +55,10 @@ def computed(tmp_path_factory):
             Image.new("RGB", (40, 30), "orange").save(figures / "smoke" / f"{name}.pdf")
             for table in tables:
                 pd.DataFrame({"x": [1]}).to_csv(figures / "smoke" / f"{table}.csv")
-    found = {"distillation": [asdict(claim) for claim in CLAIMS], "gone": [asdict(CLAIMS[0])]}
+    rows = [asdict(claim) | {"hardware": "2 x <fast>, CPU"} for claim in CLAIMS]
+    found = {"distillation": rows, "gone": rows[:1]}
+    pd.DataFrame({"level": ["same bits"], "holds": ["yes"]}).to_csv(
+        figures / "smoke" / "tab_levels.csv", index=False)
     (figures / "smoke" / "claims.json").write_text(json.dumps(found))
     return figures
 
@@ -90,7 +106,7 @@ def test_every_figure_of_a_notebook_is_shown_with_its_data(site):
     assert len(names) > 5 and all(f'src="{name}.png"' in front for name in names)
     caption = re.search(r'alt="fig_low_pass".*?</figcaption>', front, re.S)[0]
     assert 'href="tab_low_pass.csv"' in caption and 'href="06_distillation.html"' in caption
-    assert "fig_hyperplane" not in front  # its notebook did not finish
+    assert 'alt="fig_hyperplane"' not in front  # its notebook did not finish
 
 
 def test_verdicts_are_listed_and_what_did_not_run_says_so(site, computed):
@@ -103,13 +119,46 @@ def test_verdicts_are_listed_and_what_did_not_run_says_so(site, computed):
     assert list(claims.load(computed / "smoke")) == list(claims.SECTIONS)
 
 
-def test_the_ledger_has_the_last_run_and_names_failures(computed):
-    rows = report.ledger(report.pages(computed / "smoke"), computed / "smoke").set_index("notebook")
+def test_the_verdict_table_has_the_papers_value_ours_and_the_hardware(site):
+    front = (site / "index.html").read_text()
+    row = re.search(r"<tr><td><strong[^>]*>reproduced.*?</tr>", front, re.S)[0]
+    cells = re.findall(r"<td>(.*?)</td>", row, re.S)
+    assert cells[2:] == ["0.70 to 0.91 (S)", "0.93 [0.91, 0.95] (a, b)", "512"]
+    other = re.search(r"<tr><td><strong[^>]*>not reproduced.*?</tr>", front, re.S)[0]
+    assert re.findall(r"<td>(.*?)</td>", other, re.S)[2:] == ["-", "-", "-"]
+    assert front.count("Computed on 2 x &lt;fast&gt;, CPU.") == 1
+    assert "same bits" in front
+
+
+def test_a_section_that_failed_says_which_model_did(site):
+    front = (site / "index.html").read_text()
+    said = re.findall(r"<em>Not run.</em>([^<]*<code.*?)</p>", front, re.S)
+    assert len(said) == 1  # of the conditional models, and nobody else's
+    assert "train-conditional-group-1" in said[0] and "error: out of &lt;memory&gt;" in said[0]
+
+
+def test_the_ledger_has_the_last_run_and_names_failures(computed, jobs):
+    rows = report.ledger(report.pages(computed / "smoke"), computed / "smoke", jobs,
+                         "cpu").set_index("notebook")
     last = rows.loc["06_distillation"]
-    assert (last.state, last.minutes, last["CPU minutes"], last["peak memory, GiB"]) == (
-        "done", 1.5, 2.0, 2.0)
+    assert (last.state, last["notebook, minutes"], last["CPU minutes"],
+            last["peak memory, GiB"]) == ("done", 1.5, 2.0, 2.0)
+    assert (last.used, last["of it CPU hours"]) == (1.5, 0.5)
+    assert "fig_stages" in last.figures
+    needed = [job for job in jobs.values() if "06_distillation" in job.notebooks]
+    hours = sum(job.minutes("cpu") for job in needed) / 60
+    assert last["models, estimated hours"] == pytest.approx(hours) and hours > 0
     assert rows.state["01_unconditional"] == "failed" and rows.state["02_two_regimes"] == "not run"
-    assert rows.state["05_fine_tuning"] == "done" and pd.isna(rows.minutes["05_fine_tuning"])
+    assert rows.state["05_fine_tuning"] == "done" and pd.isna(rows.used["05_fine_tuning"])
+    assert pd.isna(rows["notebook, minutes"]["05_fine_tuning"])
+
+
+def test_what_the_shipped_models_would_cost_is_estimated(computed, tmp_path, monkeypatch):
+    laptop = profiles.get("laptop")
+    text = report._cost_part(report.pages(tmp_path), tmp_path, laptop, {})
+    assert "are shipped" in text
+    row = re.search(r"<td>02_two_regimes</td>\s*<td>not run</td>\s*<td>([\d.]+)</td>", text)
+    assert float(row[1]) > 1
 
 
 def test_every_section_has_its_notebook():

@@ -157,6 +157,15 @@ def test_an_interruption_is_not_lost_inside_papermill(tmp_path, monkeypatch, end
     assert kernel.wait() == -signal.SIGKILL and names(tmp_path / "out") == []
 
 
+@pytest.mark.parametrize(("declared", "said"), [(DECLARED, "none"),
+                                                (DECLARED + '\ndevice: str = "x"', "cpu")])
+def test_a_device_reaches_the_notebooks_that_take_one(tmp_path, declared, said):
+    path = notebook(tmp_path / "n.ipynb", "print('on', globals().get('device', 'none'))",
+                    parameters=declared)
+    done = cli(path, "--device", "cpu", "--output", tmp_path / "o.ipynb")
+    assert done.returncode == 0 and f"on {said}" in done.stdout
+
+
 def test_parameters_are_read_from_their_declarations():
     found = run.parameters(DECLARED)
     assert [p.type_name for p in found.values()] == ["str", "int", "float", "int"]

@@ -1,0 +1,120 @@
+"""How far a run can be reproduced: to the same bits, noises, scores or conclusion.
+
+    levels.table(profile, output.folder, device)
+
+Each level is checked on what is there, by the cheapest comparison that could fail.
+"""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from paper_utils import claims, data, descriptors, models, scores, zoo
+from paper_utils.models import BANK, Model
+from paper_utils.noise import NoiseBank
+from paper_utils.profiles import Profile
+from paper_utils.scores import Score
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = "figures/laptop/claims.json"
+NOISES = 64  # whose bits are compared
+NOISE_HASH = "55299bc3f9f21dc8ea9d858be5c410e541bf13da58e0ed0dd7b6126f941be38b"
+CHECKED = 32  # noises of each of the two models that are sampled again
+
+Row = tuple[str, str, str, str]  # level, what was compared, what was found, whether it holds
+
+
+def same_bits(model: Model, noise: Tensor) -> Row:
+    """One model, the same noises [B, C, H, W], twice in this process."""
+    first, again = model.generate(noise), model.generate(noise)
+    gap = (first - again).abs().max().item()
+    return ("same bits, run twice on this machine", f"{len(noise)} samples of {model.name}",
+            "equal" if torch.equal(first, again) else f"largest difference {gap:.1e}",
+            "yes" if torch.equal(first, again) else "no")
+
+
+def same_noise(bank: NoiseBank = BANK) -> Row:
+    """The first noises of the bank, by their hash, which is the same on every machine."""
+    found = hashlib.sha256(bank[:NOISES].numpy().tobytes()).hexdigest()
+    return ("same noise everywhere", f"sha256 of the first {NOISES} noises of {bank.name}",
+            f"{found[:12]}, known {NOISE_HASH[:12]}", "yes" if found == NOISE_HASH else "no")
+
+
+def same_scores(here: Mapping[str, Tensor], there: Mapping[str, Tensor], hits,
+                resamples: int = 1_000, where: str = "this machine") -> Row:
+    """Scores of every two models on samples of two machines, features [n, d] by name.
+
+    Holds where every score of one machine lies in the interval of the other.
+    """
+    pairs = [(_score(here, pair, hits, resamples), _score(there, pair, hits, resamples))
+             for pair in combinations(here, 2)]
+    apart = sum(not (_inside(a.value, b) and _inside(b.value, a)) for a, b in pairs)
+    same = min(_score({"a": here[k], "b": there[k]}, ("a", "b"), hits, resamples).value
+               for k in here)
+    return ("same scores on another machine", f"RP of {', '.join(here)}: samples of {where} and "
+            "those that ship in zoo/", "; ".join(f"{a} and {b}" for a, b in pairs)
+            + f"; of a model with itself at least {same:.2f}",
+            "yes" if not apart else f"no: {apart} of {len(pairs)} apart")
+
+
+def _score(rows: Mapping[str, Tensor], pair: tuple[str, str], hits, resamples: int) -> Score:
+    return scores.agreement(*(rows[name] for name in pair), hits, resamples)[0]
+
+
+def _inside(value: float, interval: Score) -> bool:
+    return interval.low <= value <= interval.high
+
+
+def same_conclusion(here: Mapping[str, list[dict]], there: Mapping[str, list[dict]]) -> Row:
+    """The verdicts of two runs, claim by claim: the words before a colon. As claims.load has them.
+    """
+    mine, theirs = ({(section, row["statement"]): row["verdict"].partition(":")[0]
+                     for section, rows in found.items() for row in rows} for found in (here, there))
+    both = mine.keys() & theirs.keys()
+    other = sorted(statement for section, statement in both
+                   if mine[section, statement] != theirs[section, statement])
+    return ("same conclusion", f"verdicts of this run and of the committed one ({COMMITTED})",
+            f"{len(both) - len(other)} of {len(theirs)} claims agree"
+            + (f"; other verdict: {'; '.join(other)}" if other else ""),
+            "yes" if len(both) == len(theirs) and not other else
+            "not run" if not both else "no")
+
+
+def committed() -> dict[str, list[dict]]:
+    """The claims of the committed figures, which this run may have overwritten; {} without git."""
+    asked = subprocess.run(["git", "-C", str(ROOT), "show", f"HEAD:{COMMITTED}"],
+                           capture_output=True, text=True)
+    return {} if asked.returncode else json.loads(asked.stdout)
+
+
+def table(profile: Profile, folder: Path, device: str = "cpu") -> pd.DataFrame:
+    """A row per level: columns level, compared, found, holds ('yes', 'no' or 'not run').
+
+    folder: where claims.json is. Samples of two models are made again; scores and conclusions can
+    be compared where the profile's models are those of zoo/.
+    """
+    found = models.by_name(profile.families[:2], profile, data.load(profile.dataset), device)
+    first = next(iter(found.values()))
+    rows = [same_bits(first, BANK[:min(4, profile.noises)]), same_noise()]
+    if profile.shipped:
+        describe = descriptors.load("cifar-copy", device)
+        hits = partial(scores.copies, threshold=describe.threshold)
+        here = {name: descriptors.features(describe, data.to_bytes(model.generate(BANK[:CHECKED])))
+                for name, model in found.items()}
+        there = {name: descriptors.features(describe, zoo.entry(name).load_sheet()[:CHECKED])
+                 for name in found}
+        rows += [same_scores(here, there, hits, profile.resamples, claims.hardware(device)),
+                 same_conclusion(claims.load(folder), committed())]
+    else:
+        rows += [(level, "samples and verdicts that ship, of the laptop profile",
+                  "this profile's models are others", "not run")
+                 for level in ("same scores on another machine", "same conclusion")]
+    return pd.DataFrame(rows, columns=["level", "compared", "found", "holds"])

@@ -1,0 +1,144 @@
+"""The levels of reproducibility: each holds here, and each can fail."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from paper_utils import claims, data, levels, models, profiles, samplers, scores, zoo
+from paper_utils.claims import Claim
+from paper_utils.denoisers import GaussianDenoiser
+from paper_utils.models import BANK
+from paper_utils.noise import NoiseBank
+from paper_utils.samplers import Solver
+
+
+# --- same bits ----------------------------------------------------------------------------------
+
+def test_every_kind_of_shipped_model_gives_the_same_bits_twice():
+    names = {row.kind: name for name, row in zoo.entries().items() if row.weights}
+    assert set(names) == {"diffusion", "contrast"}
+    for name in [*names.values(), "dit", "uvit"]:
+        level, _, found, holds = levels.same_bits(models.shipped(name), BANK[:2])
+        assert (found, holds) == ("equal", "yes") and level.startswith("same bits")
+
+
+def test_the_same_bits_in_another_process(tmp_path):
+    """What a process of its own samples, with another number of threads before it."""
+    code = ("import torch; torch.set_num_threads(1)\n"
+            "from paper_utils import models\n"
+            "x = models.shipped('edm').generate(models.BANK[:2])\n"
+            f"torch.save(x, {str(tmp_path / 'x.pt')!r})")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    here = models.shipped("edm").generate(BANK[:2])
+    assert torch.equal(torch.load(tmp_path / "x.pt"), here)
+
+
+def test_other_bits_are_seen():
+    calls = iter((0.0, 1e-6))
+    model = SimpleNamespace(name="m", generate=lambda noise: noise + next(calls))
+    _, _, found, holds = levels.same_bits(model, BANK[:1])
+    assert holds == "no" and found.startswith("largest difference")
+
+
+# --- same noise ---------------------------------------------------------------------------------
+
+def test_the_noises_are_those_of_every_machine():
+    assert levels.same_noise()[3] == "yes"
+    drawn = [np.random.Generator(np.random.Philox(key=[0, k])).standard_normal(
+        (3, 32, 32), dtype=np.float32) for k in range(levels.NOISES)]  # as the README says it
+    assert torch.equal(torch.from_numpy(np.stack(drawn)), NoiseBank()[:levels.NOISES])
+
+
+def test_other_noises_are_seen():
+    assert levels.same_noise(NoiseBank(seed=1))[3] == "no"
+
+
+# --- same scores --------------------------------------------------------------------------------
+
+def rows_of(agreeing: float, n: int = 200) -> dict[str, torch.Tensor]:
+    """Features of two models that agree on a share of the noises."""
+    one = torch.eye(n)
+    two = one.clone()
+    two[int(agreeing * n):] = one[int(agreeing * n):].roll(1, 0)
+    return {"a": one, "b": two}
+
+
+def hits(mine, theirs):
+    return scores.copies(mine, theirs, 0.6)
+
+
+@pytest.mark.parametrize(("there", "holds"), [(0.7, "yes"), (0.73, "yes"), (0.4, "no: 1 of 1 apart"),
+                                              (0.99, "no: 1 of 1 apart")])
+def test_scores_are_the_same_inside_the_intervals(there, holds):
+    row = levels.same_scores(rows_of(0.7), rows_of(there), hits, 500)
+    assert row[3] == holds and "0.70 [" in row[2]
+
+
+def test_another_solver_counts_as_another_machine_and_scores_stay():
+    """float32 instead of float64 state, other batches: what a GPU would do to the samples."""
+    images = data.load("bundled")
+    gaussian, n = GaussianDenoiser.fit(images.pixels), 64
+    here = samplers.sample(gaussian, BANK[:n], Solver("heun", 18)).flatten(1)
+    there = samplers.sample(gaussian, BANK[:n].bfloat16().float(), Solver("heun", 18)).flatten(1)
+    unit = {name: torch.nn.functional.normalize(x - x.mean(1, keepdim=True), dim=1)
+            for name, x in (("here", here), ("there", there))}
+    other = torch.nn.functional.normalize(torch.randn(n, here.shape[1]), dim=1)
+    row = levels.same_scores({"a": unit["here"], "b": other}, {"a": unit["there"], "b": other}, hits,
+                             200)
+    assert row[3] == "yes" and not torch.equal(here, there)
+    assert "of a model with itself at least 1.00" in row[2]
+
+
+# --- same conclusion ----------------------------------------------------------------------------
+
+def found(*verdicts: str) -> dict[str, list[dict]]:
+    return {"inverse": [asdict(Claim(f"claim {k}", "rule", "0.1", verdict))
+                        for k, verdict in enumerate(verdicts)]}
+
+
+@pytest.mark.parametrize(("here", "there", "said", "holds"), [
+    (("reproduced", "partly: 3 of 4"), ("reproduced", "partly: 2 of 4"), "2 of 2", "yes"),
+    (("reproduced",), ("reproduced", "no"), "1 of 2", "no"),
+    (("not reproduced", "no"), ("reproduced", "no"), "1 of 2 claims agree; other verdict: claim 0",
+     "no"),
+    ((), ("reproduced",), "0 of 1", "not run"),
+])
+def test_a_conclusion_is_the_verdict_without_its_numbers(here, there, said, holds):
+    row = levels.same_conclusion(found(*here), found(*there))
+    assert said in row[2] and row[3] == holds
+
+
+def test_the_committed_verdicts_are_read_from_git(monkeypatch, tmp_path):
+    known = levels.committed()
+    if not known:
+        pytest.skip("this is no git checkout")
+    assert set(known) == set(claims.SECTIONS)
+    monkeypatch.setattr(levels, "ROOT", tmp_path)
+    assert levels.committed() == {}
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_the_table_of_the_shipped_profile(tmp_path, monkeypatch):
+    """On the committed figures: samples made here have the scores of those that ship."""
+    monkeypatch.setattr(levels, "CHECKED", 16)
+    known = levels.committed() or pytest.skip("this is no git checkout")
+    (tmp_path / "claims.json").write_text(json.dumps(known))
+    profile = replace(profiles.get("laptop"), dataset="bundled")  # only its models are sampled
+    table = levels.table(profile, tmp_path).set_index("level")
+    assert table.holds.tolist() == ["yes"] * 4
+    assert "0 apart" not in table.found["same scores on another machine"]
+
+
+def test_a_profile_that_trains_its_own_compares_what_it_can(tmp_path, monkeypatch):
+    model = SimpleNamespace(name="edm", generate=lambda noise: noise)
+    monkeypatch.setattr(models, "by_name", lambda *_: {"edm": model})
+    table = levels.table(profiles.get("smoke"), tmp_path)
+    assert table.holds.tolist() == ["yes", "yes", "not run", "not run"]
