@@ -22,7 +22,7 @@ figures: $(READY)
 	@$(RUN) -m paper_utils.run --all --profile $(PROFILE) $(ON)
 
 test: $(READY)
-	PAPER_UTILS_PROGRESS=off $(RUN) -m pytest -m "not slurm" \
+	PAPER_UTILS_PROGRESS=off $(RUN) -m pytest -m "not slurm" -n auto --maxprocesses 4 --dist loadfile \
 	  --nbval --nbval-sanitize-with tests/nbval.cfg
 
 # as root, on a machine without SLURM: it is installed, started and stopped

@@ -70,19 +70,22 @@ print("largest distance from the mean image:", round((constant - mean).abs().max
 # %% [markdown]
 # ## Where to go from here
 #
-# | notebook | shows | `laptop` on two cores |
-# |---|---|---|
-# | `01_unconditional` | section 2: do models agree, and with what? | 5 min |
-# | `02_two_regimes` | section 3: memorization and generalization | 3 min |
-# | `03_conditional` | appendix D: class-conditional models, guidance | 30 s |
-# | `04_inverse_problems` | appendix F: deterministic DPS | 1 min |
-# | `05_fine_tuning` | appendix G: fine-tuning a part of the parameters | 30 s |
-# | `06_distillation` | students of one or few steps | 1 min |
-# | `train` | trains, fine-tunes or distills one model | 10 min |
+# | notebook | shows | `smoke` | `laptop` | `gpu` | `paper` |
+# |---|---|---|---|---|---|
+# | `01_unconditional` | section 2: do models agree, and with what? | 20 s | 5 min | 10 h | 748 h |
+# | `02_two_regimes` | section 3: memorization and generalization | 20 s | 4 min | 2 h | 2373 h |
+# | `03_conditional` | appendix D: class-conditional models | 15 s | 30 s | 13 h | 552 h |
+# | `04_inverse_problems` | appendix F: deterministic DPS | 20 s | 2 min | 9 h | 414 h |
+# | `05_fine_tuning` | appendix G: fine-tuning some parameters | 10 s | 30 s | 1 h | 1648 h |
+# | `06_distillation` | students of one or few steps | 15 s | 1 min | 9 h | 756 h |
+# | `train` | trains, fine-tunes or distills one model | 10 s | 10 min | | |
 #
-# Every notebook takes the same `profile` parameter: `smoke` runs in seconds on a few bundled
-# images, `laptop` uses the models shipped in `zoo/`, `gpu` and `paper` train their own. Batches run
-# by `papermill notebooks/01_unconditional.ipynb out.ipynb -p profile gpu`.
+# Every notebook takes the same `profile` parameter. `smoke` and `laptop` were measured on two
+# cores: `smoke` trains tiny models on a few bundled images, `laptop` uses the models shipped in
+# `zoo/`. `gpu` and `paper` train their own; theirs are GPU-hours for the models, estimated from the
+# networks and never measured (`make plan PROFILE=gpu` has them by job), and notebooks share
+# models, so the sum is less. Batches run by `papermill notebooks/01_unconditional.ipynb out.ipynb
+# -p profile gpu`, or all of them by `make report PROFILE=gpu`.
 #
 # What came of it, as the notebooks of this profile left it when they last ran; their tables have
 # the rule behind each verdict and what was measured, `make report` makes a page of it all.

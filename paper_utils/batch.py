@@ -160,12 +160,18 @@ def _snakemake(batch: Batch, lock: int) -> int:
              "start_new_session": True}
     with subprocess.Popen(batch.command(), cwd=ROOT, **piped) as process:
         try:
+            refused = ""
             for line in process.stderr:
-                if not line.startswith("Using profile"):
+                if refused or line.startswith("usage:"):
+                    refused = line
+                elif not line.startswith("Using profile"):
                     print(line, end="", file=sys.stderr, flush=True)
         except (KeyboardInterrupt, SystemExit):
             os.killpg(process.pid, signal.SIGINT)
             raise
+    if refused:  # it said how to be called, and last of all what was wrong
+        raise UserError(f"workflow/profiles/{batch.on}/config.yaml: "
+                        f"{refused.strip().partition(': error: ')[2]}")
     return process.returncode
 
 
@@ -222,8 +228,9 @@ def plan(batch: Batch) -> Iterator[str]:
         yield f"  {page.name:<21} needs {len(needed):>3} jobs {hours}, gives"
         yield f"    {', '.join(name for name, _ in page.figures) or 'no figure'}"
     if todo:
-        yield (f"hours are operations / {graph.SPEED[device.partition(':')[0]]:.0e} a second, which "
-               + ("two cores keep up" if device == "cpu" else "was never measured"))
+        kind = graph.kind_of(device)
+        yield (f"hours are operations / {graph.SPEED[kind]:.0e} a second, which "
+               + ("two cores keep up" if kind == "cpu" else "was never measured"))
 
 
 def _hours(some: Sequence[Job], device: str) -> str:

@@ -1,8 +1,8 @@
 """The jobs of a profile, as the workflow reads them: what to train and sample, after what.
 
 Made by jobs.py, which counts the operations of every network and so takes seconds; kept in the
-cache for as long as no module of the package changes. A job's marker, <cache>/jobs/<job>-<key>.json,
-says that it is done and what it took; the key is a hash of all that decides what the job makes.
+cache for as long as no module of the package changes. A job's marker, a file of <cache>/jobs/, says
+that it is done and what it took; in its name is a hash of all that decides what the job makes.
 """
 
 import json

@@ -8,8 +8,7 @@ Each level is checked on what is there, by the cheapest comparison that could fa
 import hashlib
 import json
 import subprocess
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paper_utils import claims, data, descriptors, models, scores, zoo
+from paper_utils import claims, data, models, scores, zoo
 from paper_utils.models import BANK, Model
 from paper_utils.noise import NoiseBank
 from paper_utils.profiles import Profile
@@ -48,24 +47,27 @@ def same_noise(bank: NoiseBank = BANK) -> Row:
             f"{found[:12]}, known {NOISE_HASH[:12]}", "yes" if found == NOISE_HASH else "no")
 
 
-def same_scores(here: Mapping[str, Tensor], there: Mapping[str, Tensor], hits,
-                resamples: int = 1_000, where: str = "this machine") -> Row:
-    """Scores of every two models on samples of two machines, features [n, d] by name.
+def same_scores(here: Mapping[str, Tensor], there: Mapping[str, Tensor],
+                hits: Callable[[Tensor, Tensor], Tensor] = scores.close, resamples: int = 1_000,
+                where: str = "this machine") -> Row:
+    """MAE scores of every two models on samples of two machines, uint8 [n, C, H, W] by name.
 
-    Holds where every score of one machine lies in the interval of the other.
+    hits: scores.close, or another one. Holds where every score of one machine lies in the interval
+    of the other.
     """
     pairs = [(_score(here, pair, hits, resamples), _score(there, pair, hits, resamples))
              for pair in combinations(here, 2)]
     apart = sum(not (_inside(a.value, b) and _inside(b.value, a)) for a, b in pairs)
     same = min(_score({"a": here[k], "b": there[k]}, ("a", "b"), hits, resamples).value
                for k in here)
-    return ("same scores on another machine", f"RP of {', '.join(here)}: samples of {where} and "
-            "those that ship in zoo/", "; ".join(f"{a} and {b}" for a, b in pairs)
+    return ("same scores on another machine", f"MAE score of {' and '.join(here)}: samples of "
+            f"{where} and those that ship in zoo/", "; ".join(f"{a} and {b}" for a, b in pairs)
             + f"; of a model with itself at least {same:.2f}",
             "yes" if not apart else f"no: {apart} of {len(pairs)} apart")
 
 
-def _score(rows: Mapping[str, Tensor], pair: tuple[str, str], hits, resamples: int) -> Score:
+def _score(rows: Mapping[str, Tensor], pair: tuple[str, str],
+           hits: Callable[[Tensor, Tensor], Tensor], resamples: int) -> Score:
     return scores.agreement(*(rows[name] for name in pair), hits, resamples)[0]
 
 
@@ -105,13 +107,11 @@ def table(profile: Profile, folder: Path, device: str = "cpu") -> pd.DataFrame:
     first = next(iter(found.values()))
     rows = [same_bits(first, BANK[:min(4, profile.noises)]), same_noise()]
     if profile.shipped:
-        describe = descriptors.load("cifar-copy", device)
-        hits = partial(scores.copies, threshold=describe.threshold)
-        here = {name: descriptors.features(describe, data.to_bytes(model.generate(BANK[:CHECKED])))
+        here = {name: data.to_bytes(model.generate(BANK[:CHECKED]))
                 for name, model in found.items()}
-        there = {name: descriptors.features(describe, zoo.entry(name).load_sheet()[:CHECKED])
-                 for name in found}
-        rows += [same_scores(here, there, hits, profile.resamples, claims.hardware(device)),
+        there = {name: zoo.entry(name).load_sheet()[:CHECKED] for name in found}
+        rows += [same_scores(here, there, resamples=profile.resamples,
+                             where=claims.hardware(device)),
                  same_conclusion(claims.load(folder), committed())]
     else:
         rows += [(level, "samples and verdicts that ship, of the laptop profile",

@@ -77,6 +77,7 @@ def _figures(book: nbformat.NotebookNode) -> tuple[tuple[str, tuple[str, ...]], 
 
 # --- the parts of the front page ----------------------------------------------------------------
 
+TABLE, WRAPPER = "docutils align-default", '<div class="table-wrapper">{}</div>'  # the theme's
 HEAD = ("verdict", "claim", "the paper (grade)", "ours [95 % interval]", "n")
 GRADES = ("Grades of what the paper says: S read in a source, F measured from a published curve, M "
           "recalled and not seen; without a grade it is this project's control or question. n is "
@@ -102,8 +103,8 @@ def _claims(rows: list[dict]) -> str:
     head = "".join(f"<th>{name}</th>" for name in HEAD)
     where = " and ".join(sorted({row["hardware"] for row in rows} - {""}))
     computed = f"<p>Computed on {html.escape(where)}.</p>" if where else ""
-    return (f'<div class="table-wrapper"><table><thead><tr>{head}</tr></thead><tbody>'
-            f'{"".join(map(_claim, rows))}</tbody></table></div>{computed}\n')
+    return (WRAPPER.format(f'<table class="{TABLE}"><thead><tr>{head}</tr></thead><tbody>'
+                           f'{"".join(map(_claim, rows))}</tbody></table>') + f"{computed}\n")
 
 
 def _claim(row: dict) -> str:
@@ -112,10 +113,10 @@ def _claim(row: dict) -> str:
     text = {key: "" if value is None else html.escape(str(value)) for key, value in row.items()}
     grade = f' ({text["grade"]})' if row["grade"] else ""
     return (f'<tr><td><strong style="color:{colour}">{text["verdict"]}</strong></td>'
-            f'<td><details><summary>{text["statement"]}</summary>'
+            f'<td style="min-width:12em"><details><summary>{text["statement"]}</summary>'
             f'<p><em>Measured:</em> {text["measured"]}.</p><p><em>Rule:</em> {text["rule"]}.</p>'
-            f'</details></td><td>{text["paper"] or "-"}{grade}</td><td>{text["ours"] or "-"}</td>'
-            f'<td>{text["n"] or "-"}</td></tr>')
+            f'</details></td><td style="min-width:7em">{text["paper"] or "-"}{grade}</td>'
+            f'<td style="min-width:9em">{text["ours"] or "-"}</td><td>{text["n"] or "-"}</td></tr>')
 
 
 def _not_run(page: Page, jobs: Mapping[str, Job]) -> str:
@@ -163,7 +164,8 @@ def ledger(found: list[Page], folder: Path, jobs: Mapping[str, Job], device: str
         measured = (None,) * 3 if cost is None else (
             cost.s / 60, pd.to_numeric(cost.cpu_time, errors="coerce") / 60,
             pd.to_numeric(cost.max_rss, errors="coerce") / 1024)
-        rows.append((page.name, state, sum(job.minutes(device) for job in needed) / 60,
+        hours = sum(job.minutes(device) for job in needed) / 60
+        rows.append((page.name, state, hours,
                      *(sum(row[key] for row in used) / 60 if used else None
                        for key in ("minutes", "CPU minutes")),
                      *measured, ", ".join(name for name, _ in page.figures)))
@@ -176,7 +178,8 @@ def environment(profile: str) -> pd.DataFrame:
     """The machine and the versions that this page was built with."""
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
                             capture_output=True, text=True).stdout.strip() or "unknown"
-    rows = {"profile": profile, "commit": commit, "machine": f"{platform.machine()}, {claims.hardware()}",
+    machine = f"{platform.machine()}, {claims.hardware()}"
+    rows = {"profile": profile, "commit": commit, "machine": machine,
             "system": platform.platform(terse=True), "Python": platform.python_version()}
     rows |= {name: metadata.version(name) for name in ("torch", "torchvision", "diffusers",
                                                        "matplotlib", "numpy")}
@@ -184,7 +187,8 @@ def environment(profile: str) -> pd.DataFrame:
 
 
 def _table(table: pd.DataFrame) -> str:
-    return table.to_html(index=False, border=0, na_rep="-", float_format="{:.1f}".format)
+    return WRAPPER.format(table.to_html(index=False, border=0, na_rep="-", classes=TABLE,
+                                        float_format="{:.1f}".format))
 
 
 def _cost_part(found: list[Page], folder: Path, profile: Profile, jobs: Mapping[str, Job]) -> str:

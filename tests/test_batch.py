@@ -157,6 +157,11 @@ def write(batch: Batch, *names: str) -> None:
         (batch.folder / f"{name}.ipynb").write_text("{}")
 
 
+def writes_all(wanted: Batch, lock: int) -> int:
+    write(wanted, "01_a", "02_b")
+    return 0
+
+
 def test_what_failed_is_said_with_its_reason_and_the_report_is_built(elsewhere, monkeypatch,
                                                                      capsys):
     def fails(wanted, lock):
@@ -169,12 +174,13 @@ def test_what_failed_is_said_with_its_reason_and_the_report_is_built(elsewhere, 
     monkeypatch.setattr(batch.report, "build", lambda profile: Path(f"{profile}/index.html"))
     assert batch.execute(Batch("smoke", with_report=True)) == 1
     said = capsys.readouterr().out
-    assert re.search(r"train-conditional-group-1 +failed: RuntimeError: out of memory \S+\.log", said)
+    assert re.search(r"train-conditional-group-1 +failed: RuntimeError: out of memory \S+\.log",
+                     said)
     assert "not finished: 02_b" in said and "smoke/index.html" in said
 
 
 def test_what_is_up_to_date_is_said(elsewhere, monkeypatch, capsys):
-    monkeypatch.setattr(batch, "_snakemake", lambda wanted, lock: write(wanted, "01_a", "02_b") or 0)
+    monkeypatch.setattr(batch, "_snakemake", writes_all)
     assert batch.execute(Batch("smoke")) == 0
     assert "up to date" not in capsys.readouterr().out
     monkeypatch.setattr(batch, "_snakemake", lambda wanted, lock: 0)
@@ -191,7 +197,7 @@ def test_a_second_run_of_the_same_graph_waits_and_says_so_in_one_line(elsewhere,
         first.set()
         time.sleep(1.0)
         order.append("ends")
-        return write(wanted, "01_a", "02_b") or 0
+        return writes_all(wanted, lock)
 
     monkeypatch.setattr(batch, "_snakemake", slow)
     thread = threading.Thread(target=batch.execute, args=(Batch("smoke"),))
@@ -210,7 +216,7 @@ def test_a_job_whose_weights_are_gone_is_not_done(elsewhere, monkeypatch):
     (store / "model-a.safetensors").touch()
     for job, name in ((there, "model-a"), (gone, "model-b")):
         job.marker.write_text(json.dumps({"weights": [f"{name}.safetensors"]}))
-    monkeypatch.setattr(batch, "_snakemake", lambda wanted, lock: write(wanted, "01_a", "02_b") or 0)
+    monkeypatch.setattr(batch, "_snakemake", writes_all)
     assert batch.execute(Batch("smoke")) == 0
     assert there.marker.exists() and not gone.marker.exists()
 
@@ -228,6 +234,14 @@ def test_an_interruption_interrupts_snakemake(elsewhere, monkeypatch):
     with open(elsewhere / "lock", "w") as lock, pytest.raises(KeyboardInterrupt):
         batch._snakemake(Batch("smoke"), lock.fileno())
     assert seen[0].wait(30) == 7
+
+
+def test_a_key_that_a_profile_of_snakemake_does_not_have_is_one_line(tmp_path, monkeypatch):
+    known = Batch.command
+    monkeypatch.setattr(Batch, "command", lambda self: known(self, "--coers=3"))  # as a key does
+    said = "workflow/profiles/local/config.yaml: unrecognized arguments: --coers=3"
+    with open(tmp_path / "lock", "w") as lock, pytest.raises(UserError, match=said):
+        batch._snakemake(Batch("smoke"), lock.fileno())
 
 
 def sinfo(folder: Path, monkeypatch, script: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,6 +90,16 @@ def test_small_tasks_share_a_job_and_large_ones_do_not(built):
         assert 250 < len(found) < 500
     if profile.name == "smoke":
         assert len(found) == 11  # a training and a sampling a section; the inverse trains nothing
+
+
+@pytest.mark.parametrize(("profile", "column"), [("gpu", 5), ("paper", 6)])
+def test_the_hours_that_the_tour_names_are_those_of_the_graph(profile, column):
+    text = (Path(__file__).resolve().parents[1] / "notebooks" / "00_start_here.py").read_text()
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("# | `0")]
+    said = {row[1].strip(" `"): int(row[column].strip(" h")) for row in rows}
+    found = {name: sum(job.minutes("cuda") for job in jobs.build(profiles.get(profile)).values()
+                       if name in job.notebooks) / 60 for name in said}
+    assert len(said) == 6 and said == {name: round(hours) for name, hours in found.items()}
 
 
 def test_the_laptop_profile_has_no_jobs():
