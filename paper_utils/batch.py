@@ -124,24 +124,34 @@ def execute(batch: Batch) -> int:
 
 
 def _share(batch: Batch, known: dict[str, Job], lock: int) -> int:
-    """Do one share of the jobs; what needs another share's waits for it."""
-    waiting = ""
-    while True:
-        mine = graph.share(known, batch.shard, ready=False)
-        left = [name for name in mine if not known[name].marker.exists()]
-        if not left:
-            say(f"shard {batch.shard}", f"all done: {len(mine)} jobs")
-            return 0
+    """Do one share of the jobs; what needs another share's waits for it, what failed is left."""
+    mine, failed, waiting = graph.share(known, batch.shard, ready=False), set(), ""
+    while left := [name for name in mine if not known[name].marker.exists()
+                   and name not in _hopeless(known, failed)]:
         if set(left) & set(graph.share(known, batch.shard)):
-            if code := _snakemake(batch, lock):
-                return code
-        else:
-            needed = ", ".join(sorted({name for job in left for name in known[job].after
-                                       if not known[name].marker.exists()}))
-            if needed != waiting:
-                say(f"shard {batch.shard}", f"waiting for other shards: {needed}")
-            waiting = needed
-            time.sleep(PATIENCE)
+            if _snakemake(batch, lock):
+                failed |= set(left) & set(graph.failed(known)) or set(left)
+            continue
+        needed = ", ".join(sorted({name for job in left for name in known[job].after
+                                   if not known[name].marker.exists()}))
+        if needed != waiting:
+            say(f"shard {batch.shard}", f"waiting for other shards: {needed}")
+        waiting = needed
+        time.sleep(PATIENCE)
+    for name, why in graph.failed({name: known[name] for name in sorted(failed)}).items():
+        say(name, f"failed: {why}", short(known[name].log))
+    done = sum(known[name].marker.exists() for name in mine)
+    say(f"shard {batch.shard}", f"{done} of {len(mine)} jobs done")
+    return 1 if failed else 0
+
+
+def _hopeless(known: dict[str, Job], failed: set[str]) -> set[str]:
+    """What failed, and all that needs it."""
+    found = set(failed)
+    for name, job in known.items():  # each stands after those that it needs
+        if found & {*job.after}:
+            found.add(name)
+    return found
 
 
 def _forget(known: dict[str, Job]) -> None:

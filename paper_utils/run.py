@@ -419,6 +419,8 @@ def _known_profile(name: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; every failure is one line on stderr."""
     options = _parser().parse_args(arguments)
+    if cache := os.environ.get("PAPER_UTILS_CACHE"):  # kernels run in another folder
+        os.environ["PAPER_UTILS_CACHE"] = os.path.abspath(cache)
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:

@@ -15,6 +15,7 @@ import pytest
 from paper_utils import batch, graph, run
 from paper_utils.batch import Batch
 from paper_utils.errors import UserError
+from paper_utils.graph import Job
 from paper_utils.run import ROOT
 
 STAND_IN = """
@@ -123,6 +124,57 @@ def test_a_share_runs_nothing_of_the_others(folder):
     ran = calls(folder)
     assert ran and set(ran) <= set(shares[0])
     assert all(set(jobs[name].after) <= set(ran) for name in ran)
+
+
+CHAIN = {name: Job(name, "train", "unconditional", (name,), after, (), flops, 0, "k")
+         for name, after, flops in (("a", (), 4.0), ("b", ("a",), 3.0), ("c", (), 2.0),
+                                    ("d", ("c",), 1.5), ("e", ("d",), 1.4))}
+
+
+@pytest.fixture
+def shares(tmp_path, monkeypatch):
+    """Runs shares of CHAIN: the first has a and d, the second b, c and e, of which e needs d."""
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path))
+    monkeypatch.setattr(batch, "PATIENCE", 0.01)
+    (tmp_path / "jobs").mkdir()
+    ran: list[str] = []
+
+    def run(share: str, failing: str = "", meanwhile=lambda: None) -> int:
+        def snakemake(wanted, lock):
+            code = 0
+            for name in graph.share(CHAIN, wanted.shard):
+                if not CHAIN[name].marker.exists():
+                    ran.append(name)
+                    CHAIN[name].log.write_text("error: it diverged\n")
+                    if name == failing:
+                        code = 1
+                    elif not set(CHAIN[name].after) & {failing}:
+                        CHAIN[name].marker.write_text("{}")
+            return code
+
+        monkeypatch.setattr(batch, "_snakemake", snakemake)
+        monkeypatch.setattr(batch.time, "sleep", lambda seconds: meanwhile())
+        return batch._share(Batch("smoke", shard=share), CHAIN, 0)
+
+    run.ran = ran
+    return run
+
+
+def test_a_share_waits_for_what_another_makes(shares, capsys):
+    assert graph.share(CHAIN, "1/2", ready=False) == ["a", "d"]
+    others = iter(("a", "d"))
+    code = shares("2/2", meanwhile=lambda: CHAIN[next(others)].marker.write_text("{}"))
+    assert (code, shares.ran) == (0, ["c", "b", "e"])
+    said = [line.split(maxsplit=2)[2] for line in capsys.readouterr().out.splitlines()]
+    assert said == ["waiting for other shards: a, d", "waiting for other shards: d",
+                    "3 of 3 jobs done"]
+
+
+def test_a_share_leaves_what_failed_and_does_the_rest(shares, capsys):
+    code = shares("2/2", failing="c", meanwhile=lambda: CHAIN["a"].marker.write_text("{}"))
+    assert code == 1 and "b" in shares.ran and CHAIN["b"].marker.exists()
+    said = capsys.readouterr().out
+    assert "failed: error: it diverged" in said and "1 of 3 jobs done" in said
 
 
 @pytest.mark.parametrize(("config", "said"), [
