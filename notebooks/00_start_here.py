@@ -22,11 +22,9 @@
 # %% tags=["parameters"]
 profile: str = "laptop"
 noises: int = 12
-device: str = "cpu"
 
 # %%
-from paper_utils import claims, data, denoisers, levels, models, noise, plots, profiles, run
-from paper_utils import samplers
+from paper_utils import claims, data, denoisers, models, noise, plots, profiles, run, samplers
 
 run.check_parameters()
 sizes = profiles.get(profile)
@@ -92,13 +90,3 @@ print("largest distance from the mean image:", round((constant - mean).abs().max
 
 # %% tags=["nbval-ignore-output"]
 claims.overview(output.folder)
-
-# %% [markdown]
-# ## How far this run can be reproduced
-#
-# Four levels, from the strictest to the one that matters: the same bits when a model is sampled
-# twice here, the same noises as everywhere, scores that agree with those of the machine which made
-# the shipped samples, and the verdicts of the committed figures.
-
-# %% tags=["nbval-ignore-output"]
-output.table(levels.table(sizes, output.folder, device), "tab_levels")

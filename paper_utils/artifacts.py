@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
+from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -129,7 +130,7 @@ def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
 
     keep: where the old one goes, if any. Raises UserError when there is no room or no permission.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")  # process numbers repeat elsewhere
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:

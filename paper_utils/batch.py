@@ -11,6 +11,7 @@ import contextlib
 import csv
 import fcntl
 import json
+import math
 import os
 import shutil
 import signal
@@ -18,10 +19,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from paper_utils import artifacts, graph, profiles, report
+from paper_utils import artifacts, data, graph, profiles, report
 from paper_utils.cache import cache_dir
 from paper_utils.errors import UserError, check_device, choose
 from paper_utils.graph import Job
@@ -43,6 +44,8 @@ class Batch:
     partition: str = ""
     shard: str = ""
     with_report: bool = False
+    longest: int = 0         # minutes that SLURM allows a job; 0: any
+    retries: int = 0         # 0: as the profile of Snakemake says
 
     @property
     def target(self) -> str:
@@ -54,40 +57,73 @@ class Batch:
 
     def command(self, *more: str) -> list[str]:
         """Snakemake's command line."""
-        config = [f"{key}={value}" for key in ("profile", "device", "partition", "shard")
+        config = [f"{key}={value}" for key in ("profile", "device", "partition", "longest", "shard")
                   if (value := getattr(self, key))]
         return [sys.executable, "-m", "snakemake", self.target, "--snakefile", str(SNAKEFILE),
                 "--directory", str(ROOT), "--profile",
-                str(ROOT / "workflow" / "profiles" / self.on), "--config", *config, *more]
+                str(ROOT / "workflow" / "profiles" / self.on), "--config", *config,
+                *(["--retries", str(self.retries)] if self.retries else []), *more]
 
 
-def check(batch: Batch) -> None:
-    """UserError for what would fail later: an unknown name, no SLURM, a store nobody can write."""
-    choose(batch.profile, profiles.PROFILES, "profile")
-    choose(batch.on, PLACES, "place to run on")
-    if batch.shard:
-        graph.share({}, batch.shard)
-    if batch.on == "slurm":
-        _check_slurm(batch.partition)
-    elif batch.partition:
-        raise UserError("a partition is SLURM's: give --on slurm with it")
-    elif device := batch.device or profiles.PROFILES[batch.profile].device:
-        check_device(device)
+def check(batch: Batch) -> Batch:
+    """The batch, with what SLURM allows its jobs.
+
+    UserError for what would fail later: an unknown name, no GPU, no SLURM, no store to write to.
+    """
+    _check_names(batch)
+    if batch.on == "local":
+        check_device(batch.device or profiles.PROFILES[batch.profile].device)
     probe = graph.folder() / f".probe.{batch.profile}"
     artifacts.replace_file(probe, b"")
-    probe.unlink()
+    probe.unlink(missing_ok=True)
+    return _allowed(batch) if batch.on == "slurm" else batch
 
 
-def _check_slurm(partition: str) -> None:
+def _check_names(batch: Batch) -> None:
+    choose(batch.profile, profiles.PROFILES, "profile")
+    choose(batch.on, PLACES, "place to run on")
+    choose(graph.kind_of(batch.device or "cpu"), graph.SPEED, "device")
+    if batch.shard:
+        graph.share({}, batch.shard)
+    if batch.partition and batch.on != "slurm":
+        raise UserError("a partition is SLURM's: give --on slurm with it")
+
+
+def _allowed(batch: Batch) -> Batch:
+    """The batch with the longest time of its partition, and as many tries as trainings need then.
+
+    A training that is stopped at that time goes on from its checkpoint.
+    """
     if not shutil.which("sinfo"):
         raise UserError("there is no SLURM here (sinfo was not found): run this on a login node of "
                         "the cluster")
-    asked = subprocess.run(["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True)
+    asked = subprocess.run(["sinfo", "--noheader", "--format=%P %l"], capture_output=True,
+                           text=True)
     if asked.returncode:
-        raise UserError(f"SLURM does not answer ({asked.stderr.strip().splitlines()[-1]}): try "
-                        "again when sinfo does")
-    if partition:
-        choose(partition, sorted(set(asked.stdout.split())), "SLURM partition")
+        raise UserError(f"SLURM does not answer ({_last_line(asked.stderr)}): try again when sinfo "
+                        "does")
+    limits = dict(line.split()[:2] for line in asked.stdout.splitlines())
+    default = next((name for name in limits if name.endswith("*")), "")
+    limits |= {default.rstrip("*"): limits.get(default, "infinite")}
+    names = sorted(name for name in limits if name and not name.endswith("*"))
+    if batch.partition:
+        choose(batch.partition, names, "SLURM partition")
+    longest = _minutes(limits[batch.partition or default.rstrip("*")])
+    if not longest:
+        return batch
+    found = graph.load(batch.profile)
+    device = batch.device or found.device
+    most = max((job.minutes(device) for job in found.jobs.values()), default=0)
+    return replace(batch, longest=longest, retries=1 + math.ceil(most / longest))
+
+
+def _minutes(limit: str) -> int:
+    """SLURM's [days-]hours:minutes:seconds in minutes; 0 where there is no limit."""
+    days, _, clock = limit.rpartition("-")
+    if not clock[:1].isdigit():
+        return 0
+    *hours, minutes, _ = map(int, clock.split(":"))
+    return 1440 * int(days or 0) + 60 * sum(hours) + minutes
 
 
 # --- running ------------------------------------------------------------------------------------
@@ -98,7 +134,9 @@ def execute(batch: Batch) -> int:
     Prints a line per notebook. A job that fails fails what needs it, and nothing else. A second
     call in the same folder waits for the first. Raises UserError as `check` does.
     """
-    check(batch)
+    batch = check(batch)
+    if batch.on == "slurm":
+        data.load(profiles.PROFILES[batch.profile].dataset)  # here, for nodes may have no network
     started = time.monotonic()
     outputs = [batch.folder / path.name for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
     with _one_at_a_time(batch) as lock:
@@ -115,7 +153,7 @@ def execute(batch: Batch) -> int:
             say(output.stem, "up to date", short(output))
     for name, why in graph.failed(known).items():
         say(name, f"failed: {why}", short(known[name].log))
-    if batch.with_report:
+    if batch.with_report and any(output.exists() for output in outputs):
         say("report", short(report.build(batch.profile) if code else report.page(batch.profile)))
     missing = [output.stem for output in outputs if not output.exists()]
     result = f"not finished: {', '.join(missing)}" if missing else "all done"
@@ -217,7 +255,7 @@ def plan(batch: Batch) -> Iterator[str]:
 
     Raises UserError as `check` does, but needs neither the device nor SLURM.
     """
-    choose(batch.profile, profiles.PROFILES, "profile")
+    _check_names(batch)
     found = graph.load(batch.profile)
     device, known = batch.device or found.device, found.jobs
     pending = _pending(batch)

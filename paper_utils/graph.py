@@ -51,9 +51,13 @@ class Job:
         """How long it should take on 'cpu' (two cores) or 'cuda', at SPEED."""
         return self.flops / SPEED[kind_of(device)] / 60
 
-    def limit(self, device: str) -> int:
-        """Minutes after which it is killed: three times what it should take, half an hour more."""
-        return 30 + math.ceil(3 * self.minutes(device))
+    def limit(self, device: str, attempt: int = 1, longest: int = 0) -> int:
+        """Minutes after which it is killed: three times what it should take, half an hour more.
+
+        attempt: the second gets twice as much; longest: what is allowed at all, 0 for any.
+        """
+        wanted = attempt * (30 + math.ceil(3 * self.minutes(device)))
+        return min(wanted, longest or wanted)
 
     def memory_mb(self, device: str) -> int:
         """Megabytes of the machine's memory; on a GPU the model lies in the GPU's own."""

@@ -420,7 +420,7 @@ def hyperplane_maps(maps: Mapping[str, tuple[Tensor, Tensor]], extent: tuple[flo
         for axis in axes.flat[len(maps):]:
             axis.set_visible(False)
         for axis, (name, (winner, strength)) in zip(axes.flat, maps.items()):
-            half = (high - low) / (len(winner) - 1) / 2  # every point in the middle of its cell
+            half = (high - low) / max(len(winner) - 1, 1) / 2  # a point is amid its cell
             axis.imshow(shaded(winner, strength), origin="lower", interpolation="nearest",
                         extent=2 * (low - half, high + half))
             corners = ((0, 0), (1, 0), (0, 1))

@@ -8,6 +8,7 @@ where it ran. It opens from the file system. What has not run is listed as such.
 """
 
 import argparse
+import contextlib
 import html
 import platform
 import re
@@ -23,7 +24,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from paper_utils import claims, graph, profiles
+from paper_utils import claims, graph, levels, profiles
 from paper_utils import jobs as builder
 from paper_utils.errors import UserError, choose
 from paper_utils.graph import Job
@@ -176,8 +177,10 @@ def ledger(found: list[Page], folder: Path, jobs: Mapping[str, Job], device: str
 
 def environment(profile: str) -> pd.DataFrame:
     """The machine and the versions that this page was built with."""
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-                            capture_output=True, text=True).stdout.strip() or "unknown"
+    commit = "unknown"
+    with contextlib.suppress(OSError):  # no git
+        commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+                                capture_output=True, text=True).stdout.strip() or commit
     machine = f"{platform.machine()}, {claims.hardware()}"
     rows = {"profile": profile, "commit": commit, "machine": machine,
             "system": platform.platform(terse=True), "Python": platform.python_version()}
@@ -204,11 +207,9 @@ def _cost_part(found: list[Page], folder: Path, profile: Profile, jobs: Mapping[
     return "\n\n".join(["## Cost", text, _table(ledger(found, folder, jobs, device))])
 
 
-def _levels_part(folder: Path) -> str:
-    path = folder / "tab_levels.csv"
-    text = ("## Levels of reproducibility\n\nFrom the same bits to the same conclusion, as "
-            "`00_start_here` found it.")
-    return f"{text}\n\n{_table(pd.read_csv(path)) if path.exists() else '*Not run.*'}"
+def _levels_part(folder: Path, profile: Profile) -> str:
+    return ("## Levels of reproducibility\n\nHow far this run can be reproduced, checked when this "
+            f"page was built.\n\n{_table(levels.table(profile, folder))}")
 
 
 def front_page(profile: str, folder: Path) -> str:
@@ -219,7 +220,8 @@ def front_page(profile: str, folder: Path) -> str:
         f"# What was reproduced (profile {profile})",
         "The companion to *The Emergence of Reproducibility and Consistency in Diffusion Models* "
         "(Zhang, Zhou, Lu, Guo, Wang, Shen, Qu; ICML 2024).",
-        _verdict_part(found, folder, jobs), _levels_part(folder), _figure_part(found, folder),
+        _verdict_part(found, folder, jobs), _levels_part(folder, profiles.get(profile)),
+        _figure_part(found, folder),
         _cost_part(found, folder, profiles.get(profile), jobs),
         "## Where it was built", _table(environment(profile)),
         f"```{{toctree}}\n:hidden:\n{listed}\n```"])

@@ -422,7 +422,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if cache := os.environ.get("PAPER_UTILS_CACHE"):  # kernels run in another folder
         os.environ["PAPER_UTILS_CACHE"] = os.path.abspath(cache)
     for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, lambda number, _: sys.exit(128 + number))
+        if signal.getsignal(ending) != signal.SIG_IGN:  # nohup ignores one
+            signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
         if options.all:
             return _all(options)

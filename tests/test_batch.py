@@ -305,10 +305,28 @@ def sinfo(folder: Path, monkeypatch, script: str) -> None:
 
 
 def test_a_partition_that_does_not_exist_is_named(elsewhere, monkeypatch):
-    sinfo(elsewhere, monkeypatch, "echo gpu; echo long; echo gpu")
+    sinfo(elsewhere, monkeypatch, "echo 'gpu* 1-00:00:00'; echo 'long infinite'")
     with pytest.raises(UserError, match="partition 'gqu': did you mean 'gpu'. valid are gpu, long"):
         batch.check(Batch("smoke", on="slurm", partition="gqu"))
-    batch.check(Batch("smoke", on="slurm", partition="long"))
+    long = Batch("smoke", on="slurm", partition="long")
+    assert batch.check(long) == long
+    for partition in ("gpu", ""):  # the same, it is the default
+        found = batch.check(Batch("paper", on="slurm", partition=partition))
+        assert found.longest == 1440 and 4 < found.retries < 30
+        assert {"longest=1440", f"{found.retries}"} < {*found.command()}
+
+
+@pytest.mark.parametrize(("limit", "minutes"), [
+    ("infinite", 0), ("n/a", 0), ("30:00", 30), ("2:00:00", 120), ("1-12:30:00", 2190)])
+def test_limits_of_slurm_are_read(limit, minutes):
+    assert batch._minutes(limit) == minutes
+
+
+@pytest.mark.parametrize("wanted", [Batch("smok"), Batch("smoke", device="gpu"),
+                                    Batch("smoke", on="slum"), Batch("smoke", shard="3/2")])
+def test_a_plan_refuses_the_same_mistakes(wanted):
+    with pytest.raises(UserError, match="unknown|shard"):
+        next(batch.plan(wanted))
 
 
 def test_a_cluster_that_does_not_answer_is_said(elsewhere, monkeypatch):

@@ -152,6 +152,9 @@ def test_costs_grow_with_budget_and_width(built):
         expected = 3 * jobs.cost(specs["edm"])[0] * 50_000_000
         assert edm.flops == expected and edm.minutes("cuda") == expected / 4e13 / 60
         assert edm.limit("cuda") >= 3 * edm.minutes("cuda")
+        assert edm.limit("cuda", attempt=2) == 2 * edm.limit("cuda")
+        assert edm.limit("cuda", attempt=2, longest=1440) == 1440
+        assert edm.limit("cuda", longest=10**6) == edm.limit("cuda")
         assert edm.memory_mb("cpu") > edm.memory_mb("cuda")
         assert found["train-cd"].flops == pytest.approx(5 / 3 * expected)
 

@@ -79,7 +79,7 @@ def test_skypilot_reads_what_is_meant(parsed):
     task, _, _ = parsed
     assert task["nodes"] == 4 and task["workdir"] == "." and not task["files"]
     machines = sorted(task["machines"], key=str)
-    assert machines == [[{name: 1}, "4+", "16+", 256] for name in ("A100", "H100", "L4")]
+    assert machines == [[{name: 1}, "4+", "16+", 256] for name in ("A100", "A100-80GB", "H100")]
     assert task["envs"] == {"PROFILE": "gpu", "BUCKET": "s3://a-bucket"}
     assert task["mounts"] == {"/results": ["s3://a-bucket", "MOUNT"]}
     assert task["setup"] == TASK["setup"] and task["run"] == TASK["run"]
