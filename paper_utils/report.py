@@ -10,6 +10,7 @@ where it ran. It opens from the file system. What has not run is listed as such.
 import argparse
 import contextlib
 import html
+import math
 import platform
 import re
 import shutil
@@ -162,12 +163,12 @@ def ledger(found: list[Page], folder: Path, jobs: Mapping[str, Job], device: str
             state = "failed"
         needed = [job for job in jobs.values() if page.name in job.notebooks]
         used = [done[job.name] for job in needed if job.name in done]
-        measured = (None,) * 3 if cost is None else (
+        measured = (math.nan,) * 3 if cost is None else (
             cost.s / 60, pd.to_numeric(cost.cpu_time, errors="coerce") / 60,
             pd.to_numeric(cost.max_rss, errors="coerce") / 1024)
         hours = sum(job.minutes(device) for job in needed) / 60
         rows.append((page.name, state, hours,
-                     *(sum(row[key] for row in used) / 60 if used else None
+                     *(sum(row[key] for row in used) / 60 if used else math.nan
                        for key in ("minutes", "CPU minutes")),
                      *measured, ", ".join(name for name, _ in page.figures)))
     return pd.DataFrame(rows, columns=["notebook", "state", "models, estimated hours",
