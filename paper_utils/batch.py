@@ -18,11 +18,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from paper_utils import artifacts, data, graph, profiles, report
+from paper_utils import artifacts, data, graph, profiles
 from paper_utils.cache import cache_dir
 from paper_utils.errors import UserError, check_device, choose
 from paper_utils.graph import Job
@@ -100,8 +100,8 @@ def _allowed(batch: Batch) -> Batch:
     asked = subprocess.run(["sinfo", "--noheader", "--format=%P %l"], capture_output=True,
                            text=True)
     if asked.returncode:
-        raise UserError(f"SLURM does not answer ({_last_line(asked.stderr)}): try again when sinfo "
-                        "does")
+        raise UserError(f"SLURM does not answer ({graph.last_line(asked.stderr)}): try again when "
+                        "sinfo does")
     limits = dict(line.split()[:2] for line in asked.stdout.splitlines())
     default = next((name for name in limits if name.endswith("*")), "")
     limits |= {default.rstrip("*"): limits.get(default, "infinite")}
@@ -154,6 +154,8 @@ def execute(batch: Batch) -> int:
     for name, why in graph.failed(known).items():
         say(name, f"failed: {why}", short(known[name].log))
     if batch.with_report and any(output.exists() for output in outputs):
+        from paper_utils import report
+
         say("report", short(report.build(batch.profile) if code else report.page(batch.profile)))
     missing = [output.stem for output in outputs if not output.exists()]
     result = f"not finished: {', '.join(missing)}" if missing else "all done"
@@ -255,6 +257,8 @@ def plan(batch: Batch) -> Iterator[str]:
 
     Raises UserError as `check` does, but needs neither the device nor SLURM.
     """
+    from paper_utils import report
+
     _check_names(batch)
     found = graph.load(batch.profile)
     device, known = batch.device or found.device, found.jobs
@@ -262,17 +266,17 @@ def plan(batch: Batch) -> Iterator[str]:
     todo = [job for job in known.values() if str(job.marker) in pending]
     pages = [page for page in report.pages(batch.folder.parent)
              if any(path.endswith(f"/{page.name}.ipynb") for path in pending)]
-    unit = "GPU-hours" if device.startswith("cuda") else "hours on two cores"
+    unit = graph.unit(device)
     yield (f"{batch.profile}: {len(todo)} of {len(known)} jobs and {len(pages)} notebooks to run, "
-           f"{_hours(todo, device)} {unit} for the jobs")
+           f"{graph.hours(todo, device):,.1f} {unit} for the jobs")
     for kind in dict.fromkeys(job.kind for job in todo):
         part = [job for job in todo if job.kind == kind]
         models = sum(len(job.models) for job in part)
-        hours = f"{_hours(part, device):>9} {unit}"
+        hours = f"{graph.hours(part, device):>9,.1f} {unit}"
         yield f"  {kind:<7} {models:>4} models in {len(part):>3} jobs {hours}"
     for page in pages:
         needed = [job for job in todo if page.name in job.notebooks]
-        hours = f"{_hours(needed, device):>9} {unit}"
+        hours = f"{graph.hours(needed, device):>9,.1f} {unit}"
         yield f"  {page.name:<21} needs {len(needed):>3} jobs {hours}, gives"
         yield f"    {', '.join(name for name, _ in page.figures) or 'no figure'}"
     if todo:
@@ -281,18 +285,10 @@ def plan(batch: Batch) -> Iterator[str]:
                + ("two cores keep up" if kind == "cpu" else "was never measured"))
 
 
-def _hours(some: Sequence[Job], device: str) -> str:
-    return f"{sum(job.minutes(device) for job in some) / 60:,.1f}"
-
-
 def _pending(batch: Batch) -> set[str]:
     """The files that Snakemake would make."""
     asked = subprocess.run(batch.command("--summary"), cwd=ROOT, capture_output=True, text=True)
     if asked.returncode:
-        raise UserError(f"Snakemake cannot resolve the graph: {_last_line(asked.stderr)}")
+        raise UserError(f"Snakemake cannot resolve the graph: {graph.last_line(asked.stderr)}")
     rows = csv.DictReader(asked.stdout.splitlines(), delimiter="\t")
     return {row["output_file"] for row in rows if row["plan"] != "no update"}
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it says nothing"])[-1]

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -65,9 +65,8 @@ class Job:
 
     def about(self, device: str) -> str:
         """One line: what it makes, how long it should take, for which notebooks."""
-        unit = "GPU-hours" if kind_of(device) == "cuda" else "hours on two cores"
-        return (f"{self.name}: {', '.join(self.models)}; {self.minutes(device) / 60:.1f} {unit}, "
-                f"for {', '.join(self.notebooks)}")
+        return (f"{self.name}: {', '.join(self.models)}; {hours([self], device):.1f} "
+                f"{unit(device)}, for {', '.join(self.notebooks)}")
 
     def arguments(self, profile: str, device: str) -> str:
         """Of the command that does it, `python -m paper_utils.jobs`."""
@@ -92,6 +91,21 @@ def folder() -> Path:
 def kind_of(device: str) -> str:
     """'cuda' of 'cuda:1'."""
     return str(device).partition(":")[0]
+
+
+def unit(device: str) -> str:
+    """What `hours` are hours of."""
+    return "GPU-hours" if kind_of(device) == "cuda" else "hours on two cores"
+
+
+def hours(jobs: Iterable[Job], device: str) -> float:
+    """How long these jobs should take, one after the other."""
+    return sum(job.minutes(device) for job in jobs) / 60
+
+
+def last_line(text: str) -> str:
+    """What a program said last."""
+    return (text.strip().splitlines() or ["it says nothing"])[-1]
 
 
 def load(profile: str) -> Graph:
@@ -122,10 +136,10 @@ def share(jobs: Mapping[str, Job], text: str, ready: bool = True) -> list[str]:
     k, n = map(int, match.groups()) if match else (0, 0)
     if not 1 <= k <= n:
         raise UserError(f"shard {text!r} is none: give '2/8' for the second of eight")
-    minutes, mine = [0.0] * n, set()
+    loads, mine = [0.0] * n, set()
     for job in sorted(jobs.values(), key=lambda job: -job.flops):
-        lightest = minutes.index(min(minutes))
-        minutes[lightest] += job.flops
+        lightest = loads.index(min(loads))
+        loads[lightest] += job.flops
         if lightest == k - 1:
             mine.add(job.name)
     there = {name for name, job in jobs.items() if job.marker.exists()} if ready else set(jobs)
@@ -140,8 +154,7 @@ def failed(jobs: Mapping[str, Job]) -> dict[str, str]:
     found = {}
     for name, job in jobs.items():
         if job.log.exists() and not job.marker.exists():
-            lines = job.log.read_text(errors="replace").strip().splitlines()
-            found[name] = lines[-1] if lines else "it said nothing"
+            found[name] = last_line(job.log.read_text(errors="replace"))
     return found
 
 

@@ -116,16 +116,6 @@ STUDIES = {
 }
 
 
-def lineage(names: Iterable[str], specs: Mapping[str, training.Spec]) -> dict[str, training.Spec]:
-    """The specifications of these models and of all they start from, in the order of `specs`."""
-    wanted = set()
-    for name in names:
-        while name in specs and name not in wanted:
-            wanted.add(name)
-            name = specs[name].start
-    return {name: spec for name, spec in specs.items() if name in wanted}
-
-
 # --- what it costs ------------------------------------------------------------------------------
 
 def cost(spec: training.Spec | contrast.Spec) -> tuple[float, float, float]:
@@ -214,7 +204,7 @@ def _needed(study: Study, profile: Profile, specs: Mapping[str, training.Spec],
             longer: Mapping[str, str]) -> set[str]:
     """The models that must be trained for a notebook."""
     named = {*study.sampled(profile), *study.also(profile)}
-    return {longer.get(name, name) for name in {*named, *lineage(named, specs)}}
+    return {longer.get(name, name) for name in {*named, *profiles.lineage(named, specs)}}
 
 
 def _training(section: str, name: str, spec: training.Spec | contrast.Spec) -> _Task:
@@ -267,8 +257,8 @@ def _job(name: str, group: Sequence[_Task], profile: Profile, specs: Specs,
 def _key(kind: str, section: str, names: Sequence[str], profile: Profile, specs: Specs) -> str:
     """A hash of all that decides what the job makes."""
     made = {name: asdict(spec) for name, spec in specs.items() if name in names}
-    made |= {name: asdict(spec) for name, spec in
-             lineage(names, {k: v for k, v in specs.items() if hasattr(v, "start")}).items()}
+    diffusion = {name: spec for name, spec in specs.items() if isinstance(spec, training.Spec)}
+    made |= {name: asdict(spec) for name, spec in profiles.lineage(names, diffusion).items()}
     sizes = asdict(profile) if kind == "sample" else profile.dataset
     text = json.dumps([kind, section, made, sizes, _code()], sort_keys=True)
     return sha256(text.encode()).hexdigest()[:12]
@@ -295,7 +285,7 @@ def run(kind: str, section: str, names: Sequence[str], profile: Profile,
         choose(name, [*specs, *small], "model")
     check_device(device)
     images = data.load(profile.dataset)
-    wanted = lineage(names, specs)
+    wanted = profiles.lineage(names, specs)
     if kind == "train":  # with the runs that these pass through
         wanted |= {short: specs[short] for name in names if name in specs
                    for short in profiles.prefixes(specs[name], specs).values()}

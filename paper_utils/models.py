@@ -385,12 +385,8 @@ def distilled(profile: Profile, images: data.Images, device: str = "cpu",
     names: some of them, and what those start from. From zoo/distillation/ for the laptop profile,
     what is not there left out; else trained.
     """
-    specs, wanted = profiles.distillation_specs(profile.name), set()
-    for name in names:
-        while name:
-            wanted.add(name)
-            name = specs[name].start
-    specs = {name: spec for name, spec in specs.items() if not names or name in wanted}
+    specs = profiles.distillation_specs(profile.name)
+    specs = profiles.lineage(names or specs, specs)
     if profile.shipped:
         return shipped_by(specs, zoo.DISTILLATION, images, device)
     return train_all(specs, images, device)

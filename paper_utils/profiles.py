@@ -7,7 +7,7 @@ paper   CIFAR-10, the authors' width, budget, warm-up, EMA and 10,000 noises: cl
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -454,3 +454,16 @@ def every_spec(profile: str) -> dict[str, Spec]:
     """
     return (specs(profile) | regime_specs(profile) | conditional_specs(profile)
             | fine_tuning_specs(profile) | distillation_specs(profile))
+
+
+def lineage(names: Iterable[str], specs: Mapping[str, Spec]) -> dict[str, Spec]:
+    """The specifications of these models and of all they start from, in the order of `specs`.
+
+    A name that `specs` does not have is left out.
+    """
+    wanted: set[str] = set()
+    for name in names:
+        while name in specs and name not in wanted:
+            wanted.add(name)
+            name = specs[name].start
+    return {name: spec for name, spec in specs.items() if name in wanted}

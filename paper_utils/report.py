@@ -26,7 +26,6 @@ import nbformat
 import pandas as pd
 
 from paper_utils import claims, graph, levels, profiles
-from paper_utils import jobs as builder
 from paper_utils.errors import UserError, choose
 from paper_utils.graph import Job
 from paper_utils.plots import FIGURES
@@ -166,8 +165,7 @@ def ledger(found: list[Page], folder: Path, jobs: Mapping[str, Job], device: str
         measured = (math.nan,) * 3 if cost is None else (
             cost.s / 60, pd.to_numeric(cost.cpu_time, errors="coerce") / 60,
             pd.to_numeric(cost.max_rss, errors="coerce") / 1024)
-        hours = sum(job.minutes(device) for job in needed) / 60
-        rows.append((page.name, state, hours,
+        rows.append((page.name, state, graph.hours(needed, device),
                      *(sum(row[key] for row in used) / 60 if used else math.nan
                        for key in ("minutes", "CPU minutes")),
                      *measured, ", ".join(name for name, _ in page.figures)))
@@ -197,14 +195,15 @@ def _table(table: pd.DataFrame) -> str:
 
 def _cost_part(found: list[Page], folder: Path, profile: Profile, jobs: Mapping[str, Job]) -> str:
     device = graph.kind_of(profile.device)
-    text = (f"Hours of models are {'GPU-hours' if device == 'cuda' else 'hours on two cores'}, "
-            f"estimated as operations at {graph.SPEED[device]:.0e} a second, and used as the jobs "
-            "of this machine's store took. A notebook's own time is that of its last run, a warm "
-            "cache included.")
+    text = (f"Hours of models are {graph.unit(device)}, estimated as operations at "
+            f"{graph.SPEED[device]:.0e} a second, and used as the jobs of this machine's store "
+            "took. A notebook's own time is that of its last run, a warm cache included.")
     if profile.shipped:
         text += (" The models of this profile are shipped: their hours are what training and "
                  "sampling them again would take.")
-        jobs = builder.build(replace(profile, shipped=False))
+        from paper_utils.jobs import build  # with every section's code
+
+        jobs = build(replace(profile, shipped=False))
     return "\n\n".join(["## Cost", text, _table(ledger(found, folder, jobs, device))])
 
 

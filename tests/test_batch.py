@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from paper_utils import batch, graph, run
+from paper_utils import batch, graph, report, run
 from paper_utils.batch import Batch
 from paper_utils.errors import UserError
 from paper_utils.graph import Job
@@ -223,7 +223,7 @@ def test_what_failed_is_said_with_its_reason_and_the_report_is_built(elsewhere, 
         return 1
 
     monkeypatch.setattr(batch, "_snakemake", fails)
-    monkeypatch.setattr(batch.report, "build", lambda profile: Path(f"{profile}/index.html"))
+    monkeypatch.setattr(report, "build", lambda profile: Path(f"{profile}/index.html"))
     assert batch.execute(Batch("smoke", with_report=True)) == 1
     said = capsys.readouterr().out
     assert re.search(r"train-conditional-group-1 +failed: RuntimeError: out of memory \S+\.log",
