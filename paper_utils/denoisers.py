@@ -93,11 +93,14 @@ class Preconditioned(nn.Module):
             raise UserError(f"label {int(odd[0])} is out of range: this model knows 0 to "
                             f"{self.classes - 1}{null}")
 
-    def forward(self, u: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+    def forward(self, u: Tensor, sigma: Tensor | float, labels: Tensor | None = None,
+                augment: Tensor | None = None) -> Tensor:
+        """D(u; sigma). augment: [B, 9] of `augmentation`, for a network that trains with it."""
         self.check_labels(labels)
         c_skip, c_out, c_in, c_noise = self.framework.precondition(column(sigma, u))
         dtype = next(self.network.parameters()).dtype
-        out = self.network((c_in * u).to(dtype), c_noise.flatten().to(dtype), labels)
+        told = () if augment is None else (augment,)
+        out = self.network((c_in * u).to(dtype), c_noise.flatten().to(dtype), labels, *told)
         return c_skip * u + c_out * out.to(u.dtype)
 
 

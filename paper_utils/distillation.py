@@ -27,7 +27,7 @@ class Batch:
 
     clean: [B, C, H, W] in [-1, 1]; eps: unit normal like it; quantile: [B] in (0, 1), stratified;
     labels: int64 [B] or None; seen: images seen before this step; seed: of dropout, for an
-    objective that evaluates twice with the same.
+    objective that evaluates twice with the same; augment: [B, 9] of augmented images, or None.
     """
 
     clean: Tensor
@@ -36,6 +36,7 @@ class Batch:
     labels: Tensor | None = None
     seen: int = 0
     seed: int = 0
+    augment: Tensor | None = None
 
 
 class Objective:

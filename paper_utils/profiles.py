@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from paper_utils import contrast, distillation, networks
+from paper_utils import augmentation, contrast, distillation, networks
 from paper_utils.denoisers import CONSISTENCY
 from paper_utils.errors import UserError, choose
 from paper_utils.samplers import Solver
@@ -254,6 +254,7 @@ class Grid:
     framework: str = "edm"
     precision: str = "bf16"
     learning_rate: float = 1e-3
+    augmentation: float = 0.0
 
 
 _SUBSETS = tuple(2**k for k in (6, 8, 10, 12, 14, 15))
@@ -270,7 +271,8 @@ GRIDS = {
                 dict(channel_mult=(1, 2, 2), blocks=1, attention=(8,), patch=2)),
     "paper": Grid((64, 128, 256), tuple(2**k for k in range(6, 16)), _SUBSETS[:-1], (64, 1024),
                   (500_000, 2_000_000, 5_000_000, 20_000_000), 50_000_000, 128, 10_000_000, 500_000,
-                  dict(channel_mult=(2, 2, 2), blocks=4, attention=(16,), dropout=0.13), "vp"),
+                  dict(channel_mult=(2, 2, 2), blocks=4, attention=(16,), dropout=0.13), "vp",
+                  augmentation=0.12),
 }
 
 
@@ -292,10 +294,11 @@ def regime_specs(profile: str) -> dict[str, Spec]:
 
 def _cell(grid: Grid, width: int, n: int, half: int = 0) -> Spec:
     name = f"unet-{width}-n{n}" + ("-half1" if half else "")
-    return Spec(name, "unet", networks.DDPMPP | grid.network | {"width": width}, grid.framework,
-                images=n, half=half, images_seen=grid.budget, batch=grid.batch, warmup=grid.warmup,
-                ema_half_life=grid.ema_half_life, precision=grid.precision,
-                learning_rate=grid.learning_rate)
+    told = {"augment_dim": augmentation.LABELS} if grid.augmentation else {}
+    return Spec(name, "unet", networks.DDPMPP | grid.network | {"width": width} | told,
+                grid.framework, images=n, half=half, images_seen=grid.budget, batch=grid.batch,
+                warmup=grid.warmup, ema_half_life=grid.ema_half_life, precision=grid.precision,
+                learning_rate=grid.learning_rate, augmentation=grid.augmentation)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from paper_utils import artifacts, data, denoisers, distillation, networks, noise, trainable
+from paper_utils import (artifacts, augmentation, data, denoisers, distillation, networks, noise,
+                         trainable)
 from paper_utils.denoisers import CONSISTENCY, Framework, Preconditioned
 from paper_utils.distillation import Batch, Objective
 from paper_utils.errors import UserError, check_device
@@ -33,6 +34,8 @@ class Spec:
     else depends on the budget: a run is a prefix of the same run with a larger one. images is the
     size of the nested subset, the first of the dataset (half 0) or of its second half (half 1).
     precision 'bf16' autocasts the forward pass; weights, EMA and optimizer stay float32.
+
+    augmentation is the probability of each kind of non-leaky augmentation; 0 for none.
 
     Fine-tuning: start names the model whose weights it starts from, trains says which parameters
     learn (a name of trainable.WAYS or a regular expression). dataset is what data.load takes, where
@@ -62,6 +65,7 @@ class Spec:
     trains: str = "all"
     objective: str = "denoising"
     objective_args: dict = field(default_factory=dict)
+    augmentation: float = 0.0
 
     @property
     def run(self) -> str:
@@ -118,10 +122,10 @@ def trained_names(network: nn.Module) -> list[str]:
 
 
 def denoising_loss(denoiser: nn.Module, framework: Framework, clean: Tensor, sigma: Tensor,
-                   eps: Tensor, labels: Tensor | None = None) -> Tensor:
+                   eps: Tensor, labels: Tensor | None = None, **told: Tensor) -> Tensor:
     """Mean of weight(sigma) |D(x0 + sigma eps; sigma) - x0|^2 over batch and pixels."""
     scale = denoisers.column(sigma, clean)
-    error = denoiser(clean + scale * eps, sigma, labels) - clean
+    error = denoiser(clean + scale * eps, sigma, labels, **told) - clean
     return (framework.weight(scale) * error**2).mean()
 
 
@@ -133,7 +137,9 @@ class Denoising(Objective):
 
     def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
         sigma = self.framework.noise_level(batch.quantile)
-        return denoising_loss(student, self.framework, batch.clean, sigma, batch.eps, batch.labels)
+        told = {} if batch.augment is None else {"augment": batch.augment}
+        return denoising_loss(student, self.framework, batch.clean, sigma, batch.eps, batch.labels,
+                              **told)
 
 
 @lru_cache(maxsize=4)
@@ -211,8 +217,12 @@ class Training:
         quantile = (quantile + torch.arange(spec.batch, device=self.device) / spec.batch) % 1
         eps = torch.randn(clean.shape, generator=stream, device=self.device)
         labels = self._labels[rows] if spec.network_args.get("num_classes") else None
+        augment = None
+        if spec.augmentation:
+            clean, augment = augmentation.augment(
+                clean, spec.augmentation, noise.stream(spec.run, "augmentation", self.step))
         return Batch(clean, eps, quantile, labels, self.images_seen,
-                     noise.seed_of(spec.run, "dropout", self.step))
+                     noise.seed_of(spec.run, "dropout", self.step), augment)
 
     def _loss(self, batch: Batch) -> Tensor:
         bf16 = self.spec.precision == "bf16"
@@ -266,6 +276,7 @@ def _check(spec: Spec, images: data.Images, start: artifacts.Tensors | None) -> 
     if bool(spec.start) != (start is not None):
         missing = "gives no weights to start from" if spec.start else "starts from nothing"
         raise UserError(f"{spec.name} {missing}: pass start= exactly where spec.start names it")
+    _check_augmentation(spec)
     if spec.objective in distillation.FROM_A_TEACHER and spec.network_args.get("label_dropout"):
         raise UserError(f"{spec.name} would drop labels that its teacher sees: distill with "
                         "label_dropout=0")
@@ -274,6 +285,20 @@ def _check(spec: Spec, images: data.Images, start: artifacts.Tensors | None) -> 
         raise UserError(f"{spec.name} has {classes} classes but {images.name} has labels "
                         f"{images.labels.min()} to {images.labels.max()}: give it num_classes to "
                         "match")
+
+
+def _check_augmentation(spec: Spec) -> None:
+    if not 0 <= spec.augmentation <= 1:
+        raise UserError(f"augmentation={spec.augmentation} of {spec.name} is a probability: give a "
+                        "number from 0 to 1")
+    if not spec.augmentation:
+        return
+    if spec.objective != "denoising":
+        raise UserError(f"{spec.name} would augment under the objective '{spec.objective}', which "
+                        "does not tell the network: augment with the denoising objective only")
+    if spec.network_args.get("augment_dim") != augmentation.LABELS:
+        raise UserError(f"{spec.name} augments, but its network is not told how, so it would make "
+                        f"augmented images: give a U-Net augment_dim={augmentation.LABELS}")
 
 
 def check_teacher(student: Spec, teacher: Spec) -> None:
