@@ -12,6 +12,8 @@ inverse       Algorithm 1 step by step against deepinv's DPS in its deterministi
               memory; 64 reconstructions with a model of zoo/
 training      images per second, same network and batch, against the loop of diffusers' example of
               unconditional training with accelerate and against plain float32; several at once
+compile       images per second with torch.compile (on a GPU: CUDA graphs) against without, and how
+              long compiling takes
 distillation  a step against the three evaluations of its network and one backward pass that it
               cannot do without; how long the halvings from 32 steps to 1 take at that rate
 """
@@ -475,8 +477,9 @@ def some_images() -> data.Images:
 class Ours:
     """`training.Training`, a step at a time."""
 
-    def __init__(self, spec: training.Spec, device: str, start: artifacts.Tensors | None = None):
-        self.run = training.Training(spec, some_images(), device, start)
+    def __init__(self, spec: training.Spec, device: str, start: artifacts.Tensors | None = None,
+                 compiled: bool = False):
+        self.run = training.Training(spec, some_images(), device, start, compiled)
         self.device = device
 
     def steps(self, count: int) -> None:
@@ -659,6 +662,22 @@ def print_rate(steps: int, device: str, threads: int) -> None:
     print(4 * steps * spec.batch / seconds(lambda: loop.steps(4 * steps)))
 
 
+def compiling(size: Size, device: str) -> list[Row]:
+    """Images per second of section 3's middle network with torch.compile over those without."""
+    grid = profiles.regime_specs("gpu" if device == "cuda" else "laptop")
+    name = next(name for name in grid if name.startswith(f"unet-{96 if device == 'cpu' else 64}"))
+    spec = replace(grid[name], images=512)
+    eager, ours = Ours(spec, device), Ours(spec, device, compiled=True)
+    eager.steps(2)
+    taken = seconds(lambda: ours.steps(3))
+    mine, other = in_turns(max(size.repeats // 2, 1), lambda: ours.steps(size.training),
+                           lambda: eager.steps(size.training))
+    ratio, images = median(b / a for a, b in zip(mine, other)), spec.batch * size.training
+    return [Row(f"training with torch.compile against without, {name}, batch {spec.batch}",
+                f"{ratio:.2f}x ({images / median(mine):.0f} against {images / median(other):.0f} "
+                f"images/s; compiled in {taken:.0f} s)", "none", True)]
+
+
 # --- distillation -------------------------------------------------------------------------------
 
 def distillation_spec(objective: str, batch: int) -> training.Spec:
@@ -768,6 +787,7 @@ PARTS = {"store": lambda size, device: store(size), "GL": lambda size, device: g
          "optimal": lambda size, device: optimal(size),
          "inverse": lambda size, device: invert(size),
          "training": lambda size, device: train(size, device) + at_once(size, device),
+         "compile": lambda size, device: compiling(size, device),
          "distillation": lambda size, device: distill(size, device)}
 
 
@@ -776,7 +796,7 @@ def main(arguments: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, some seconds")
     parser.add_argument("--only", choices=PARTS, help="one of the parts")
-    parser.add_argument("--device", default="cpu", help="of training and distillation")
+    parser.add_argument("--device", default="cpu", help="of training, compile and distillation")
     asked = parser.parse_args(arguments)
     try:
         check_device(asked.device)

@@ -56,14 +56,15 @@ def section_of(name: str) -> Section:
                  if any(name in section.specs(profile) for profile in profiles.PROFILES)), first)
 
 
-def train_one(name: str, profile: str, device: str, out: Path, deadline: float) -> None:
+def train_one(name: str, profile: str, device: str, out: Path, deadline: float,
+              compiled: bool = False) -> None:
     """Train one model until its budget or `deadline` (time.time()), checkpointing every minute."""
     torch.set_num_threads(1)
     diffusion, path = profiles.every_spec(profile), out / f"{name}.safetensors"
     dataset = profiles.get(profile).dataset
     images = data.load(diffusion[name].dataset or dataset if name in diffusion else dataset)
     if name in diffusion:
-        runs = _diffusion(diffusion[name], images, path, device, diffusion)
+        runs = _diffusion(diffusion[name], images, path, device, diffusion, compiled)
     else:
         runs = _contrast(profiles.contrast_specs(profile)[name], images, path, device)
     saved = time.time()
@@ -93,14 +94,14 @@ def _child(*arguments) -> None:
 
 
 def _diffusion(spec: training.Spec, images: data.Images, path: Path, device: str,
-               known: dict[str, training.Spec]) -> Iterator[Run]:
+               known: dict[str, training.Spec], compiled: bool) -> Iterator[Run]:
     """The run itself; where it passes through a shorter one, that one's checkpoint is left too."""
     shorter = profiles.prefixes(spec, known)
     start = None
     if spec.start:
         training.check_teacher(spec, known[spec.start])
         start = _start(path.with_name(f"{spec.start}.safetensors"), known)
-    for run in training.train(spec, spec.subset(images), path, device, start):
+    for run in training.train(spec, spec.subset(images), path, device, start, compiled):
         if run.step in shorter:
             name = shorter[run.step]
             training.save_checkpoint(run, path.with_name(f"{name}.safetensors"), known[name])
@@ -145,6 +146,8 @@ def _contrast(spec: contrast.Spec, images: data.Images, path: Path, device: str)
 def train(options: argparse.Namespace) -> None:
     """Train options.models, options.at_once of them at a time, each in a process of its own."""
     check_device(options.device)
+    if options.compile:
+        training.check_compiler(torch.device(options.device))
     known = profiles.every_spec(options.profile) | profiles.contrast_specs(options.profile)
     waiting = [choose(name, known, "model") for name in options.models]
     options.out.mkdir(parents=True, exist_ok=True)
@@ -152,7 +155,8 @@ def train(options: argparse.Namespace) -> None:
     spawn, running, failed = processes.get_context("spawn"), [], False
     while waiting or running:
         while waiting and len(running) < options.at_once:
-            arguments = (waiting.pop(0), options.profile, options.device, options.out, deadline)
+            arguments = (waiting.pop(0), options.profile, options.device, options.out, deadline,
+                         options.compile)
             running.append(spawn.Process(target=_child, args=arguments))
             running[-1].start()
         time.sleep(0.5)
@@ -266,6 +270,8 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--out", type=Path, default=Path("runs"))
     one.add_argument("--minutes", type=float, default=float("inf"))
     one.add_argument("--at-once", type=int, default=1)
+    one.add_argument("--compile", action="store_true",
+                     help="diffusion models by torch.compile, on a GPU as CUDA graphs")
     one.set_defaults(action=train)
     two = actions.add_parser("add")
     two.add_argument("checkpoint", type=Path)

@@ -7,10 +7,13 @@
 
 import json
 import math
+import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -159,10 +162,13 @@ def batch_rows(run: str, step: int, batch: int, n: int) -> Tensor:
 
 
 class Training:
-    """A run in progress: the denoiser that learns, its EMA, the optimizer and the step."""
+    """A run in progress: the denoiser that learns, its EMA, the optimizer and the step.
+
+    compiled: by torch.compile, on a GPU as CUDA graphs; the same training but for rounding.
+    """
 
     def __init__(self, spec: Spec, images: data.Images, device: str = "cpu",
-                 start: artifacts.Tensors | None = None):
+                 start: artifacts.Tensors | None = None, compiled: bool = False):
         _check(spec, images, start)
         self.spec, self.images, self.device = spec, images, torch.device(device)
         self.start = artifacts.digest(start) if start is not None else ""
@@ -175,6 +181,17 @@ class Training:
         self.optimizer = torch.optim.Adam(self._learning, lr=spec.learning_rate, fused=True)
         self.step, self.loss = 0, math.nan
         self._pixels, self._labels = images.pixels.to(self.device), images.labels.to(self.device)
+        if compiled:
+            self._compile()
+
+    def _compile(self) -> None:
+        """Compile the network in place, when it is first called.
+
+        A student's is called several times a step, which CUDA graphs would have to keep apart.
+        """
+        check_compiler(self.device)
+        graphs = self.device.type == "cuda" and self.spec.objective == "denoising"
+        self.denoiser.network.compile(mode="reduce-overhead" if graphs else "default")
 
     def _objective(self, start: artifacts.Tensors | None) -> Objective:
         spec = self.spec
@@ -326,23 +343,34 @@ def check_teacher(student: Spec, teacher: Spec) -> None:
                         "half as many; start from a model of many steps")
 
 
+def check_compiler(device: torch.device) -> None:
+    """UserError where torch.compile would find no compiler for this device."""
+    found = [os.environ.get("CXX", ""), "g++", "clang++"]
+    if not any(map(shutil.which, filter(None, found))):
+        raise UserError("torch.compile needs a C++ compiler: install g++, or train without")
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise UserError("torch.compile needs the package triton on a GPU: install it, or train "
+                        "without")
+
+
 def below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def train(spec: Spec, images: data.Images, checkpoint: Path | None = None, device: str = "cpu",
-          start: artifacts.Tensors | None = None) -> Iterator[Training]:
+          start: artifacts.Tensors | None = None, compiled: bool = False) -> Iterator[Training]:
     """Train `spec` on `images` (exactly spec.images of them); yields after every step.
 
-    start: the weights that fine-tuning starts from, where spec.start names them.
+    start: the weights that fine-tuning starts from, where spec.start names them. compiled: by
+    torch.compile, which takes a minute or two before the first step.
 
     checkpoint: a file to go on from if it exists, or else from the one before it; on the CPU the
     weights at the end are, bit for bit, those of a run that was never stopped. Raises UserError for
     a checkpoint of another specification, subset or start, where both are damaged, for a start of
-    another architecture, and for CUDA where there is none.
+    another architecture, for CUDA where there is none, and for compiled without a compiler.
     """
     check_device(device)
-    training = Training(spec, images, device, start)
+    training = Training(spec, images, device, start, compiled)
     if checkpoint:
         _go_on(training, Path(checkpoint))
     while training.step < spec.steps:

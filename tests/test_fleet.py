@@ -92,6 +92,14 @@ def test_an_unknown_model_is_one_line(capsys):
     assert "did you mean 'edm'" in error and error.count("\n") == 1
 
 
+def test_without_a_compiler_nothing_starts(monkeypatch, folder, capsys):
+    monkeypatch.setattr(fleet.training.shutil, "which", lambda name: None)
+    command = ["train", "edm", "--profile", "smoke", "--compile", "--out", str(folder / "runs")]
+    assert fleet.main(command) == 2
+    assert "install g++" in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
 def test_training_imports_without_the_notebooks_packages():
     """A GPU machine has torch, numpy, Pillow and safetensors, and no more."""
     import subprocess

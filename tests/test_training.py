@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -498,3 +499,34 @@ def test_a_conditional_model_learns_from_the_labels(images):
     moved = run.denoiser.network.embedding.label.weight
     assert not torch.equal(moved, other.denoiser.network.embedding.label.weight)
     assert not torch.equal(moved, training.build(spec).network.embedding.label.weight)
+
+
+# --- torch.compile ------------------------------------------------------------------------------
+
+compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))),
+                              reason="no C++ compiler for torch.compile")
+
+
+@compiler
+def test_a_compiled_run_is_the_same_training_and_goes_on_from_its_checkpoint(images, tmp_path):
+    small = {"dropout": 0.0, "channel_mult": (1,), "attention": ()}  # compiling is what takes long
+    spec = replace(TINY, network_args=TINY.network_args | small)
+    path = tmp_path / "run.safetensors"
+    plain = finish(spec, images)
+    for run in train(spec, images, compiled=True):
+        if run.step == 3:
+            training.save_checkpoint(run, path)
+    assert run.denoiser.network._compiled_call_impl is not None  # torch compiled it
+    compiled = run.state_dict()
+    assert compiled.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=1e-3)
+    resumed = finish(spec, images, path)  # without compiling: the checkpoint is the same kind
+    for name, value in plain.items():
+        torch.testing.assert_close(resumed[name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_without_a_compiler_one_line_says_so(images, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="install g\\+\\+, or train without"):
+        next(train(TINY, images, compiled=True))
