@@ -20,7 +20,7 @@
 #
 # The models are U-Nets of three widths, each trained on the first N images of CIFAR-10 for several
 # N, all for the same number of images seen. On the `laptop` profile they come from `zoo/regimes/`;
-# they work on 4×4 patches and saw 100,000 images each where the paper's saw 50 million, so read the
+# they work on 4×4 patches and saw 200,000 images each where the paper's saw 50 million, so read the
 # curves as what such a budget shows, with the paper's own behind them. A model that was not trained
 # yet is missing from every figure.
 
@@ -63,11 +63,11 @@ output.table(grid.merge(check, on="model"), "tab_regimes_models").drop(columns="
 # ## Reproducibility and generalization against the number of images
 #
 # Left: RP of every two widths, right: GL of each against its own training images, both with 95 %
-# intervals: of the bootstrap, or Wilson's where no or every noise is a hit. The pale curves are the
-# paper's, for widths of 64, 128 and 256; the shading is its two regimes. Held-out real images score
-# below 1 in GL too (`held-out` in the table), for two reasons: CIFAR-10 has near-duplicates, and
-# the descriptor's threshold lets a few in a million pairs of different images pass, which among
-# 32,768 training images is some per cent of samples.
+# intervals: of the bootstrap, or Wilson's where no or every noise is a hit. The pale curves are
+# the paper's, for widths of 64, 128 and 256; shaded are its two regimes. Held-out real images
+# score below 1 in GL too (`held-out` in the table), for two reasons: CIFAR-10 has
+# near-duplicates, and the descriptor has false alarms (by eye, at 32,768 training images, for
+# less than one held-out image in a hundred).
 
 # %%
 features = {name: descriptors.features(describe, rows) for name, rows in images.items()}
@@ -110,7 +110,7 @@ explore.training_images(grid, nearest, rp, nested)
 # %% [markdown]
 # ## Agreement with the closed forms
 #
-# The optimal denoiser of the N images (theorem 1) through the same solver: a network that
+# The optimal denoiser of the N images (the paper's theorem) through the same solver: a network that
 # memorized agrees with it. On the other side, the Gaussian denoiser knows the mean and covariance
 # of the N images and the local equivariant score their patches; neither is trained. With many
 # images a network that learned little is near the Gaussian one, and two such networks agree with
@@ -125,12 +125,15 @@ for name in models.CLOSED_FORMS:
     output.table(against[name], f"tab_rp_with_{name}")
 paper = {"optimal": claims.paper_curves("optimal", "width")}
 output.figure(plots.scores_against(against, "width", paper=paper, shaded=True,
-                                   labels={name: f"RP with the {name} form" for name in against}),
+                                   labels={name: f"RP with the {name} denoiser" for name in
+                                           against}),
               "fig_rp_with_closed_forms")
 
 # %% [markdown]
 # The same question asked of the denoisers themselves: how far is the network's answer from that of
-# each closed form, at one noise level, for held-out images?
+# each closed form, at one noise level, for held-out images? (Where the noise is low these lie far
+# from every training image, and there the optimal denoiser jumps to one of those: even a network
+# that copies does not follow it off its training set.)
 
 # %%
 networks = {row.images: found[row.model].denoiser() for row in column.itertuples()}
@@ -156,7 +159,7 @@ output.figure(plots.scores_against(views, "width", shaded=True, labels=dict(
     zip(views, ("share of samples", "RP across halves")))), "fig_other_views")
 
 # %% [markdown]
-# And the training time: with few images a network first generalizes, then begins to copy (Bonnaire
+# And the training time: with few images a network copies nothing at first, then begins to (Bonnaire
 # et al. 2025), at a time that grows with their number.
 
 # %%

@@ -14,9 +14,9 @@
 #
 # A student learns to do in a few steps, or in one, what takes its teacher dozens. Does it still
 # make the image that other diffusion models make from the same noise, models it never saw? The
-# paper has two one-step models in its heat maps: a progressively distilled one agrees with every
-# other model (RP .82 to .91), one of consistency training less (.70 to .81), but most with the
-# other student (.91).
+# paper has two students in its heat maps: a progressively distilled one agrees with every other
+# model (RP .82 to .91), one of consistency training less (.70 to .81), but most with the other
+# student (.91).
 #
 # This project trained both, with consistency distillation and improved consistency training beside
 # them, and keeps every stage. Two more questions: what do the few steps cost, and is the agreement
@@ -83,6 +83,7 @@ with_teacher = {"RP with the teacher": students.with_teacher(runs, features, cop
                 "MAE score with the teacher": students.with_teacher(runs, images, scores.close,
                                                                     sizes.resamples)}
 output.table(with_teacher["RP with the teacher"], "tab_rp_with_teacher")
+output.table(with_teacher["MAE score with the teacher"], "tab_mae_with_teacher")
 output.figure(plots.curves(with_teacher, "series", "steps", "steps", True, note),
               "fig_with_teacher")
 
@@ -105,6 +106,7 @@ stages = {"RP": students.down_the_stages(runs, described, groups, copies, sizes.
           "MAE score": students.down_the_stages(runs, everyone, groups, scores.close,
                                                 sizes.resamples)}
 output.table(stages["RP"], "tab_rp_stages")
+output.table(stages["MAE score"], "tab_mae_stages")
 output.figure(plots.curves(stages, "partner", "steps", "steps of the progressive student", True,
                            note), "fig_stages")
 
@@ -131,16 +133,16 @@ real = tables.features_of(describe, held_out)
 price = students.price(runs, made, images, features, held_out.pixels[:sizes.held_out], real)
 output.table(price, "tab_price")
 panels = {label: price.assign(score=price[label]) for label in ("FD", "sharpness", "ms per image")}
-output.figure(plots.curves(panels, "series", "steps", "steps", True, note, ["ms per image"]),
+output.figure(plots.curves(panels, "series", "steps", "steps", True, "", ["ms per image"]),
               "fig_price")
 
 # %% [markdown]
 # ## Is it blur?
 #
 # Progressive students blur the more, the fewer their steps, and blurred images are alike. If that
-# were all, a student would agree with the strangers more than its sharper teacher does, and would
-# lose this lead once both sides go through the same low-pass filter. Left: mean RP with the
-# strangers; right: the student's RP with them less its teacher's.
+# were all, a student would agree with the models it never saw more than its sharper teacher does,
+# and would lose this lead once both sides go through the same low-pass filter. Left: mean RP with
+# those models; right: the student's RP with them less its teacher's.
 
 # %%
 part = {name: everyone[name] for name in (students.TEACHER, *one_step, *unseen)}
@@ -151,7 +153,7 @@ gains = students.gain_over_teacher(filtered, one_step, list(unseen), describe.th
                                    sizes.resamples)
 output.table(smooth, "tab_low_pass")
 output.table(gains, "tab_gain_over_teacher")
-panels = {"RP with the strangers": smooth,
+panels = {"RP with unseen models": smooth,
           "student less teacher": gains.rename(columns={"difference": "score"})}
 output.figure(plots.curves(panels, "who", "width", "low-pass filter of both sides, pixels",
                            title=note), "fig_low_pass")

@@ -166,11 +166,16 @@ def execute(batch: Batch) -> int:
 def _share(batch: Batch, known: dict[str, Job], lock: int) -> int:
     """Do one share of the jobs; what needs another share's waits for it, what failed is left."""
     mine, failed, waiting = graph.share(known, batch.shard, ready=False), set(), ""
+    for name in mine:
+        known[name].given_up.unlink(missing_ok=True)
     while left := [name for name in mine if not known[name].marker.exists()
-                   and name not in _hopeless(known, failed)]:
+                   and name not in _hopeless(known, failed | _given_up(known, mine))]:
         if set(left) & set(graph.share(known, batch.shard)):
             if _snakemake(batch, lock):
-                failed |= set(left) & set(graph.failed(known)) or set(left)
+                new = set(left) & set(graph.failed(known)) or set(left)
+                for name in _hopeless(known, new) & set(mine):
+                    artifacts.replace_file(known[name].given_up, b"")
+                failed |= new
             continue
         needed = ", ".join(sorted({name for job in left for name in known[job].after
                                    if not known[name].marker.exists()}))
@@ -178,11 +183,18 @@ def _share(batch: Batch, known: dict[str, Job], lock: int) -> int:
             say(f"shard {batch.shard}", f"waiting for other shards: {needed}")
         waiting = needed
         time.sleep(PATIENCE)
-    for name, why in graph.failed({name: known[name] for name in sorted(failed)}).items():
-        say(name, f"failed: {why}", short(known[name].log))
-    done = sum(known[name].marker.exists() for name in mine)
-    say(f"shard {batch.shard}", f"{done} of {len(mine)} jobs done")
-    return 1 if failed else 0
+    undone = {name for name in mine if not known[name].marker.exists()}
+    theirs = {name for name in _given_up(known, mine) if _hopeless(known, {name}) & undone}
+    for name, why in graph.failed({name: known[name] for name in sorted(failed | theirs)}).items():
+        say(name, f"failed{' in another shard' * (name in theirs)}: {why}", short(known[name].log))
+    say(f"shard {batch.shard}", f"{len(mine) - len(undone)} of {len(mine)} jobs done")
+    return 1 if undone else 0
+
+
+def _given_up(known: dict[str, Job], mine: list[str]) -> set[str]:
+    """What other shares have tried in vain."""
+    return {name for name, job in known.items() if name not in mine and job.given_up.exists()
+            and not job.marker.exists()}
 
 
 def _hopeless(known: dict[str, Job], failed: set[str]) -> set[str]:

@@ -402,7 +402,7 @@ def _pipeline(source, kind: str):
 # --- closed forms -------------------------------------------------------------------------------
 
 class OptimalDenoiser:
-    """The minimizer of the denoising loss on finitely many images (paper, theorem 1, appendix B).
+    """The minimizer of the denoising loss on finitely many images (the theorem, appendix B).
 
         D*(u; sigma) = sum_i softmax_i(-|u - y_i|^2 / 2 sigma^2) y_i
 

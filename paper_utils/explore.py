@@ -104,7 +104,8 @@ def _slider(control: Control) -> Any:
 
 def _png(figure: Figure) -> bytes:
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
+    with plt.rc_context(plots.STYLE):
+        figure.savefig(buffer, format="png", bbox_inches="tight", dpi="figure")
     plt.close(figure)
     return buffer.getvalue()
 

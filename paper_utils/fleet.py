@@ -1,6 +1,7 @@
 """Train models for the zoo, several at once, and add what came of it.
 
     python -m paper_utils.fleet train edm uvit --profile gpu --device cuda --out runs --minutes 9
+    python -m paper_utils.fleet slim runs/edm.safetensors --out FOLDER
     python -m paper_utils.fleet add runs/edm.safetensors --made "one H200, 9 minutes"
     python -m paper_utils.fleet closed optimal gaussian local gaussian-cond
     python -m paper_utils.fleet guided edm-cond
@@ -8,7 +9,8 @@
 
 `train` needs torch, numpy, Pillow and safetensors alone, prints plain lines, writes a checkpoint a
 minute and goes on from it when it is called again. A fine-tuning starts from the finished run of
-its base in the same folder. `add` samples the sheet of a finished training
+its base in the same folder. `slim` writes what the zoo needs of a checkpoint, an eighth of it: the
+averaged weights in half precision. `add` takes either. It samples the sheet of a finished training
 and writes zoo.toml, `closed` the sheets of the closed forms, which have no weights, `guided` those
 of conditional models under guidance, `restored` those of the inverse problems.
 """
@@ -115,7 +117,7 @@ def _start(path: Path, known: dict[str, training.Spec]) -> artifacts.Tensors:
     tensors, _ = artifacts.load_tensors(path)
     if int(tensors["step"]) < (steps := known[path.stem].steps):
         raise UserError(f"{path} is at step {int(tensors['step'])} of {steps}: finish it first")
-    return {k: v.to(tensors[f"ema.{k}"].dtype)
+    return {k: v.float() if v.is_floating_point() else v
             for k, v in zoo.halved(training.below("ema.", tensors)).items()}
 
 
@@ -168,14 +170,33 @@ def train(options: argparse.Namespace) -> None:
                         f"again, the checkpoints are in {options.out}")
 
 
+def slim(options: argparse.Namespace) -> None:
+    """Write the averaged weights of checkpoints, as the zoo stores them, into another folder."""
+    for path in options.checkpoints:
+        tensors, metadata = _checkpoint(path)
+        target = options.out / path.name
+        if target.resolve() == path.resolve():
+            raise UserError(f"{path} would replace itself, and the run could not go on: give --out "
+                            "another folder")
+        if not (averaged := training.below("ema.", tensors)):
+            raise UserError(f"{path} has no averaged weights (a GAN or VAE): take it as it is")
+        kept = {f"ema.{k}": v for k, v in zoo.halved(averaged).items()} | {"step": tensors["step"]}
+        artifacts.replace_file(target, artifacts.save(kept, metadata))
+
+
+def _checkpoint(path: Path) -> tuple[artifacts.Tensors, dict[str, str]]:
+    tensors, metadata = artifacts.load_tensors(path)
+    if "spec" not in metadata or "step" not in tensors:
+        raise UserError(f"{path} is no checkpoint of `fleet train`: give one of them")
+    return tensors, metadata
+
+
 def add(options: argparse.Namespace) -> None:
     """Sample the sheet of a finished training and put it and the weights into the zoo.
 
     The sheet is sampled from the weights as they are shipped, in half precision.
     """
-    tensors, metadata = artifacts.load_tensors(options.checkpoint)
-    if "spec" not in metadata or "step" not in tensors:
-        raise UserError(f"{options.checkpoint} is no checkpoint of `fleet train`: give one of them")
+    tensors, metadata = _checkpoint(options.checkpoint)
     values = json.loads(metadata["spec"])
     kind = "contrast" if "kind" in values else "diffusion"
     if kind == "contrast":
@@ -273,6 +294,10 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--compile", action="store_true",
                      help="diffusion models by torch.compile, on a GPU as CUDA graphs")
     one.set_defaults(action=train)
+    seven = actions.add_parser("slim")
+    seven.add_argument("checkpoints", nargs="+", type=Path)
+    seven.add_argument("--out", type=Path, required=True)
+    seven.set_defaults(action=slim)
     two = actions.add_parser("add")
     two.add_argument("checkpoint", type=Path)
     two.add_argument("--made", required=True, help="how it was trained, for zoo.toml")

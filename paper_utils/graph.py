@@ -47,6 +47,11 @@ class Job:
     def log(self) -> Path:
         return self.marker.with_suffix(".log")
 
+    @property
+    def given_up(self) -> Path:
+        """Is there while a share has tried it in vain, so that other shares need not wait."""
+        return self.marker.with_suffix(".failed")
+
     def minutes(self, device: str) -> float:
         """How long it should take on 'cpu' (two cores) or 'cuda', at SPEED."""
         return self.flops / SPEED[kind_of(device)] / 60

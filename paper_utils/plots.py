@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from seaborn.utils import relative_luminance
 from torch import Tensor
 
 from paper_utils import artifacts, profiles
@@ -19,8 +20,11 @@ from paper_utils.errors import choose
 pd.set_option("display.max_colwidth", None)  # a notebook shows a claim to its end
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 CORNERS = ("#0072B2", "#D55E00", "#009E73")  # Okabe & Ito: told apart by colour-blind readers
-STYLE = {"font.size": 9, "axes.titlesize": 10, "figure.dpi": 110, "savefig.dpi": 200,
+STYLE = {"font.size": 9, "axes.titlesize": 10, "figure.dpi": 100, "savefig.dpi": 200,
          "pdf.fonttype": 42, "font.family": "DejaVu Sans"}
+PAGE = 15.0     # inches, the widest that a row of heat maps becomes
+PICTURE = 0.64  # inches of a picture in a grid: two screen pixels for one of 32, four in a file
+MARKERS = "os^Dv*"
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Output:
         for kind in ("pdf", "png"):
             buffer = BytesIO()
             when = {"CreationDate": None} if kind == "pdf" else {"Software": None}
-            figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=when)
+            with plt.rc_context(STYLE):  # resolution and fonts are settled when a file is written
+                figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=when)
             artifacts.replace_file(self.folder / f"{name}.{kind}", buffer.getvalue())
         plt.close(figure)
         return figure
@@ -46,7 +51,7 @@ class Output:
     def table(self, table: pd.DataFrame, name: str, digits: int = 2) -> pd.DataFrame:
         """Write <name>.csv (full precision) and <name>.tex; returns it rounded, for reading."""
         artifacts.replace_file(self.folder / f"{name}.csv", table.to_csv(index=False).encode())
-        latex = table.to_latex(index=False, float_format=f"%.{digits}f", escape=True)
+        latex = table.to_latex(index=False, float_format=f"%.{digits}f", na_rep="--", escape=True)
         artifacts.replace_file(self.folder / f"{name}.tex", latex.encode())
         return table.round(digits)
 
@@ -59,9 +64,9 @@ def sample_grid(samples: Mapping[str, Tensor], columns: int = 12, title: str = "
     """
     labels = labels or {}
     room = 0.45 + 0.035 * max(map(len, heads)) if heads else 0.4  # inches above the first row
-    height = 0.57 * len(samples) + max(0.5, room - 0.3)
+    height = (PICTURE + 0.02) * len(samples) + room
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(len(samples), 1, figsize=(0.55 * columns + 1.6, height))
+        figure, axes = plt.subplots(len(samples), 1, figsize=(PICTURE * columns, height))
         for axis, (name, images) in zip(np.atleast_1d(axes), samples.items()):
             strip = images[:columns].permute(2, 0, 3, 1).reshape(images.shape[2], -1, 3)
             axis.imshow(strip.numpy(), interpolation="nearest")
@@ -72,8 +77,9 @@ def sample_grid(samples: Mapping[str, Tensor], columns: int = 12, title: str = "
         for column, head in enumerate(heads[:strip.shape[1] // strip.shape[0]]):
             top.text((column + 0.5) * side, -0.12 * side, head, ha="left", va="bottom",
                      rotation=35, fontsize=7.5)
-        figure.suptitle(title, fontsize=10)
-        figure.subplots_adjust(hspace=0.04, top=1 - room / figure.get_figheight(), bottom=0)
+        figure.suptitle(title, y=1, va="top", fontsize=10)
+        figure.subplots_adjust(left=0, right=1, hspace=0.02 / PICTURE, top=1 - room / height,
+                               bottom=0)
     return figure
 
 
@@ -108,7 +114,7 @@ def heatmaps(tables: Mapping[str, pd.DataFrame], names: Sequence[str], floor: fl
 
     tables: title -> pairs; floor: the lower end of the scale, by default the lowest score shown.
     groups: label -> the names, next to each other, whose pairs get an outline. columns: maps a
-    row, by default all.
+    row, by default as many as a page is wide.
     """
     matrices = {title: square(pairs, names) for title, pairs in tables.items()}
     figure = _heatmaps(matrices, floor, note, columns)
@@ -137,8 +143,9 @@ def _heatmaps(matrices: Mapping[str, pd.DataFrame], floor: float | None, note: s
               columns: int = 0) -> Figure:
     if floor is None:
         floor = min(m.min().min() for m in matrices.values())
-    height, width = (0.52 * max(m.shape[k] for m in matrices.values()) + 1.72 for k in (0, 1))
-    columns = columns or len(matrices)
+    height, width = (0.4 * max(m.shape[k] for m in matrices.values()) + room
+                     for k, room in enumerate((1.3, 1.6)))
+    columns = columns or min(len(matrices), max(1, int(PAGE // width)))
     rows = -(-len(matrices) // columns)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows),
@@ -149,7 +156,8 @@ def _heatmaps(matrices: Mapping[str, pd.DataFrame], floor: float | None, note: s
             last = k % columns == 0 or k == len(matrices)
             sns.heatmap(matrix, ax=axis, cmap="Oranges", vmin=floor, vmax=1, annot=True, fmt=".2f",
                         square=True, linewidths=0.6, cbar=last, annot_kws={"size": 7.5},
-                        cbar_kws={"shrink": 0.75})
+                        cbar_kws={"shrink": 0.75, "label": "score"})
+            _readable(axis)
             axis.set_title(title)
             axis.set_xticklabels(axis.get_xticklabels(), rotation=40, ha="right",
                                  rotation_mode="anchor")
@@ -158,6 +166,14 @@ def _heatmaps(matrices: Mapping[str, pd.DataFrame], floor: float | None, note: s
         if note:
             figure.supxlabel(note, fontsize=8)
     return figure
+
+
+def _readable(axis) -> None:
+    """Numbers of a heat map in black or white, whichever has the higher contrast (WCAG's)."""
+    mesh = axis.collections[0]
+    cells = mesh.get_facecolors()[~np.ma.getmaskarray(mesh.get_array()).ravel()]
+    for text, colour in zip(axis.texts, cells, strict=True):
+        text.set_color("black" if relative_luminance(colour) > 0.179 else "white")
 
 
 MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -189,14 +205,16 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
             if published is not None:
                 ticks = sorted({*ticks, *published[x]})
                 _pale_curves(axis, published, by, x)
-            for colour, (key, curve) in zip(MODEL_COLOURS, table.groupby(by, sort=False)):
+            for k, (key, curve) in enumerate(table.groupby(by, sort=False)):
                 whole = curve.set_index(x).reindex(sizes).reset_index()
                 label = f"{by} {key}" if isinstance(key, int) else str(key)
-                _curve(axis, whole, x, value, label, colour)
+                _curve(axis, whole, x, value, label, MODEL_COLOURS[k], f"{MARKERS[k]}-",
+                       size=7 - k)  # where curves coincide, each shows around the next
             if shaded:
                 _regimes(axis, ticks)
             (_linear_axis if linear else _power_axis)(axis, ticks, x, log_y)
-            axis.set(title=name, ylabel=(labels or {}).get(name, "score"))
+            axis.set_title(name, pad=14 if shaded else None)
+            axis.set_ylabel((labels or {}).get(name, "score"))
             axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
                         bbox_to_anchor=(0.5, -0.19))
         figure.suptitle(title or None, fontsize=10)
@@ -205,8 +223,8 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
 
 
 def _curve(axis, curve: pd.DataFrame, x: str, value: str, label: str, colour: str,
-           style: str = "o-") -> None:
-    axis.plot(curve[x], curve[value], style, color=colour, ms=4, lw=1.5, label=label, zorder=3)
+           style: str = "o-", size: float = 4.5) -> None:
+    axis.plot(curve[x], curve[value], style, color=colour, ms=size, lw=1.5, label=label, zorder=3)
     if value == "score" and {"low", "high"} <= set(curve):
         axis.fill_between(curve[x], curve.low, curve.high, color=colour, alpha=0.18, lw=0)
 
@@ -217,10 +235,14 @@ def _pale_curves(axis, published: pd.DataFrame, by: str, x: str) -> None:
 
 
 def _regimes(axis, ticks: Sequence[int]) -> None:
+    """The paper's two regimes, shaded and named above the axis."""
     low, high = min(ticks) / 1.3, max(ticks) * 1.3
-    for start, stop, colour in ((low, MEMORIZATION, "#F4E3C1"), (GENERALIZATION, high, "#D5E8F0")):
+    for name, start, stop, colour in (("memorization", low, MEMORIZATION, "#F4E3C1"),
+                                      ("generalization", GENERALIZATION, high, "#D5E8F0")):
         if low <= start < stop <= high:
             axis.axvspan(start, stop, color=colour, alpha=0.55, lw=0, zorder=0)
+            axis.text((start * stop) ** 0.5, 1.01, name, transform=axis.get_xaxis_transform(),
+                      ha="center", va="bottom", fontsize=6.5, color="0.35")
 
 
 def _power_axis(axis, ticks: Sequence[int], x: str, log_y: bool) -> None:
@@ -261,7 +283,7 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
     of `by` has the same colour and marker in every panel. log_y: panels with a logarithmic axis.
     """
     keys = list(dict.fromkeys(key for table in panels.values() for key in table[by]))
-    looks = dict(zip(keys, zip(MODEL_COLOURS, "os^Dv*")))
+    looks = dict(zip(keys, zip(MODEL_COLOURS, MARKERS)))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels) + 0.2, 3.5),
                                     layout="constrained", squeeze=False)

@@ -263,7 +263,7 @@ GRIDS = {
                   dict(channel_mult=(1, 2), blocks=1, attention=(8,), patch=4),
                   precision="float32"),
     # a patch of 4x4 pixels is 48 numbers: fewer channels would let noise through
-    "laptop": Grid((48, 96, 192), _SUBSETS, _SUBSETS[:-1], (64, 1024), (25_000, 50_000), 100_000,
+    "laptop": Grid((48, 96, 192), _SUBSETS, _SUBSETS[:-1], (64, 1024), (50_000, 100_000), 200_000,
                    32, 5_000, 5_000, dict(channel_mult=(1, 1), blocks=1, attention=(8,), patch=4),
                    learning_rate=2e-3),
     "gpu": Grid((32, 64, 128), _SUBSETS, _SUBSETS[:-1], (64, 1024),

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paper_utils import artifacts, data, descriptors, inverse, models, operators, scores, zoo
+from paper_utils import (artifacts, data, descriptors, inverse, models, operators, scores, tables,
+                         zoo)
 from paper_utils.denoisers import GaussianDenoiser
 from paper_utils.descriptors import Descriptor
 from paper_utils.errors import UserError
@@ -28,7 +29,7 @@ from paper_utils.samplers import Solver
 ELSEWHERE = 100_000  # first noise of the runs from other noises
 CLOSED = ("gaussian", "optimal")  # the references
 KNOWN = 8_192  # images of the optimal one, which reads them all in every step
-QUANTITIES = ("PSNR", "distance", "residual")
+QUANTITIES = ("PSNR, dB", "distance", "residual")
 BLOCKS = ("U-Nets", "transformers", "across")
 
 
@@ -220,11 +221,6 @@ def family_gap(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str
     return pd.DataFrame(rows, columns=["block", "difference", "low", "high"])
 
 
-def over(column: str, tables: Mapping[float | str, pd.DataFrame]) -> pd.DataFrame:
-    """Tables under each other, the key of each in a first column of that name."""
-    return pd.concat(tables, names=[column]).reset_index(level=0).reset_index(drop=True)
-
-
 def curves(problems: Sequence[Problem], x: Callable[[Problem], float],
            answers: Mapping[str, Mapping[str, Tensor]],
            features: Mapping[str, Mapping[str, Tensor]], truth: data.Images,
@@ -234,14 +230,17 @@ def curves(problems: Sequence[Problem], x: Callable[[Problem], float],
 
     By quantity ('RP' and QUANTITIES), columns x, who, score, low, high.
     """
-    rp = over("x", {x(p): block_scores(features[p.name], groups, describe.threshold, resamples)
-                    for p in problems}).rename(columns={"block": "who"})
+    rp = tables.over("x", {
+        x(p): block_scores(features[p.name], groups, describe.threshold, resamples)
+        for p in problems}).rename(columns={"block": "who"})
     who = {f"{family}s": names for family, names in groups.items()} | {name: [name]
                                                                        for name in CLOSED}
     real = descriptors.features(describe, truth.pixels)
-    bad = over("x", {x(p): errors(p, answers[p.name], features[p.name], truth.pixels, real, who,
-                                  resamples) for p in problems})
-    return {"RP": rp} | {quantity: bad[bad.quantity == quantity] for quantity in QUANTITIES}
+    bad = tables.over("x", {
+        x(p): errors(p, answers[p.name], features[p.name], truth.pixels, real, who, resamples)
+        for p in problems})
+    return {"RP": rp} | {quantity: part.drop(columns="quantity")
+                         for quantity, part in bad.groupby("quantity", sort=False)}
 
 
 def errors(problem: Problem, answers: Mapping[str, Tensor], features: Mapping[str, Tensor],
@@ -250,7 +249,7 @@ def errors(problem: Problem, answers: Mapping[str, Tensor], features: Mapping[st
     """How good restored images are: columns who, quantity, score, low, high.
 
     answers, truth: uint8 [n, 3, H, W]; features, real: their descriptors [n, d]; groups: label ->
-    models to average over. Quantities: `PSNR` in dB; `distance`, 1 - cosine of the descriptors of
+    models to average over. Quantities: `PSNR, dB`; `distance`, 1 - cosine of the descriptors of
     image and truth, in the place of LPIPS; `residual`, |y - A(x)| over its expected size at the
     truth, sigma sqrt(m), so that 1 is consistent. Means over images with 95 % intervals.
     """
@@ -259,7 +258,7 @@ def errors(problem: Problem, answers: Mapping[str, Tensor], features: Mapping[st
     found, rows = {}, []
     for name, images in answers.items():
         gap = (measurement.y - operator.A(data.to_unit(images))).flatten(1).norm(dim=1)
-        found[name] = {"PSNR": psnr(images, truth), "residual": gap / size,
+        found[name] = {"PSNR, dB": psnr(images, truth), "residual": gap / size,
                        "distance": 1 - descriptors.similarity(features[name], real)}
     for who, names in groups.items():
         for quantity in QUANTITIES:

@@ -52,7 +52,7 @@ def grid(found: Mapping[str, Model]) -> pd.DataFrame:
 
 
 def cells(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of figure 4: nested subsets, the whole budget."""
+    """The rows of the main grid: nested subsets, the whole budget."""
     return table[(table.half == 0) & table["last"]]
 
 
@@ -128,7 +128,7 @@ def generalization(found: Mapping[str, Model], table: pd.DataFrame, features: Ma
 def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],
                      features: Mapping[str, Tensor], theirs: Mapping[int, Tensor],
                      descriptor: Descriptor, resamples: int = 1_000) -> pd.DataFrame:
-    """RP of every width with a closed form of the same images: figure 4, left, for the optimal one.
+    """RP of every width with a closed form of the same images.
 
     theirs: number of images -> samples of the closed form, perhaps of fewer noises. Columns:
     images, width, score, low, high, n, shuffled, distance (mean |difference| of pixels, 0..255).

@@ -14,6 +14,11 @@ from paper_utils.models import BANK, Model
 LIVE_TOLERANCE = 1.0  # mean absolute difference of an image, in 8-bit levels
 
 
+def over(column: str, tables: Mapping[float | str, pd.DataFrame]) -> pd.DataFrame:
+    """Tables under each other, the key of each in a first column of that name."""
+    return pd.concat(tables, names=[column]).reset_index(level=0).reset_index(drop=True)
+
+
 def check_sheets(found: Mapping[str, Model], sheets: Mapping[str, Tensor],
                  live: int) -> pd.DataFrame:
     """Generate the first `live` images of every model again and compare with the sheets.
@@ -37,10 +42,11 @@ def check_sheets(found: Mapping[str, Model], sheets: Mapping[str, Tensor],
 
 def what_models_are(found: Mapping[str, Model]) -> pd.DataFrame:
     """model, architecture, framework, solver, NFE, parameters, training images, images seen."""
-    return pd.DataFrame([
+    table = pd.DataFrame([
         {"model": name, "architecture": m.architecture, "framework": m.framework,
          "solver": m.solver, "NFE": m.evaluations, "parameters": m.parameters,
          "training images": m.images, "images seen": m.images_seen} for name, m in found.items()])
+    return table.astype(dict.fromkeys(table.columns[4:], "Int64"))  # whole beside a missing one
 
 
 def features_of(descriptor: Descriptor, images: data.Images) -> Tensor:

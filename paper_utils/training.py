@@ -422,6 +422,9 @@ def load_checkpoint(training: Training, path: Path) -> None:
                                 "from the start") from None
     if not metadata.keys() >= {"spec", "subset"} or "step" not in state:
         raise UserError(f"{path} is no checkpoint of this project: give this run a file of its own")
+    if not below("network.", state):
+        raise UserError(f"{path} holds the averaged weights of a run alone: go on from its whole "
+                        "checkpoint, or move it away to train from the start")
     mine = Spec.from_json(training.spec.to_json())  # through JSON, where tuples are lists
     found = Spec.from_json(metadata["spec"]), metadata["subset"], metadata.get("start", "")
     if found != (mine, training.images.hash, training.start):

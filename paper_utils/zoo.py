@@ -123,8 +123,9 @@ def add(name: str, kind: str, samples: Tensor, bank: NoiseBank, made: str,
         metadata = {"spec": json.dumps(spec), "made": made, "subset": subset, "license": "MIT"}
         content = artifacts.save(halved(weights), metadata)
         new = replace(new, weights=path.name, weights_sha256=_write(path, content), subset=subset)
-    known = entries(folder) if (folder / "zoo.toml").exists() else {}
-    artifacts.replace_file(folder / "zoo.toml", _toml(known | {name: new}).encode())
+    with artifacts.locked(folder / "zoo.toml"):  # others may be adding their rows
+        known = entries(folder) if (folder / "zoo.toml").exists() else {}
+        artifacts.replace_file(folder / "zoo.toml", _toml(known | {name: new}).encode())
     return new
 
 

@@ -177,6 +177,20 @@ def test_a_share_leaves_what_failed_and_does_the_rest(shares, capsys):
     assert "failed: error: it diverged" in said and "1 of 3 jobs done" in said
 
 
+def test_a_share_does_not_wait_for_what_failed_in_another(shares, capsys):
+    """c fails in the second share, so d of the first, which needs it, is hopeless; a is not."""
+    assert shares("2/2", failing="c", meanwhile=lambda: CHAIN["a"].marker.write_text("{}")) == 1
+    CHAIN["a"].marker.unlink()
+    capsys.readouterr()
+    assert shares("1/2", meanwhile=lambda: pytest.fail("it waits")) == 1
+    said = capsys.readouterr().out
+    assert "c" in said and "failed in another shard: error: it diverged" in said
+    assert "1 of 2 jobs done" in said and CHAIN["a"].marker.exists()
+    # mended: the second share tries again, and the first then finds what it needs
+    assert shares("2/2", meanwhile=lambda: CHAIN["d"].marker.write_text("{}")) == 0
+    assert shares("1/2", meanwhile=lambda: pytest.fail("it waits")) == 0
+
+
 @pytest.mark.parametrize(("config", "said"), [
     ("profle=smoke", "unknown key of --config 'profle': did you mean 'profile'"),
     ("profile=smoky", "unknown profile 'smoky': did you mean 'smoke'"),

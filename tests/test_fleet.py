@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from paper_utils import artifacts, data, fleet, models, zoo
+from paper_utils.errors import UserError
 from paper_utils.noise import NoiseBank
 
 
@@ -90,6 +91,31 @@ def test_an_unknown_model_is_one_line(capsys):
     assert fleet.main(["train", "emd", "--profile", "smoke"]) == 2
     error = capsys.readouterr().err
     assert "did you mean 'edm'" in error and error.count("\n") == 1
+
+
+def test_a_slim_checkpoint_enters_the_zoo_as_the_whole_one_does(folder, capsys):
+    fleet.train_one("edm", "smoke", "cpu", folder, forever())
+    path, small = folder / "edm.safetensors", folder / "small" / "edm.safetensors"
+    assert fleet.main(["slim", str(path), "--out", str(small.parent)]) == 0
+    assert small.stat().st_size < path.stat().st_size / 6
+    for which in (path, small):
+        assert fleet.main(["add", str(which), "--made", "by a test", "--noises", "5"]) == 0
+        row = zoo.entries(folder / "zoo")["edm"]
+        found = row.load_weights(folder / "zoo")[0], row.load_sheet(folder / "zoo")
+        expected = found if which == path else expected
+    assert all(torch.equal(found[0][k], v) for k, v in expected[0].items())
+    assert torch.equal(found[1], expected[1])
+    capsys.readouterr()
+    assert fleet.main(["slim", str(path), "--out", str(folder)]) == 2
+    assert "another folder" in capsys.readouterr().err
+
+
+def test_a_slim_checkpoint_is_nothing_to_go_on_from(folder):
+    fleet.train_one("edm", "smoke", "cpu", folder, 0.0)
+    path, small = folder / "edm.safetensors", folder / "small"
+    assert fleet.main(["slim", str(path), "--out", str(small)]) == 0
+    with pytest.raises(UserError, match="averaged weights of a run alone"):
+        fleet.train_one("edm", "smoke", "cpu", small, forever())
 
 
 def test_without_a_compiler_nothing_starts(monkeypatch, folder, capsys):

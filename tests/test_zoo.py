@@ -1,6 +1,7 @@
 """The zoo: what is put in comes out, damage is named, and what ships is whole and reproducible."""
 
 import json
+import threading
 import tomllib
 
 import numpy as np
@@ -245,7 +246,7 @@ def test_shipped_models_of_section_4_reproduce_their_sheet(folder, name):
 
 @needs_zoo
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["unet-48-n64", "unet-96-n64", "unet-96-n1024@25000"])
+@pytest.mark.parametrize("name", ["unet-48-n64", "unet-96-n64", "unet-96-n1024@50000"])
 def test_shipped_cells_reproduce_their_sheet(name):
     row = zoo.entry(name, zoo.REGIMES)
     weights, values = row.load_weights(zoo.REGIMES)
@@ -263,3 +264,19 @@ def test_shipped_weights_reproduce_their_sheet(name):
     tables.check_sheets({name: model}, {name: sheet}, live=2)
     with pytest.raises(UserError, match=f"{name} do not reproduce"):
         tables.check_sheets({name: model}, {name: sheet.roll(1, 0)}, live=1)
+
+
+def test_two_that_add_at_once_both_stay(tmp_path):
+    """The second waits with its row until the first has written its own."""
+    samples = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    more = ("closed form", samples, NoiseBank(), "a test")
+    threads = [threading.Thread(target=zoo.add, args=(name, *more), kwargs={"folder": tmp_path})
+               for name in ("a", "b")]
+    with artifacts.locked(tmp_path / "zoo.toml"):
+        threads[0].start()
+        threads[0].join(0.5)
+        assert threads[0].is_alive() and not (tmp_path / "zoo.toml").exists()
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert set(zoo.entries(tmp_path)) == {"a", "b"}
