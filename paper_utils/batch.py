@@ -165,17 +165,15 @@ def execute(batch: Batch) -> int:
 
 def _share(batch: Batch, known: dict[str, Job], lock: int) -> int:
     """Do one share of the jobs; what needs another share's waits for it, what failed is left."""
-    mine, failed, waiting = graph.share(known, batch.shard, ready=False), set(), ""
+    mine, waiting = graph.share(known, batch.shard, ready=False), ""
     for name in mine:
         known[name].given_up.unlink(missing_ok=True)
     while left := [name for name in mine if not known[name].marker.exists()
-                   and name not in _hopeless(known, failed | _given_up(known, mine))]:
+                   and name not in _hopeless(known, _given_up(known))]:
         if set(left) & set(graph.share(known, batch.shard)):
             if _snakemake(batch, lock):
-                new = set(left) & set(graph.failed(known)) or set(left)
-                for name in _hopeless(known, new) & set(mine):
+                for name in set(left) & set(graph.failed(known)) or set(left):
                     artifacts.replace_file(known[name].given_up, b"")
-                failed |= new
             continue
         needed = ", ".join(sorted({name for job in left for name in known[job].after
                                    if not known[name].marker.exists()}))
@@ -184,16 +182,17 @@ def _share(batch: Batch, known: dict[str, Job], lock: int) -> int:
         waiting = needed
         time.sleep(PATIENCE)
     undone = {name for name in mine if not known[name].marker.exists()}
-    theirs = {name for name in _given_up(known, mine) if _hopeless(known, {name}) & undone}
-    for name, why in graph.failed({name: known[name] for name in sorted(failed | theirs)}).items():
-        say(name, f"failed{' in another shard' * (name in theirs)}: {why}", short(known[name].log))
+    causes = sorted(name for name in _given_up(known) if _hopeless(known, {name}) & undone)
+    for name, why in graph.failed({name: known[name] for name in causes}).items():
+        where = "" if name in mine else " in another shard"
+        say(name, f"failed{where}: {why}", short(known[name].log))
     say(f"shard {batch.shard}", f"{len(mine) - len(undone)} of {len(mine)} jobs done")
     return 1 if undone else 0
 
 
-def _given_up(known: dict[str, Job], mine: list[str]) -> set[str]:
-    """What other shares have tried in vain."""
-    return {name for name, job in known.items() if name not in mine and job.given_up.exists()
+def _given_up(known: dict[str, Job]) -> set[str]:
+    """What a share, this one or another, has tried in vain."""
+    return {name for name, job in known.items() if job.given_up.exists()
             and not job.marker.exists()}
 
 

@@ -664,9 +664,9 @@ def print_rate(steps: int, device: str, threads: int) -> None:
 
 def compiling(size: Size, device: str) -> list[Row]:
     """Images per second of section 3's middle network with torch.compile over those without."""
-    grid = profiles.regime_specs("gpu" if device == "cuda" else "laptop")
-    name = next(name for name in grid if name.startswith(f"unet-{96 if device == 'cpu' else 64}"))
-    spec = replace(grid[name], images=512)
+    profile = "gpu" if device == "cuda" else "laptop"
+    name = f"unet-{profiles.GRIDS[profile].widths[1]}-n1024"
+    spec = replace(profiles.regime_specs(profile)[name], images=512)
     eager, ours = Ours(spec, device), Ours(spec, device, compiled=True)
     eager.steps(2)
     taken = seconds(lambda: ours.steps(3))

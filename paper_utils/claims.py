@@ -735,8 +735,7 @@ def leaves_the_distribution(guided: Mapping[str, Mapping[float, pd.DataFrame]],
     verdict = ("not decided: without guidance it is outside too" if max(plain.values()) > 0.5 else
                "reproduced" if min(most.values()) > 0.5 else
                "partly: for some models" if max(most.values()) > 0.5 else "not reproduced")
-    return Claim("Inverse problems: the guided iterate leaves the distribution of x_t, where "
-                 "architectures differ" + RECALLED,
+    return Claim("Inverse problems: the guided iterate leaves the distribution of x_t" + RECALLED,
                  "at the largest step size the lower quartile of the energy is above the upper one "
                  "of real noised images at more than half of the noise levels for every model, and "
                  "without guidance for none",

@@ -1,6 +1,6 @@
 """Figures and tables. They only read: changing a colour computes nothing."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -205,11 +205,12 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
             if published is not None:
                 ticks = sorted({*ticks, *published[x]})
                 _pale_curves(axis, published, by, x)
+            looks = _looks(table[by])
             for k, (key, curve) in enumerate(table.groupby(by, sort=False)):
                 whole = curve.set_index(x).reindex(sizes).reset_index()
                 label = f"{by} {key}" if isinstance(key, int) else str(key)
-                _curve(axis, whole, x, value, label, MODEL_COLOURS[k], f"{MARKERS[k]}-",
-                       size=7 - k)  # where curves coincide, each shows around the next
+                _curve(axis, whole, x, value, label, *looks[key],
+                       size=max(7 - k, 2))  # where curves coincide, each shows around the next
             if shaded:
                 _regimes(axis, ticks)
             (_linear_axis if linear else _power_axis)(axis, ticks, x, log_y)
@@ -220,6 +221,13 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
         figure.suptitle(title or None, fontsize=10)
         sns.despine(figure)
     return figure
+
+
+def _looks(keys: Iterable) -> dict[object, tuple[str, str]]:
+    """Colour and style of every curve; of more than there are colours, another pair for each."""
+    count = len(MODEL_COLOURS)
+    return {key: (MODEL_COLOURS[k % count], f"{MARKERS[(k + k // count) % count]}-")
+            for k, key in enumerate(dict.fromkeys(keys))}
 
 
 def _curve(axis, curve: pd.DataFrame, x: str, value: str, label: str, colour: str,
@@ -282,15 +290,13 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
     panels: vertical axis -> table with columns by, x, score and, for intervals, low, high. A value
     of `by` has the same colour and marker in every panel. log_y: panels with a logarithmic axis.
     """
-    keys = list(dict.fromkeys(key for table in panels.values() for key in table[by]))
-    looks = dict(zip(keys, zip(MODEL_COLOURS, MARKERS)))
+    looks = _looks(key for table in panels.values() for key in table[by])
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels) + 0.2, 3.5),
                                     layout="constrained", squeeze=False)
         for axis, (label, table) in zip(axes.flat, panels.items()):
             for key, curve in table.groupby(by, sort=False):
-                colour, marker = looks[key]
-                _curve(axis, curve.sort_values(x), x, "score", str(key), colour, f"{marker}-")
+                _curve(axis, curve.sort_values(x), x, "score", str(key), *looks[key])
             _ticks(axis, sorted(set(table[x])), log_x)
             axis.set(xlabel=xlabel, ylabel=label)
             if label in log_y:

@@ -100,8 +100,8 @@ def test_errors_of_the_truth_are_none_and_its_residual_is_one(truth):
     assert score["truth", "residual"] == pytest.approx(1, abs=0.03)
     assert score["worse", "residual"] > 1.05 and score["worse", "distance"] > 0.01
     mse = (worse.double() - truth.pixels.double()).square().flatten(1).mean(1)
-    assert score["worse", "PSNR, dB"] == pytest.approx((20 * (255 / mse.sqrt()).log10()).mean().item(),
-                                                   abs=1e-4)
+    psnr = (20 * (255 / mse.sqrt()).log10()).mean().item()
+    assert score["worse", "PSNR, dB"] == pytest.approx(psnr, abs=1e-4)
 
 
 def test_errors_of_a_group_are_the_mean_of_its_models(truth):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -229,3 +230,11 @@ def test_a_missing_size_breaks_the_curve():
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
     assert lines["width 16"].tolist() == [0.5, 0.5]
     assert lines["width 32"][0] == 0.5 and lines["width 32"][1] != lines["width 32"][1]
+
+
+def test_more_curves_than_colours_are_all_drawn_and_told_apart():
+    rows = pd.DataFrame([(n, f"curve {k}", k / 10, k / 10, k / 10) for k in range(9)
+                         for n in (4, 8)], columns=["images", "pair", "score", "low", "high"])
+    axis = plots.scores_against({"RP": rows}, "pair").axes[0]
+    lines = [line for line in axis.lines if len(line.get_xdata())]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 9
