@@ -133,8 +133,8 @@ real = tables.features_of(describe, held_out)
 price = students.price(runs, made, images, features, held_out.pixels[:sizes.held_out], real)
 output.table(price, "tab_price")
 panels = {label: price.assign(score=price[label]) for label in ("FD", "sharpness", "ms per image")}
-output.figure(plots.curves(panels, "series", "steps", "steps", True, "", ["ms per image"]),
-              "fig_price")
+output.figure(plots.curves(panels, "series", "evaluations", "network evaluations", True,
+                           log_y=["ms per image"]), "fig_price")
 
 # %% [markdown]
 # ## Is it blur?

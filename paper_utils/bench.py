@@ -44,7 +44,7 @@ from paper_utils import (artifacts, data, denoisers, inverse, models, networks, 
 from paper_utils.denoisers import CONSISTENCY
 from paper_utils.descriptors import max_similarity
 from paper_utils.distillation import halvings
-from paper_utils.errors import UserError, check_device
+from paper_utils.errors import UserError, check_device, exit_code
 from paper_utils.noise import stream
 from paper_utils.samplers import Solver
 
@@ -791,17 +791,19 @@ PARTS = {"store": lambda size, device: store(size), "GL": lambda size, device: g
          "distillation": lambda size, device: distill(size, device)}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: print the tables."""
     parser = argparse.ArgumentParser(prog="python -m paper_utils.bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, some seconds")
     parser.add_argument("--only", choices=PARTS, help="one of the parts")
     parser.add_argument("--device", default="cpu", help="of training, compile and distillation")
     asked = parser.parse_args(arguments)
-    try:
-        check_device(asked.device)
-    except UserError as error:
-        parser.exit(2, f"{error}\n")
+    return exit_code(lambda: _measure(asked))
+
+
+def _measure(asked: argparse.Namespace) -> None:
+    check_device(asked.device)
     size = QUICK if asked.quick else Size()
     print(f"{torch.get_num_threads()} thread(s), torch {torch.__version__}")
     for name, part in PARTS.items():
@@ -810,4 +812,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,6 +12,7 @@ of the 62 pairs above cifar-copy's threshold all but about five look like one ph
 """
 
 import io
+import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -24,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from paper_utils import data, descriptors, noise
-from paper_utils.errors import UserError
+from paper_utils.errors import UserError, exit_code, positive
 
 LEFT_OUT = 5_000  # the last training images: never trained on by cifar-copy, so fit to calibrate on
 FALSE_POSITIVES = 5e-6
@@ -281,27 +282,29 @@ def images_per_second(descriptor: descriptors.Descriptor, images: Tensor) -> flo
     return len(some) / (time.process_time() - start)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     """Command line: write the table as CSV and print it."""
     from argparse import ArgumentParser
 
     parser = ArgumentParser(prog="python -m paper_utils.copy_detection", description=main.__doc__)
     parser.add_argument("names", nargs="*", default=["cifar-copy", "pixels"], metavar="descriptor",
                         help=f"any of {', '.join(descriptors.NAMES)}")
-    parser.add_argument("--queries", type=int, default=1_000, help="test images (x 10 distortions)")
-    parser.add_argument("--distractors", type=int, default=10_000)
+    parser.add_argument("--queries", type=positive(int), default=1_000, help="test images (x 10 distortions)")
+    parser.add_argument("--distractors", type=positive(int), default=10_000)
     parser.add_argument("--out", type=Path, default=Path("tab_copy_detection.csv"))
     parser.add_argument("--cache", type=Path, help="folder that keeps features between runs")
     parser.add_argument("--half", action="store_true", help="bfloat16 inside the networks")
     asked = parser.parse_args(arguments)
-    try:
-        table = run_benchmark(asked.names, asked.queries, asked.distractors, asked.cache,
-                              asked.half, progress=True)
-    except UserError as error:
-        parser.exit(2, f"{error}\n")
+    return exit_code(lambda: _measure(asked))
+
+
+def _measure(asked) -> None:
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    table = run_benchmark(asked.names, asked.queries, asked.distractors, asked.cache, asked.half,
+                          progress=True)
     table.to_csv(asked.out)
     print(table.T.to_string(float_format="{:.4g}".format))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,8 +6,9 @@ which both originals must then find. Every random choice is drawn from a named s
 """
 
 import math
+import sys
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from paper_utils import data, noise
 from paper_utils.copy_detection import (FALSE_POSITIVES, LEFT_OUT, pair_similarities,
                                         threshold_at)
 from paper_utils.descriptors import CopyNet, CopyNetSpec, write_weights
+from paper_utils.errors import check_device, exit_code, positive
 
 
 @dataclass(frozen=True)
@@ -334,15 +336,21 @@ def calibrate(network: nn.Module, left_out: Tensor) -> dict:
             "calibrated_on": f"all pairs of {len(left_out)} left-out CIFAR-10 train images"}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     """Train the descriptor on CIFAR-10 and write its weights; a plain line every 100 steps."""
     parser = ArgumentParser(prog="python -m paper_utils.descriptor_training",
                             description=main.__doc__)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--batch", type=int, default=Recipe.batch)
+    parser.add_argument("--steps", type=positive(int), default=Recipe.steps)
+    parser.add_argument("--batch", type=positive(int), default=Recipe.batch)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("descriptor.safetensors"))
     asked = parser.parse_args(arguments)
+    return exit_code(lambda: _train(asked))
+
+
+def _train(asked: Namespace) -> None:
+    check_device(asked.device)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(steps=asked.steps, batch=asked.batch)
     images = data.load("cifar10", "train").pixels
     for state in train(recipe, images[:-LEFT_OUT].to(asked.device)):
@@ -353,4 +361,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

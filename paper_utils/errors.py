@@ -1,7 +1,11 @@
-"""The one exception a user's mistake raises, and the helper that suggests the right name."""
+"""The one exception a user's mistake raises, and how the command lines report it."""
 
-from collections.abc import Iterable
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+
+SHOWN = 30  # names in a message; all of a grid of models would be hundreds
 
 
 class UserError(ValueError):
@@ -10,12 +14,14 @@ class UserError(ValueError):
 
 def choose(name: str, valid: Iterable[str], what: str) -> str:
     """Return `name` if it is one of `valid`, else raise UserError with the nearest valid name."""
-    valid = list(valid)
+    valid = list(map(str, valid))
     if name in valid:
         return name
     near = get_close_matches(str(name), valid, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"unknown {what} {name!r}: {hint}valid are {', '.join(map(str, valid))}")
+    rest = f" and {len(valid) - SHOWN} more" if len(valid) > SHOWN else ""
+    names = ", ".join(valid[:SHOWN])
+    raise UserError(f"unknown {what} {name!r}: {hint}valid are {names or 'none'}{rest}")
 
 
 def check_device(device):
@@ -30,3 +36,31 @@ def check_device(device):
         raise UserError(f"device {device!r} was asked for, but this machine has no CUDA GPU: "
                         "use device='cpu'")
     return device
+
+
+def positive(kind: type) -> Callable[[str], float]:
+    """The argparse type of a number above zero: `kind` is int or float."""
+    def number(text: str):
+        value = kind(text)
+        if not value > 0:
+            raise ArgumentTypeError(f"{text} is not above zero")
+        return value
+
+    number.__name__ = kind.__name__  # argparse names it where the text is no number
+    return number
+
+
+def exit_code(command: Callable[[], object]) -> int:
+    """Run a command line's work: 0; 2 for a user's mistake, 1 for a file, 130 for Ctrl-C.
+
+    All but the first with one line on stderr.
+    """
+    try:
+        command()
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
+    return 0

@@ -27,7 +27,7 @@ import torch
 import torch.multiprocessing as processes
 
 from paper_utils import artifacts, contrast, data, models, profiles, training, zoo
-from paper_utils.errors import UserError, check_device, choose
+from paper_utils.errors import UserError, check_device, choose, exit_code, positive
 from paper_utils.models import BANK
 
 Run = tuple[int, int, torch.Tensor, Callable[[], None]]  # step, steps, loss, save
@@ -289,8 +289,8 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--profile", default="gpu")
     one.add_argument("--device", default="cpu")
     one.add_argument("--out", type=Path, default=Path("runs"))
-    one.add_argument("--minutes", type=float, default=float("inf"))
-    one.add_argument("--at-once", type=int, default=1)
+    one.add_argument("--minutes", type=positive(float), default=float("inf"))
+    one.add_argument("--at-once", type=positive(int), default=1)
     one.add_argument("--compile", action="store_true",
                      help="diffusion models by torch.compile, on a GPU as CUDA graphs")
     one.set_defaults(action=train)
@@ -301,15 +301,18 @@ def main(arguments: list[str] | None = None) -> int:
     two = actions.add_parser("add")
     two.add_argument("checkpoint", type=Path)
     two.add_argument("--made", required=True, help="how it was trained, for zoo.toml")
-    two.add_argument("--noises", type=int, default=0, help="default: that of its folder")
+    two.add_argument("--noises", type=positive(int), default=0,
+                     help="default: that of its folder")
     two.set_defaults(action=add)
     four = actions.add_parser("closed")
     four.add_argument("models", nargs="+")
-    four.add_argument("--noises", type=int, default=0, help="default: that of its folder")
+    four.add_argument("--noises", type=positive(int), default=0,
+                     help="default: that of its folder")
     four.set_defaults(action=closed)
     five = actions.add_parser("guided")
     five.add_argument("models", nargs="+")
-    five.add_argument("--noises", type=int, default=0, help="default: that of its folder")
+    five.add_argument("--noises", type=positive(int), default=0,
+                     help="default: that of its folder")
     five.set_defaults(action=guided)
     six = actions.add_parser("restored")
     six.add_argument("models", nargs="+")
@@ -320,12 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
         three.add_argument("folder", type=Path)
         three.set_defaults(action=lambda options, action=action: action(options.folder))
     options = parser.parse_args(arguments)
-    try:
-        options.action(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: options.action(options))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from seaborn.utils import relative_luminance
 from torch import Tensor
 
 from paper_utils import artifacts, profiles
-from paper_utils.errors import choose
+from paper_utils.errors import UserError, choose
 
 pd.set_option("display.max_colwidth", None)  # a notebook shows a claim to its end
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
@@ -61,7 +61,10 @@ def sample_grid(samples: Mapping[str, Tensor], columns: int = 12, title: str = "
     """A model per row, a noise per column. samples: uint8 [n, 3, H, W] by model.
 
     labels: what to write beside a row instead of its name; heads: above the columns.
+    Raises UserError without an image to show.
     """
+    if not columns or not all(map(len, samples.values())):
+        raise UserError("no image to show: ask for at least one noise")
     labels = labels or {}
     room = 0.45 + 0.035 * max(map(len, heads)) if heads else 0.4  # inches above the first row
     height = (PICTURE + 0.02) * len(samples) + room
@@ -288,11 +291,12 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
     """Panels side by side, each a quantity with its intervals against x, a curve per value of `by`.
 
     panels: vertical axis -> table with columns by, x, score and, for intervals, low, high. A value
-    of `by` has the same colour and marker in every panel. log_y: panels with a logarithmic axis.
+    of `by` has the same colour and marker in every panel, named once below. log_y: panels with a logarithmic axis.
     """
     looks = _looks(key for table in panels.values() for key in table[by])
+    shown = {}
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels) + 0.2, 3.5),
+        figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels) + 0.2, 3.1),
                                     layout="constrained", squeeze=False)
         for axis, (label, table) in zip(axes.flat, panels.items()):
             for key, curve in table.groupby(by, sort=False):
@@ -304,7 +308,9 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
                 axis.yaxis.set_major_formatter("{x:g}")
             elif {"low", "high"} <= set(table) and table.score.between(0, 1).all():
                 axis.set_ylim(-0.03, 1.03)
-            axis.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.19))
+            shown |= dict(zip(*reversed(axis.get_legend_handles_labels())))
+        figure.legend(shown.values(), shown, frameon=False, fontsize=7.5, ncols=2 * len(panels),
+                      loc="outside lower center")
         figure.suptitle(title or None, fontsize=10)
         sns.despine(figure)
     return figure

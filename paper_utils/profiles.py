@@ -45,6 +45,9 @@ class Profile:
 
 
 SIZES = tuple(field.name for field in fields(Profile) if field.type is int)
+# a chance level compares different noises or images; one step of Algorithm 1 guides nothing
+LEAST = dict.fromkeys(("noises", "grid_noises", "transfer_noises", "class_noises", "measured",
+                       "guided_steps"), 2)
 
 PROFILES = {
     "smoke": Profile("smoke", "bundled", noises=32, live=2, held_out=64, hyperplane=4,
@@ -69,14 +72,16 @@ PROFILES = {
 def get(name: str, **overrides: int | None) -> Profile:
     """The profile of that name with single sizes overridden (None or 0 keeps the profile's own).
 
-    Raises UserError for an unknown profile or size, or a size that is not a positive integer.
+    Raises UserError for an unknown profile or size, a size that is not a positive integer, or 1
+    where LEAST asks for two.
     """
     profile = PROFILES[choose(name, PROFILES, "profile")]
     for size, value in overrides.items():
         choose(size, SIZES, "size")
-        if value is not None and (type(value) is not int or value < 0):
-            raise UserError(f"{size}={value!r}: give a positive whole number, or 0 for the "
-                            f"{name} profile's own {getattr(profile, size)}")
+        least = LEAST.get(size, 1)
+        if value is not None and (type(value) is not int or value and value < least):
+            raise UserError(f"{size}={value!r}: give a whole number of at least {least}, or 0 for "
+                            f"the {name} profile's own {getattr(profile, size)}")
     return replace(profile, **{k: v for k, v in overrides.items() if v})
 
 

@@ -26,7 +26,7 @@ import nbformat
 import pandas as pd
 
 from paper_utils import claims, graph, levels, profiles
-from paper_utils.errors import UserError, choose
+from paper_utils.errors import UserError, choose, exit_code
 from paper_utils.graph import Job
 from paper_utils.plots import FIGURES
 from paper_utils.profiles import Profile
@@ -285,12 +285,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m paper_utils.report", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="laptop")
-    try:
-        print(build(parser.parse_args(arguments).profile))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: print(build(options.profile)))
 
 
 if __name__ == "__main__":

@@ -366,6 +366,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_scope(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """UserError for an option of one notebook given with --all, or of --all with a notebook."""
+    if options.all:
+        wrong, advice = ("p", "output", "log"), "is for one notebook: name it instead of --all"
+    else:
+        wrong, advice = ("plan", "report", "on", "partition", "shard"), "goes with --all"
+    for name in wrong:
+        if getattr(options, name) != parser.get_default(name):
+            raise UserError(f"{'-' if len(name) == 1 else '--'}{name} {advice}")
+
+
 def _all(options: argparse.Namespace) -> int:
     from paper_utils import batch
 
@@ -406,7 +417,8 @@ def _log(path: Path | None) -> Iterator[TextIO]:
 
 
 def _existing(notebook: Path) -> Path:
-    names = sorted(str(path) for path in notebook.parent.glob("*.ipynb"))
+    names = sorted(map(str, notebook.parent.glob("*.ipynb"))) or sorted(
+        os.path.relpath(path) for path in (ROOT / "notebooks").glob("*.ipynb"))
     return Path(choose(str(notebook), names, "notebook"))
 
 
@@ -418,13 +430,15 @@ def _known_profile(name: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; every failure is one line on stderr."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     if cache := os.environ.get("PAPER_UTILS_CACHE"):  # kernels run in another folder
         os.environ["PAPER_UTILS_CACHE"] = os.path.abspath(cache)
     for ending in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ending) != signal.SIG_IGN:  # nohup ignores one
             signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
+        _check_scope(parser, options)
         if options.all:
             return _all(options)
         return _one(options)

@@ -95,11 +95,10 @@ def test_the_gaussian_of_each_class_is_that_of_its_images():
     assert other > 0.1
 
 
-@pytest.mark.parametrize("noise, noises, words", [(-1, 3, "choose 0 to 2"), (3, 3, "choose 0 to 2"),
-                                                  (0, 1, "class_noises of at least 2")])
-def test_a_noise_that_was_not_sampled_is_refused(noise, noises, words):
-    with pytest.raises(UserError, match=words):
-        conditional.check_noise(noise, profiles.get("smoke", class_noises=noises))
+@pytest.mark.parametrize("noise", [-1, 3])
+def test_a_noise_that_was_not_sampled_is_refused(noise):
+    with pytest.raises(UserError, match="choose 0 to 2"):
+        conditional.check_noise(noise, profiles.get("smoke", class_noises=3))
 
 
 # --- scores -------------------------------------------------------------------------------------

@@ -232,6 +232,11 @@ def test_a_missing_size_breaks_the_curve():
     assert lines["width 32"][0] == 0.5 and lines["width 32"][1] != lines["width 32"][1]
 
 
+def test_no_noise_to_show_is_a_mistake():
+    with pytest.raises(UserError, match="at least one noise"):
+        plots.sample_grid({"m": torch.zeros(0, 3, 32, 32, dtype=torch.uint8)}, columns=0)
+
+
 def test_more_curves_than_colours_are_all_drawn_and_told_apart():
     rows = pd.DataFrame([(n, f"curve {k}", k / 10, k / 10, k / 10) for k in range(9)
                          for n in (4, 8)], columns=["images", "pair", "score", "low", "high"])

@@ -100,6 +100,26 @@ def test_a_notebook_that_is_not_there_is_named(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_where_no_notebook_lies_the_projects_own_are_named(tmp_path, capsys):
+    assert run.main([str(tmp_path / "README.md")]) == 2
+    assert "notebooks/01_unconditional.ipynb" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["-p", "noises", "3"], ["--output", "x"], ["--log", "x"]])
+def test_an_option_of_one_notebook_is_refused_with_all(words, capsys):
+    assert run.main(["--all", "--plan", *words]) == 2
+    assert f"{words[0]} is for one notebook" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--plan"], ["--report"], ["--on", "slurm"], ["--shard", "1/2"],
+                                   ["--partition", "a"]])
+def test_an_option_of_all_is_refused_with_one_notebook(tmp_path, words, capsys):
+    path = notebook(tmp_path / "n.ipynb", "1")
+    assert run.main([str(path), *words, "--output", str(tmp_path / "o.ipynb")]) == 2
+    assert f"{words[0]} goes with --all" in capsys.readouterr().err
+    assert names(tmp_path) == ["n.ipynb"]
+
+
 SLEEP = "import time; time.sleep(300)"
 MOMENTS = {"in a cell": [SLEEP], "between cells": [*["1"] * 300, SLEEP]}
 

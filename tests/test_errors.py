@@ -1,0 +1,72 @@
+"""What a user reads of a mistake, and the exit codes of the command lines."""
+
+import subprocess
+import sys
+
+import pytest
+
+from paper_utils import bench, copy_detection, descriptor_training, errors, fleet, report
+from paper_utils.errors import UserError
+
+
+def raises(error):
+    raise error
+
+
+@pytest.mark.parametrize(("error", "code", "said"), [
+    (UserError("no such model"), 2, "error: no such model\n"),
+    (PermissionError(13, "Permission denied", "x"), 1, "error: [Errno 13] Permission denied: 'x'\n"),
+    (KeyboardInterrupt(), 130, "interrupted\n")])
+def test_every_end_but_success_is_one_line(error, code, said, capsys):
+    assert errors.exit_code(lambda: raises(error)) == code
+    assert capsys.readouterr().err == said
+
+
+def test_success_is_silent_and_a_defect_keeps_its_traceback(capsys):
+    assert errors.exit_code(lambda: 3) == 0
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(ZeroDivisionError):
+        errors.exit_code(lambda: 1 / 0)
+
+
+def test_of_hundreds_of_names_the_nearest_and_the_first_are_shown():
+    valid = [f"model-{k}" for k in range(200)]
+    with pytest.raises(UserError, match="did you mean 'model-150'.*model-29 and 170 more$"):
+        errors.choose("modl-150", valid, "model")
+    with pytest.raises(UserError, match="unknown model 'x': valid are none$"):
+        errors.choose("x", [], "model")
+
+
+@pytest.mark.parametrize(("main", "words"), [
+    (fleet.main, ["train", "edm", "--at-once", "0"]),
+    (fleet.main, ["train", "edm", "--minutes", "-1"]),
+    (fleet.main, ["train", "edm", "--minutes", "nan"]),
+    (fleet.main, ["add", "x.safetensors", "--made", "x", "--noises", "-3"]),
+    (descriptor_training.main, ["--steps", "-3"]),
+    (descriptor_training.main, ["--batch", "0"]),
+    (copy_detection.main, ["--queries", "0"])])
+def test_a_count_that_is_not_above_zero_is_refused_at_once(main, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert f"{words[-2]}: {words[-1]} is not above zero" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("main", "words", "said"), [
+    (bench.main, ["--device", "tpu"], "unknown device 'tpu'"),
+    (descriptor_training.main, ["--device", "tpu"], "unknown device 'tpu'"),
+    (copy_detection.main, ["cifar-cpy", "--out", "OUT/t.csv"], "did you mean 'cifar-copy'"),
+    (report.main, ["--profile", "smok"], "did you mean 'smoke'")])
+def test_a_mistake_is_one_line_and_exit_code_2(main, words, said, tmp_path, capsys):
+    assert main([word.replace("OUT", str(tmp_path)) for word in words]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = subprocess.run([sys.executable, "-m", "paper_utils.descriptor_training", "--steps", "1",
+                           "--out", tmp_path / "file" / "x"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
