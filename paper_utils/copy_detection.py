@@ -289,7 +289,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = ArgumentParser(prog="python -m paper_utils.copy_detection", description=main.__doc__)
     parser.add_argument("names", nargs="*", default=["cifar-copy", "pixels"], metavar="descriptor",
                         help=f"any of {', '.join(descriptors.NAMES)}")
-    parser.add_argument("--queries", type=positive(int), default=1_000, help="test images (x 10 distortions)")
+    parser.add_argument("--queries", type=positive(int), default=1_000,
+                        help="test images (x 10 distortions)")
     parser.add_argument("--distractors", type=positive(int), default=10_000)
     parser.add_argument("--out", type=Path, default=Path("tab_copy_detection.csv"))
     parser.add_argument("--cache", type=Path, help="folder that keeps features between runs")

@@ -16,11 +16,14 @@ of conditional models under guidance, `restored` those of the inverse problems.
 """
 
 import argparse
+import contextlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import torch
@@ -59,8 +62,11 @@ def section_of(name: str) -> Section:
 
 
 def train_one(name: str, profile: str, device: str, out: Path, deadline: float,
-              compiled: bool = False) -> None:
-    """Train one model until its budget or `deadline` (time.time()), checkpointing every minute."""
+              compiled: bool = False, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Train one model until its budget, `deadline` (time.time()) or until `stopped` says so.
+
+    A checkpoint every minute and at the end; at least one step is made.
+    """
     torch.set_num_threads(1)
     diffusion, path = profiles.every_spec(profile), out / f"{name}.safetensors"
     dataset = profiles.get(profile).dataset
@@ -71,7 +77,7 @@ def train_one(name: str, profile: str, device: str, out: Path, deadline: float,
         runs = _contrast(profiles.contrast_specs(profile)[name], images, path, device)
     saved = time.time()
     for step, steps, loss, save in runs:
-        late = time.time() > deadline or _orphaned()
+        late = time.time() > deadline or stopped()
         if late or time.time() - saved > 60 or step == steps:
             save()
             saved = time.time()
@@ -87,12 +93,22 @@ def _orphaned() -> bool:
     return parent is not None and not parent.is_alive()
 
 
-def _child(*arguments) -> None:
+def _child(stop: Event, *arguments) -> None:
     try:
-        train_one(*arguments)
+        train_one(*arguments, stopped=lambda: stop.is_set() or _orphaned())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """What is started in here ignores Ctrl-C, which a terminal sends to children too."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _diffusion(spec: training.Spec, images: data.Images, path: Path, device: str,
@@ -146,7 +162,10 @@ def _contrast(spec: contrast.Spec, images: data.Images, path: Path, device: str)
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train options.models, options.at_once of them at a time, each in a process of its own."""
+    """Train options.models, options.at_once of them at a time, each in a process of its own.
+
+    Ctrl-C ends every training after its step, with a checkpoint; a second one does not wait.
+    """
     check_device(options.device)
     if options.compile:
         training.check_compiler(torch.device(options.device))
@@ -155,16 +174,30 @@ def train(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     deadline = time.time() + 60 * options.minutes
     spawn, running, failed = processes.get_context("spawn"), [], False
-    while waiting or running:
-        while waiting and len(running) < options.at_once:
-            arguments = (waiting.pop(0), options.profile, options.device, options.out, deadline,
-                         options.compile)
-            running.append(spawn.Process(target=_child, args=arguments))
-            running[-1].start()
-        time.sleep(0.5)
-        ended = [p for p in running if not p.is_alive()]
-        running = [p for p in running if p not in ended]
-        failed = failed or any(p.exitcode for p in ended)
+    stop = spawn.Event()
+    try:
+        while waiting or running:
+            while waiting and len(running) < options.at_once:
+                running.append(spawn.Process(target=_child, args=(
+                    stop, waiting.pop(0), options.profile, options.device, options.out, deadline,
+                    options.compile)))
+                with _deaf():
+                    running[-1].start()
+            time.sleep(0.5)
+            ended = [p for p in running if not p.is_alive()]
+            running = [p for p in running if p not in ended]
+            failed = failed or any(p.exitcode for p in ended)
+    except KeyboardInterrupt:
+        stop.set()
+        print(f"stopping: the same command goes on from the checkpoints in {options.out}",
+              file=sys.stderr, flush=True)
+        try:
+            for process in running:
+                process.join()
+        except KeyboardInterrupt:
+            for process in running:
+                process.kill()
+        raise
     if failed:
         raise UserError("a training failed (its error is above): mend it and run the same command "
                         f"again, the checkpoints are in {options.out}")

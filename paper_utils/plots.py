@@ -291,7 +291,8 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
     """Panels side by side, each a quantity with its intervals against x, a curve per value of `by`.
 
     panels: vertical axis -> table with columns by, x, score and, for intervals, low, high. A value
-    of `by` has the same colour and marker in every panel, named once below. log_y: panels with a logarithmic axis.
+    of `by` has the same colour and marker in every panel, named once below. log_y: panels with a
+    logarithmic axis.
     """
     looks = _looks(key for table in panels.values() for key in table[by])
     shown = {}

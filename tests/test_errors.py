@@ -15,7 +15,7 @@ def raises(error):
 
 @pytest.mark.parametrize(("error", "code", "said"), [
     (UserError("no such model"), 2, "error: no such model\n"),
-    (PermissionError(13, "Permission denied", "x"), 1, "error: [Errno 13] Permission denied: 'x'\n"),
+    (PermissionError(13, "no entry", "x"), 1, "error: [Errno 13] no entry: 'x'\n"),
     (KeyboardInterrupt(), 130, "interrupted\n")])
 def test_every_end_but_success_is_one_line(error, code, said, capsys):
     assert errors.exit_code(lambda: raises(error)) == code

@@ -1,6 +1,8 @@
 """Training for the zoo and adding to it, on the bundled images and a zoo of the test's own."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -57,19 +59,20 @@ def test_a_training_goes_on_where_it_stopped(folder, capsys):
     assert all(torch.equal(stopped[k], straight[k]) for k in straight)
 
 
-@pytest.mark.slow
-def test_trainings_stop_with_the_command_that_started_them(folder):
-    """A killed command leaves its checkpoint, and no process that would write to it later."""
-    path = folder / "edm.safetensors"
+def endless(folder: Path) -> tuple[subprocess.Popen, int]:
+    """A `fleet train` that has no end in a session of its own, and its child."""
     script = folder / "main.py"
     script.write_text(
+        "import sys\n"
         "from dataclasses import replace\n"
         "from paper_utils import fleet, profiles\n"
         "endless = replace(profiles.SCALES['smoke'], unet_budget=10**9)\n"
         "profiles.SCALES['smoke'] = endless\n"
         "if __name__ == '__main__':\n"
-        f"    fleet.main(['train', 'edm', '--profile', 'smoke', '--out', {str(folder)!r}])\n")
-    command = subprocess.Popen([sys.executable, script], cwd=folder)
+        f"    words = ['train', 'edm', '--profile', 'smoke', '--out', {str(folder)!r}]\n"
+        "    sys.exit(fleet.main(words))\n")
+    command = subprocess.Popen([sys.executable, script], cwd=folder, start_new_session=True,
+                               stderr=subprocess.PIPE, text=True)
     child = None
     while child is None and command.poll() is None:
         found = subprocess.run(["pgrep", "-P", str(command.pid), "-f", "spawn_main"],
@@ -77,6 +80,13 @@ def test_trainings_stop_with_the_command_that_started_them(folder):
         child = int(found[0]) if found else None
         time.sleep(0.2)
     assert child is not None
+    return command, child
+
+
+@pytest.mark.slow
+def test_trainings_stop_with_the_command_that_started_them(folder):
+    """A killed command leaves its checkpoint, and no process that would write to it later."""
+    command, child = endless(folder)
     command.kill()
     command.wait()
     for _ in range(600):
@@ -84,7 +94,18 @@ def test_trainings_stop_with_the_command_that_started_them(folder):
             break
         time.sleep(0.1)
     assert not Path(f"/proc/{child}").exists()
+    path = folder / "edm.safetensors"
     assert not path.exists() or artifacts.load_tensors(path)
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_writes_its_checkpoint_and_no_traceback(folder):
+    command, child = endless(folder)
+    os.killpg(command.pid, signal.SIGINT)  # as a terminal does: to the children too
+    said = command.communicate(timeout=120)[1].splitlines()
+    assert command.returncode == 130 and not Path(f"/proc/{child}").exists()
+    assert len(said) == 2 and str(folder) in said[0] and said[1] == "interrupted"
+    assert int(artifacts.load_tensors(folder / "edm.safetensors")[0]["step"]) >= 1
 
 
 def test_an_unknown_model_is_one_line(capsys):
