@@ -241,14 +241,15 @@ def run_benchmark(names: Iterable[str], n_queries: int = 1_000, n_distractors: i
     """
     import pandas as pd
 
+    loaded = [descriptors.load(name) for name in names]  # all, before the first is measured
     parts = split_images(n_queries, n_distractors)
     rows = {}
-    for name in names:
-        descriptor = descriptors.load(name)
+    for descriptor in loaded:
         embed = partial(cached_features, descriptor, cache, half, progress)
-        rows[name] = ({"queries": n_queries * len(TRANSFORMS), "references":
-                       n_queries + n_distractors} | measure(embed, *parts)
-                      | {"images per core second": images_per_second(descriptor, parts[0])})
+        rows[descriptor.name] = {
+            "queries": n_queries * len(TRANSFORMS), "references": n_queries + n_distractors,
+            **measure(embed, *parts),
+            "images per core second": images_per_second(descriptor, parts[0])}
     return pd.DataFrame(rows).T.rename_axis("descriptor")
 
 
