@@ -14,6 +14,7 @@ of the 62 pairs above cifar-copy's threshold all but about five look like one ph
 import io
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -285,8 +286,6 @@ def images_per_second(descriptor: descriptors.Descriptor, images: Tensor) -> flo
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line: write the table as CSV and print it."""
-    from argparse import ArgumentParser
-
     parser = ArgumentParser(prog="python -m paper_utils.copy_detection", description=main.__doc__)
     parser.add_argument("names", nargs="*", default=["cifar-copy", "pixels"], metavar="descriptor",
                         help=f"any of {', '.join(descriptors.NAMES)}")
@@ -300,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code(lambda: _measure(asked))
 
 
-def _measure(asked) -> None:
+def _measure(asked: Namespace) -> None:
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     table = run_benchmark(asked.names, asked.queries, asked.distractors, asked.cache, asked.half,
                           progress=True)

@@ -94,11 +94,8 @@ def _orphaned() -> bool:
 
 
 def _child(stop: Event, *arguments) -> None:
-    try:
-        train_one(*arguments, stopped=lambda: stop.is_set() or _orphaned())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+    sys.exit(exit_code(
+        lambda: train_one(*arguments, stopped=lambda: stop.is_set() or _orphaned())))
 
 
 @contextlib.contextmanager
@@ -178,11 +175,12 @@ def train(options: argparse.Namespace) -> None:
     try:
         while waiting or running:
             while waiting and len(running) < options.at_once:
-                running.append(spawn.Process(target=_child, args=(
+                child = spawn.Process(target=_child, args=(
                     stop, waiting.pop(0), options.profile, options.device, options.out, deadline,
-                    options.compile)))
+                    options.compile))
                 with _deaf():
-                    running[-1].start()
+                    child.start()
+                running.append(child)
             time.sleep(0.5)
             ended = [p for p in running if not p.is_alive()]
             running = [p for p in running if p not in ended]
@@ -334,23 +332,20 @@ def main(arguments: list[str] | None = None) -> int:
     two = actions.add_parser("add")
     two.add_argument("checkpoint", type=Path)
     two.add_argument("--made", required=True, help="how it was trained, for zoo.toml")
-    two.add_argument("--noises", type=positive(int), default=0,
-                     help="default: that of its folder")
     two.set_defaults(action=add)
     four = actions.add_parser("closed")
     four.add_argument("models", nargs="+")
-    four.add_argument("--noises", type=positive(int), default=0,
-                     help="default: that of its folder")
     four.set_defaults(action=closed)
     five = actions.add_parser("guided")
     five.add_argument("models", nargs="+")
-    five.add_argument("--noises", type=positive(int), default=0,
-                     help="default: that of its folder")
     five.set_defaults(action=guided)
     six = actions.add_parser("restored")
     six.add_argument("models", nargs="+")
     six.add_argument("--made", required=True, help="how it was made, for zoo.toml")
     six.set_defaults(action=restored)
+    for sampling in (two, four, five):
+        sampling.add_argument("--noises", type=positive(int), default=0,
+                              help="default: that of its folder")
     for name, action in (("pack", data.pack), ("unpack", data.unpack)):
         three = actions.add_parser(name)
         three.add_argument("folder", type=Path)

@@ -24,6 +24,8 @@ def test_overrides_replace_single_sizes():
     ("smoke", {"noises": -1}, "noises=-1"), ("smoke", {"noises": 2.5}, "whole number"),
     ("smoke", {"noises": "many"}, "profile's own 32"), ("smoke", {"noises": True}, "noises=True"),
     ("smoke", {"noises": False}, "noises=False"), ("smoke", {"noises": 1}, "at least 2, or 0"),
+    ("smoke", {"class_noises": 1}, "class_noises=1.*at least 2"),
+    ("smoke", {"measured": 1}, "measured=1.*at least 2"),
     ("smoke", {"guided_steps": 1}, "guided_steps=1"), ("smoke", {"live": -1}, "at least 1, or 0"),
     ("smoke", {"dataset": 3}, "unknown size 'dataset'"), ("smoke", {"shipped": 1}, "unknown size"),
 ])
