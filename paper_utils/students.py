@@ -5,6 +5,7 @@ A run is a model with a number of steps. A table of runs has a row for each: run
 """
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -142,12 +143,14 @@ def price(table: pd.DataFrame, made: Mapping[str, Model], images: Mapping[str, T
 
 
 def seconds_per_image(model: Model, n: int) -> float:
-    """Wall time of one image among n at once, the start of the first batch left out."""
-    noise = BANK[:n]
+    """Wall time of one image among n at once, the median of three, after a first small batch."""
+    noise, taken = BANK[:n], []
     model.generate(noise[:2])
-    start = time.perf_counter()
-    model.generate(noise)
-    return (time.perf_counter() - start) / n
+    for _ in range(3):
+        start = time.perf_counter()
+        model.generate(noise)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken) / n
 
 
 def low_pass(images: Tensor, width: float) -> Tensor:

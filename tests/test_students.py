@@ -181,6 +181,17 @@ def test_the_price_of_real_images_is_none(photos, monkeypatch):
     assert found["ms per image"].tolist() == [500, 1_000]
 
 
+def test_one_slow_run_of_three_does_not_count(monkeypatch):
+    clock, taken = [0.0], iter([9.0, 2.0, 100.0, 4.0])  # the first of them warms up
+
+    def generate(noise, title=""):
+        clock[0] += next(taken)
+        return noise
+
+    monkeypatch.setattr(students, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert students.seconds_per_image(fake("steady", generate=generate), 8) == 0.5
+
+
 def test_the_first_batch_warms_up_and_is_not_timed(monkeypatch):
     clock = [0.0, 100.0]  # now, and what the next call has to load
 
