@@ -64,10 +64,12 @@ output.table(grid.merge(check, on="model"), "tab_regimes_models").drop(columns="
 #
 # Left: RP of every two widths, right: GL of each against its own training images, both with 95 %
 # intervals: of the bootstrap, or Wilson's where no or every noise is a hit. The pale curves are
-# the paper's, for widths of 64, 128 and 256; shaded are its two regimes. Held-out real images
-# score below 1 in GL too (`held-out` in the table), for two reasons: CIFAR-10 has
-# near-duplicates, and the descriptor has false alarms (by eye, at 32,768 training images, for
-# less than one held-out image in a hundred).
+# the paper's, for widths of 64, 128 and 256; shaded are its two regimes. The control is the
+# Gaussian denoiser of the same N images, which nobody trained: networks that learned little are
+# near it, and agree with each other for that reason alone. Held-out real images score below 1 in
+# GL too (`held-out` in the table), for two reasons: CIFAR-10 has near-duplicates, and the
+# descriptor has false alarms (by eye, at 32,768 training images, for less than one held-out image
+# in a hundred).
 
 # %%
 features = {name: descriptors.features(describe, rows) for name, rows in images.items()}
@@ -75,10 +77,17 @@ known = tables.features_of(describe, training)
 real = tables.features_of(describe, held_out)[:sizes.held_out]
 rp = regimes.between_widths(grid, features, copies, sizes.resamples)
 gl = regimes.generalization(found, grid, features, known, real, describe.threshold, sizes.resamples)
+against, trained_sizes = {}, sorted(regimes.cells(grid).images.unique())
+for name in models.CLOSED_FORMS:
+    theirs = regimes.closed_samples(name, training, trained_sizes, sizes, device)
+    against[name] = regimes.with_closed_form(grid, images, features, theirs, describe,
+                                             sizes.resamples)
+    output.table(against[name], f"tab_rp_with_{name}")
 output.table(rp, "tab_rp_against_images")
 output.table(gl, "tab_gl_against_images")
 nested = regimes.cells(gl)
-curves = {"RP between widths": rp, "GL": nested.assign(pair="width " + nested.width.astype(str))}
+curves = {"RP between widths": regimes.beside_control(rp, against["gaussian"]),
+          "GL": nested.assign(pair="width " + nested.width.astype(str))}
 paper = {name: claims.paper_curves(kind, "pair") for name, kind in zip(curves, ("RP", "GL"))}
 output.figure(plots.scores_against(curves, "pair", paper=paper, shaded=True,
                                    labels={"RP between widths": "RP", "GL": "GL"}),
@@ -112,21 +121,13 @@ explore.training_images(grid, nearest, rp, nested)
 #
 # The optimal denoiser of the N images (the paper's theorem) through the same solver: a network that
 # memorized agrees with it. On the other side, the Gaussian denoiser knows the mean and covariance
-# of the N images and the local equivariant score their patches; neither is trained. With many
-# images a network that learned little is near the Gaussian one, and two such networks agree with
-# each other for that reason alone.
+# of the N images and the local equivariant score their patches; neither is trained.
 
 # %%
-against, trained_sizes = {}, sorted(regimes.cells(grid).images.unique())
-for name in models.CLOSED_FORMS:
-    theirs = regimes.closed_samples(name, training, trained_sizes, sizes, device)
-    against[name] = regimes.with_closed_form(grid, images, features, theirs, describe,
-                                             sizes.resamples)
-    output.table(against[name], f"tab_rp_with_{name}")
-paper = {"optimal": claims.paper_curves("optimal", "width")}
-output.figure(plots.scores_against(against, "width", paper=paper, shaded=True,
-                                   labels={name: f"RP with the {name} denoiser" for name in
-                                           against}),
+panels = {f"{name.capitalize()} denoiser": table for name, table in against.items()}
+paper = {"Optimal denoiser": claims.paper_curves("optimal", "width")}
+output.figure(plots.scores_against(panels, "width", paper=paper, shaded=True,
+                                   labels=dict.fromkeys(panels, "RP")),
               "fig_rp_with_closed_forms")
 
 # %% [markdown]

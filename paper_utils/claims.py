@@ -676,17 +676,17 @@ def families_differ(gaps: pd.DataFrame, blocks: pd.DataFrame) -> Claim:
 
 def noise_decides(blocks: pd.DataFrame) -> Claim:
     """This project's control: the measurement alone may fix the answer, whatever the noise."""
-    known = blocks[blocks["other noise"].notna()]
-    above = int((known.low > known["other noise"]).sum())
-    verdict = ("yes" if above == len(known) else
-               f"at {above} of {len(known)}: elsewhere the measurement alone fixes as much")
+    fixed = blocks["other noise"]
+    above = int((blocks.low > fixed).sum())
+    verdict = ("yes" if above == len(blocks) else
+               f"at {above} of {len(blocks)}: elsewhere the measurement alone fixes as much")
     return Claim("Inverse problems: the shared noise adds to what the measurement fixes (our "
                  "control)",
                  "on every task and block the interval of RP is above RP of restorations from "
                  "other noises",
-                 f"same noise {known.score.min():.2f} to {known.score.max():.2f}, other noise "
-                 f"{known['other noise'].min():.2f} to {known['other noise'].max():.2f}", verdict,
-                 **_ours((_least(known, known.low - known["other noise"]),
+                 f"same noise {blocks.score.min():.2f} to {blocks.score.max():.2f}, other noise "
+                 f"{fixed.min():.2f} to {fixed.max():.2f}", verdict,
+                 **_ours((_least(blocks, blocks.low - fixed),
                           "{task}: {block}, from other noises {other noise:.2f}")))
 
 

@@ -408,7 +408,8 @@ def distances_against_sigma(table: pd.DataFrame, title: str = "") -> Figure:
             for shade, (images, curve) in zip(shades, curves):
                 axis.plot(curve.sigma, curve.distance, "o-", color=shade, ms=3, lw=1.3,
                           label=f"$2^{{{int(images).bit_length() - 1}}}$ images")
-            axis.set(xscale="log", yscale="log", title=form, xlabel="noise level $\\sigma$")
+            axis.set(xscale="log", yscale="log", title=f"{form.capitalize()} denoiser",
+                     xlabel="noise level $\\sigma$")
         axes.flat[0].set_ylabel("RMS difference of denoisers")
         axes.flat[-1].legend(frameon=False, fontsize=7)
         figure.suptitle(title, fontsize=10)

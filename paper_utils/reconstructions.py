@@ -195,18 +195,20 @@ def block_scores(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[s
     """RP averaged over the pairs inside each family, and across: a row for each of BLOCKS.
 
     features: [n, d] by model; the interval resamples images. elsewhere: features of the same
-    restored from other noises. Columns: block, score, low, high, other images (chance), other noise
-    (what the measurement alone fixes), n.
+    restored from other noises. Columns: block, score, low, high, n, other images (chance)
+    and, with elsewhere, other noise (what the measurement alone fixes).
     """
     mixed, rows = {name: scores.shuffled(part) for name, part in features.items()}, []
     for block, pairs in pairs_of(groups).items():
         found = scores.proportion(hits(features, pairs, threshold), resamples)
         chance = hits(features, pairs, threshold, mixed).double().mean().item()
-        fixed = (hits(features, pairs, threshold, elsewhere).double().mean().item()
-                 if elsewhere else None)
-        rows.append((block, found.value, found.low, found.high, chance, fixed, found.n))
-    columns = ["block", "score", "low", "high", "other images", "other noise", "n"]
-    return pd.DataFrame(rows, columns=columns)
+        row = {"block": block, "score": found.value, "low": found.low, "high": found.high,
+               "n": found.n, "other images": chance}
+        if elsewhere:
+            fixed = hits(features, pairs, threshold, elsewhere)
+            row["other noise"] = fixed.double().mean().item()
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def family_gap(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]],
@@ -233,8 +235,8 @@ def curves(problems: Sequence[Problem], x: Callable[[Problem], float],
     rp = tables.over("x", {
         x(p): block_scores(features[p.name], groups, describe.threshold, resamples)
         for p in problems}).rename(columns={"block": "who"})
-    who = {f"{family}s": names for family, names in groups.items()} | {name: [name]
-                                                                       for name in CLOSED}
+    who = {f"{family}s": names for family, names in groups.items()}
+    who |= {f"{name.capitalize()} denoiser": [name] for name in CLOSED}
     real = descriptors.features(describe, truth.pixels)
     bad = tables.over("x", {
         x(p): errors(p, answers[p.name], features[p.name], truth.pixels, real, who, resamples)

@@ -100,6 +100,15 @@ def between_widths(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
     return table_of(found, "images", "pair", "shuffled")
 
 
+def beside_control(rp: pd.DataFrame, control: pd.DataFrame) -> pd.DataFrame:
+    """RP of pairs of widths and, under the pair 'Gaussian / 16', each width's RP with the control.
+
+    rp: of `between_widths`; control: of `with_closed_form`, for the Gaussian denoiser.
+    """
+    named = control.assign(pair=[f"Gaussian / {width}" for width in control.width])
+    return pd.concat([rp, named[[*rp]]], ignore_index=True)
+
+
 def own_images(spec: training.Spec, rows: Tensor) -> Tensor:
     """The rows (features or pixels of the whole dataset) of the images `spec` trains on."""
     start = spec.half * (len(rows) // 2)

@@ -128,7 +128,8 @@ MOMENTS = {"in a cell": [SLEEP], "between cells": [*["1"] * 300, SLEEP]}
 def test_an_interruption_leaves_no_output(tmp_path, moment):
     processes = {}
     for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        started = f"import os\nopen('{how.name}', 'w').write(str(os.getpid()))"
+        started = (f"import os\nopen('{how.name}.part', 'w').write(str(os.getpid()))\n"
+                   f"os.replace('{how.name}.part', '{how.name}')")  # there only when it is whole
         path = notebook(tmp_path / f"{how.name}.ipynb", started, *MOMENTS[moment])
         words = command(path, "--output", tmp_path / f"out-{how.name}" / "long.ipynb")
         processes[how] = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
@@ -145,9 +146,13 @@ def test_an_interruption_leaves_no_output(tmp_path, moment):
         assert how == signal.SIGKILL or left == [] and not runs((tmp_path / how.name).read_text())
 
 
-def runs(pid: str) -> bool:
+def runs(pid: str, seconds: float = 10) -> bool:
+    """Whether it is still there after that time; what was killed stays until it is waited for."""
+    deadline = time.monotonic() + seconds
     try:
-        os.kill(int(pid), 0)
+        while time.monotonic() < deadline:
+            os.kill(int(pid), 0)
+            time.sleep(0.1)
     except ProcessLookupError:
         return False
     return True
