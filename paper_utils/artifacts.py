@@ -7,18 +7,11 @@ several that share the folder, wait for one of them.
 
 import ast
 import contextlib
-import errno
-import glob
 import hashlib
 import inspect
-import itertools
 import json
 import os
-import platform
-import re
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -35,13 +28,9 @@ from paper_utils.errors import UserError
 
 Tensors = dict[str, Tensor]
 
-LIFETIME = 60  # seconds that a lock which nobody refreshes is waited for
-REFRESH = 15   # seconds between two refreshments by its holder
-POLL = 0.2     # seconds between two looks of one who waits
-PATIENCE = 5   # seconds before that one says whom it waits for
-
-_OF_THREADS: dict[str, threading.Lock] = {}  # of this process, by file
-os.register_at_fork(after_in_child=_OF_THREADS.clear)
+LIFETIME = 60.0  # seconds that a lock which nobody refreshes is waited for
+POLL = 0.2       # seconds between two looks of one who waits
+PATIENCE = 5.0   # seconds before that one says whom it waits for
 
 
 def remember(kind: str, spec: dict, compute: Callable[[], Tensors]) -> Tensors:
@@ -155,165 +144,35 @@ def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of one file, against threads, processes and machines that share its folder.
 
-    It is a file, <path>.lock, that a thread refreshes as long as it is held. When the holder dies,
+    It is a file, <path>.lease, that is refreshed as long as it is held. When the holder dies,
     another takes it over: at once on the same machine, after LIFETIME elsewhere. One that was
     suspended for longer loses it too and goes on without, which harms no file replaced whole.
 
-    Raises UserError when the folder cannot be written or allows no hard links.
+    Raises UserError when the folder cannot be written.
     """
-    path, process = path.absolute(), os.getpid()
-    with _OF_THREADS.setdefault(str(path), threading.Lock()):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = _new_lock(path)
-            _acquire(lock)
-        except OSError as error:
-            raise _unusable(path.parent, error) from None
-        done = threading.Event()
-        keeper = threading.Thread(target=_keep, args=(lock, done), daemon=True)
-        try:
-            keeper.start()
-            _sweep(lock)
-            yield
-        finally:
-            if os.getpid() == process:  # not in a fork that leaves this block too
-                done.set()
-                keeper.join()
-                with contextlib.suppress(OSError):
-                    lock.unlock(unconditionally=True)
+    from filelock import SoftFileLease, Timeout  # newer than what a training machine may have
 
-
-def _new_lock(path: Path):
-    """A lock of flufl.lock, whose text is file, host, process and a random number.
-
-    The host name that the library writes is 'localhost' on many machines, so what tells them apart
-    is between these, in the separator.
-    """
-    from flufl.lock import Lock  # not where only training runs
-
-    return Lock(f"{path}.lock", lifetime=LIFETIME, separator=f"|{_machine()}|")
-
-
-def _machine() -> str:
-    """A name for where a process number means one process: a start of a kernel, a container."""
-    name = platform.node()
-    with contextlib.suppress(OSError):
-        name += Path("/proc/sys/kernel/random/boot_id").read_text()
-        name += os.readlink("/proc/self/ns/pid")
-    return hashlib.sha256(name.encode()).hexdigest()[:12]
-
-
-def _unusable(folder: Path, error: OSError) -> UserError:
-    if error.filename2:  # only of a link
-        return UserError(f"{folder} allows no hard links, which locks need ({error.strerror}): set "
-                         "PAPER_UTILS_CACHE to a folder that does")
-    return UserError(f"cannot use {folder} ({error.strerror or error}): set PAPER_UTILS_CACHE to a "
-                     "folder you can write")
-
-
-def _acquire(lock) -> None:
-    """Wait for the lock, and break it when it is dead.
-
-    Its age is counted in our own looks at an unchanged file, so neither the clocks of other
-    machines nor a pause of our own count.
-    """
-    seen, quiet, told = None, 0.0, False
-    for looks in itertools.count():
-        found = _look(lock)
-        if not found and _taken(lock):
-            return
-        quiet = quiet + POLL if found == seen else 0.0
-        seen = found
-        if found and (quiet > LIFETIME or _is_dead(found[0])):
-            _break(lock, found)
-        elif found and not told and looks * POLL >= PATIENCE:
-            told = True
-            print(f"waiting for {Path(lock.lockfile).stem}, which {_holder(found[0])} is making",
-                  file=sys.stderr)
-        time.sleep(POLL)
-
-
-def _look(lock) -> tuple[str, int, int] | None:
-    """The text of a lock and the times of its last refreshment; None when nobody holds it."""
+    path = path.absolute()
+    lock = SoftFileLease(f"{path}.lease", lease_duration=LIFETIME, poll_interval=POLL)
     try:
-        with open(lock.lockfile) as file:
-            status = os.fstat(file.fileno())
-            return file.read(), status.st_mtime_ns, status.st_ctime_ns
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            print(f"waiting for {path.name}, which {_holder(lock)} is making", file=sys.stderr)
+            lock.acquire()
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ESTALE):
-            return None
-        raise
-
-
-def _taken(lock) -> bool:
-    """Take a lock that nobody holds; False when another was faster."""
-    from flufl.lock import AlreadyLockedError, TimeOutError
-
+        raise UserError(f"cannot use {path.parent} ({error.strerror or error}): set "
+                        "PAPER_UTILS_CACHE to a folder you can write") from None
     try:
-        lock.lock(timeout=0)
-    except TimeOutError:
-        return False
-    except AlreadyLockedError:  # NFS repeated our request, which had been granted
-        pass
-    except OSError:
-        Path(lock.claimfile).unlink(missing_ok=True)
-        raise
-    return True
+        yield
+    finally:
+        lock.release()
 
 
-def _parts(text: str) -> tuple[str, str, int] | None:
-    """Machine, host and process of a lock's text, None if it has none."""
-    found = re.fullmatch(r".*\|(\w+)\|(.*)\|\1\|(\d+)\|\1\|\d+", text, re.DOTALL)
-    return found and (found[1], found[2], int(found[3]))
-
-
-def _holder(text: str) -> str:
-    parts = _parts(text)
-    return f"process {parts[2]} on host {parts[1]}" if parts else "another process"
-
-
-def _is_dead(text: str) -> bool:
-    """Whether the holder is a process of this machine that is no more.
-
-    So is one without text, which is what versions that locked in another way left.
-    """
-    from psutil import pid_exists
-
-    parts = _parts(text)
-    return not text or bool(parts) and parts[0] == _machine() and not pid_exists(parts[2])
-
-
-def _break(lock, found: tuple[str, int, int]) -> None:
-    """Remove a lock if it is still as it was found.
-
-    All do so under another lock, lest one that was slow remove what the next holder has made.
-    """
-    from flufl.lock import Lock, LockError
-
-    file = Path(lock.lockfile)
-    with contextlib.suppress(LockError), Lock(f"{file}.break", LIFETIME, default_timeout=1):
-        if _look(lock) == found:
-            file.unlink(missing_ok=True)
-            if found[0]:
-                file.with_name(Path(found[0]).name).unlink(missing_ok=True)
-
-
-def _keep(lock, done: threading.Event) -> None:
-    """Refresh a lock until `done`."""
-    from flufl.lock import LockError
-
-    while not done.wait(REFRESH):
-        with contextlib.suppress(LockError, OSError):
-            lock.refresh()
-
-
-def _sweep(lock) -> None:
-    """Remove what processes that were killed while they asked for this lock left an hour ago."""
-    file = Path(lock.lockfile)
-    with contextlib.suppress(OSError):
-        for left in file.parent.glob(f"{glob.escape(file.name)}?*"):
-            if left.stat().st_mtime < time.time() - 3600:
-                left.unlink()
+def _holder(lock) -> str:
+    owner = lock.owner
+    return f"process {owner.pid} on host {owner.hostname}" if owner else "another process"
 
 
 # --- code ---------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ write() {  # as artifacts.write does
     sha256sum <<<"$2" | cut -d' ' -f1 > "$1.sha256"; echo "$2" > "$1.part"; mv "$1.part" "$1"
 }
 me="$store/model-$SKYPILOT_NODE_RANK"
-touch "$me.safetensors.lock" "$store/.model.safetensors.1.part" "$PAPER_UTILS_CACHE/cifar10.npz"
+touch "$me.safetensors.lease" "$store/.model.safetensors.1.part" "$PAPER_UTILS_CACHE/cifar10.npz"
 if [ ! -e "$me.safetensors" ]; then
     from=$(cat "$me.checkpoint" 2>/dev/null || echo 0) steps=$from
     until [ "$steps" -ge 3 ]; do
