@@ -50,17 +50,18 @@ def positive(kind: type) -> Callable[[str], float]:
     return number
 
 
-def exit_code(command: Callable[[], object]) -> int:
-    """Run a command line's work: 0; 2 for a user's mistake, 1 for a file, 130 for Ctrl-C.
+def exit_code(command: Callable[[], int | None], *failures: type[Exception],
+              interrupted: str = "interrupted") -> int:
+    """Run a command line's work: what it returns, or 0; 2 for a user's mistake, 1 for a file or one
+    of `failures`, 130 for Ctrl-C.
 
-    All but the first with one line on stderr.
+    An exception becomes one line on stderr.
     """
     try:
-        command()
-    except (UserError, OSError) as error:
+        return command() or 0
+    except (UserError, OSError, *failures) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
+        print(interrupted, file=sys.stderr, flush=True)
         return 130
-    return 0

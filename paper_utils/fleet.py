@@ -5,6 +5,7 @@
     python -m paper_utils.fleet add runs/edm.safetensors --made "one H200, 9 minutes"
     python -m paper_utils.fleet closed optimal gaussian local gaussian-cond
     python -m paper_utils.fleet guided edm-cond
+    python -m paper_utils.fleet restored edm --made "..."
     python -m paper_utils.fleet pack FOLDER       and, on a machine without a network, unpack FOLDER
 
 `train` needs torch, numpy, Pillow and safetensors alone, prints plain lines, writes a checkpoint a
@@ -315,43 +316,43 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m paper_utils.fleet", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(required=True)
-    one = actions.add_parser("train")
-    one.add_argument("models", nargs="+")
-    one.add_argument("--profile", default="gpu")
-    one.add_argument("--device", default="cpu")
-    one.add_argument("--out", type=Path, default=Path("runs"))
-    one.add_argument("--minutes", type=positive(float), default=float("inf"))
-    one.add_argument("--at-once", type=positive(int), default=1)
-    one.add_argument("--compile", action="store_true",
-                     help="diffusion models by torch.compile, on a GPU as CUDA graphs")
-    one.set_defaults(action=train)
-    seven = actions.add_parser("slim")
-    seven.add_argument("checkpoints", nargs="+", type=Path)
-    seven.add_argument("--out", type=Path, required=True)
-    seven.set_defaults(action=slim)
-    two = actions.add_parser("add")
-    two.add_argument("checkpoint", type=Path)
-    two.add_argument("--made", required=True, help="how it was trained, for zoo.toml")
-    two.set_defaults(action=add)
-    four = actions.add_parser("closed")
-    four.add_argument("models", nargs="+")
-    four.set_defaults(action=closed)
-    five = actions.add_parser("guided")
-    five.add_argument("models", nargs="+")
-    five.set_defaults(action=guided)
-    six = actions.add_parser("restored")
-    six.add_argument("models", nargs="+")
-    six.add_argument("--made", required=True, help="how it was made, for zoo.toml")
-    six.set_defaults(action=restored)
-    for sampling in (two, four, five):
+    training_ = actions.add_parser("train")
+    training_.add_argument("models", nargs="+")
+    training_.add_argument("--profile", default="gpu")
+    training_.add_argument("--device", default="cpu")
+    training_.add_argument("--out", type=Path, default=Path("runs"))
+    training_.add_argument("--minutes", type=positive(float), default=float("inf"))
+    training_.add_argument("--at-once", type=positive(int), default=1)
+    training_.add_argument("--compile", action="store_true",
+                           help="diffusion models by torch.compile, on a GPU as CUDA graphs")
+    training_.set_defaults(action=train)
+    slimming = actions.add_parser("slim")
+    slimming.add_argument("checkpoints", nargs="+", type=Path)
+    slimming.add_argument("--out", type=Path, required=True)
+    slimming.set_defaults(action=slim)
+    adding = actions.add_parser("add")
+    adding.add_argument("checkpoint", type=Path)
+    adding.set_defaults(action=add)
+    sheets = {}
+    for action in (closed, guided, restored):
+        sheets[action.__name__] = sheet = actions.add_parser(action.__name__)
+        sheet.add_argument("models", nargs="+")
+        sheet.set_defaults(action=action)
+    for told in (adding, sheets["restored"]):
+        told.add_argument("--made", required=True, help="how it was made, for zoo.toml")
+    for sampling in (adding, sheets["closed"], sheets["guided"]):
         sampling.add_argument("--noises", type=positive(int), default=0,
                               help="default: that of its folder")
-    for name, action in (("pack", data.pack), ("unpack", data.unpack)):
-        three = actions.add_parser(name)
-        three.add_argument("folder", type=Path)
-        three.set_defaults(action=lambda options, action=action: action(options.folder))
+    for carry in (data.pack, data.unpack):
+        moving = actions.add_parser(carry.__name__)
+        moving.add_argument("folder", type=Path)
+        moving.set_defaults(action=lambda options, carry=carry: carry(options.folder))
     options = parser.parse_args(arguments)
-    return exit_code(lambda: options.action(options))
+
+    def work() -> None:
+        options.action(options)
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

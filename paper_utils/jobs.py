@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from paper_utils import (artifacts, claims, conditional, contrast, data, fine_tuning, inverse,
                          models, networks, noise, operators, profiles, reconstructions, regimes,
                          students, training)
-from paper_utils.errors import UserError, check_device, choose
+from paper_utils.errors import check_device, choose, exit_code
 from paper_utils.graph import SPEED, Job, kind_of
 from paper_utils.models import Model
 from paper_utils.profiles import Profile
@@ -323,16 +323,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.environ.setdefault("PAPER_UTILS_PROGRESS", "lines")
     name = options.marker.stem.rpartition("-")[0] if options.marker else options.kind
-    say(name, "started")
-    try:
+
+    def work() -> None:
+        say(name, "started")
         what = _timed(options)
         if options.marker:
             artifacts.replace_file(options.marker, json.dumps(what, indent=1).encode())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    say(name, duration(60 * what["minutes"]))
-    return 0
+        say(name, duration(60 * what["minutes"]))
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

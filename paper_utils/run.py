@@ -25,12 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from paper_utils.errors import UserError, choose
+from paper_utils.errors import UserError, choose, exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 HEARTBEAT = 30.0  # seconds between progress lines of a running notebook
 PATIENCE = 10.0  # seconds that papermill gets to clean up after its kernel was killed
-_WRAPPERS = re.compile(r"Optional\[(.*)\]|(?:(.*?)\s*\|\s*None)")
 
 
 class NotebookFailed(Exception):
@@ -42,47 +41,23 @@ class NotebookFailed(Exception):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a notebook's `parameters` cell: ``name: type = default``."""
+    """One line of a notebook's `parameters` cell, ``name: type = default``; its type is that of the
+    default."""
 
     name: str
-    default: Any
-    annotation: str = ""
-
-    @property
-    def optional(self) -> bool:
-        """Whether None is a valid value."""
-        return self.default is None or _WRAPPERS.fullmatch(self.annotation) is not None
-
-    @property
-    def type_name(self) -> str:
-        """The type values must have; empty where any will do."""
-        wrapped = _WRAPPERS.fullmatch(self.annotation)
-        declared = (wrapped[1] or wrapped[2]) if wrapped else self.annotation
-        inferred = "" if self.default is None else type(self.default).__name__
-        return declared.split("[")[0] or inferred
-
-    def accepts(self, value: Any) -> bool:
-        """Whether `value` has the declared type; an int passes for a float, a bool for neither."""
-        if value is None:
-            return self.optional
-        found = type(value).__name__
-        wanted = {"float", "int"} if self.type_name == "float" else {self.type_name or found}
-        return found in wanted
+    default: str | bool | int | float
 
     def parse(self, text: str) -> Any:
         """The value that `text`, from a command line, stands for; UserError on a wrong type."""
-        if self.type_name == "str":
-            return None if self.optional and text.lower() in ("none", "null") else text
-        return self.check(_literal(text))
+        return text if isinstance(self.default, str) else self.check(_literal(text))
 
     def check(self, value: Any) -> Any:
-        """`value` itself, or UserError where its type is wrong."""
-        if self.accepts(value):
+        """`value` itself, or UserError on a wrong type; an int passes for a float, a bool never."""
+        kind = type(self.default)
+        if type(value) is kind or (kind is float and type(value) is int):
             return value
-        kind = self.type_name + (" or None" if self.optional else "")
-        raise UserError(
-            f"parameter {self.name!r} takes {kind}, not {value!r} (default {self.default!r})"
-        )
+        raise UserError(f"parameter {self.name!r} takes {kind.__name__}, not {value!r} (default "
+                        f"{self.default!r})")
 
 
 def parameters(source: str) -> dict[str, Parameter]:
@@ -91,8 +66,7 @@ def parameters(source: str) -> dict[str, Parameter]:
     for node in ast.parse(source).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and node.value is not None:
-            annotation = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
-            found[target.id] = Parameter(target.id, ast.literal_eval(node.value), annotation)
+            found[target.id] = Parameter(target.id, ast.literal_eval(node.value))
     return found
 
 
@@ -139,11 +113,8 @@ def _executed_cells() -> list[str]:
 
 
 def _literal(text: str) -> Any:
-    named = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in named:
-        return named[text.lower()]
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
     except (ValueError, SyntaxError):
         return text
 
@@ -159,6 +130,9 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], log: TextIO)
     is what the cell raised. What the cells print goes to `log` while they run. An interruption
     (KeyboardInterrupt, SystemExit) kills the kernel and leaves nothing.
     """
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.{os.getpid()}.partial.ipynb")
     failed = output.with_name(f"{output.stem}.failed.ipynb")
@@ -168,10 +142,10 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], log: TextIO)
         _drop_particulars(partial)
         os.replace(partial, output)
         failed.unlink(missing_ok=True)
-    except _cell_errors() as error:
+    except PapermillExecutionError as error:
         os.replace(partial, failed)
         raise _explain(error, notebook, failed) from error
-    except _dead_kernel() as error:
+    except DeadKernelError as error:
         raise NotebookFailed(f"{notebook.stem}: its kernel died, most often for want of memory: "
                              "choose smaller sizes or a smaller profile") from error
     finally:
@@ -259,18 +233,6 @@ def _kernel_environment(log: TextIO) -> Iterator[None]:
     finally:
         os.dup2(screen, 2)
         os.close(screen)
-
-
-def _cell_errors() -> type[Exception]:
-    from papermill.exceptions import PapermillExecutionError
-
-    return PapermillExecutionError
-
-
-def _dead_kernel() -> type[Exception]:
-    from nbclient.exceptions import DeadKernelError
-
-    return DeadKernelError
 
 
 def _explain(error: Any, notebook: Path, kept: Path) -> Exception:
@@ -429,7 +391,7 @@ def _known_profile(name: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; every failure is one line on stderr."""
+    """The command line; every failure is one line on stderr."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if cache := os.environ.get("PAPER_UTILS_CACHE"):  # kernels run in another folder
@@ -437,17 +399,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for ending in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ending) != signal.SIG_IGN:  # nohup ignores one
             signal.signal(ending, lambda number, _: sys.exit(128 + number))
-    try:
+
+    def work() -> int:
         _check_scope(parser, options)
-        if options.all:
-            return _all(options)
-        return _one(options)
-    except (UserError, NotebookFailed, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        print("interrupted; run it again to go on", file=sys.stderr, flush=True)
-        return 130
+        return _all(options) if options.all else _one(options)
+
+    return exit_code(work, NotebookFailed, interrupted="interrupted; run it again to go on")
 
 
 if __name__ == "__main__":

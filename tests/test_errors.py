@@ -23,7 +23,7 @@ def test_every_end_but_success_is_one_line(error, code, said, capsys):
 
 
 def test_success_is_silent_and_a_defect_keeps_its_traceback(capsys):
-    assert errors.exit_code(lambda: 3) == 0
+    assert errors.exit_code(lambda: None) == 0 and errors.exit_code(lambda: 3) == 3
     assert capsys.readouterr() == ("", "")
     with pytest.raises(ZeroDivisionError):
         errors.exit_code(lambda: 1 / 0)

@@ -18,7 +18,7 @@ import pytest
 from paper_utils import run
 from paper_utils.errors import UserError
 
-DECLARED = 'profile: str = "smoke"\nnoises: int = 4\nscale: float = 1.0\nlimit: int | None = None'
+DECLARED = 'profile: str = "smoke"\nnoises: int = 4\nscale: float = 1.0'
 
 
 def notebook(path: Path, *cells: str, parameters: str = DECLARED) -> Path:
@@ -42,12 +42,12 @@ def names(folder: Path) -> list[str]:
 
 
 def test_success_lands_at_the_output_and_reports_its_time(tmp_path):
-    cell = "import os\nprint('sum', noises + scale, limit, profile, os.getcwd())"
+    cell = "import os\nprint('sum', noises + scale, profile, os.getcwd())"
     path = notebook(tmp_path / "tiny.ipynb", cell)
     output = tmp_path / "new" / "folder" / "out.ipynb"
-    done = cli(path, "-p", "noises", 7, "-p", "scale", 2, "-p", "limit", 3, "--output", output)
+    done = cli(path, "-p", "noises", 7, "-p", "scale", 2, "--output", output)
     assert done.returncode == 0, done.stderr
-    said = f"sum 9 3 smoke {tmp_path.resolve()}"  # JupyterLab would run it there too
+    said = f"sum 9 smoke {tmp_path.resolve()}"  # JupyterLab would run it there too
     assert said in json.dumps(nbformat.read(output, 4))
     assert said in done.stdout  # what cells print is seen while they run
     assert re.fullmatch(r"tiny +\d+\.\d s .*out\.ipynb", done.stdout.splitlines()[-1])
@@ -81,7 +81,8 @@ def test_a_user_error_in_a_cell_exits_2_with_its_message(tmp_path):
         (["-p", "noises", "1.5"], "takes int, not 1.5"),
         (["-p", "noises", "true"], "takes int, not True"),
         (["-p", "scale", "big"], "takes float, not 'big'"),
-        (["-p", "limit", "x"], "takes int or None, not 'x'"),
+        (["-p", "noises", "none"], "takes int, not 'none'"),
+        (["-p", "noises", "true"], "takes int, not True"),
         (["--profile", "smoky"], "unknown profile 'smoky': did you mean 'smoke'?"),
     ],
 )
@@ -200,18 +201,17 @@ def test_a_relative_cache_is_where_the_command_was_given(tmp_path, monkeypatch):
 
 def test_parameters_are_read_from_their_declarations():
     found = run.parameters(DECLARED)
-    assert [p.type_name for p in found.values()] == ["str", "int", "float", "int"]
-    assert [p.optional for p in found.values()] == [False, False, False, True]
-    assert run.parameters("limit: Optional[int] = None")["limit"].type_name == "int"
+    assert {name: p.default for name, p in found.items()} == {
+        "profile": "smoke", "noises": 4, "scale": 1.0}
     assert found["noises"].parse("10_000") == 10_000
     assert found["profile"].parse("1") == "1"
-    assert found["limit"].parse("none") is None
+    assert run.parameters("fast: bool = False")["fast"].parse("true") is True
 
 
 INJECTED = "# Parameters\nprofile = 'smoke'\n"
 
 
-@pytest.mark.parametrize("extra", ["", "noises = 9", "scale = 2", "limit = None"])
+@pytest.mark.parametrize("extra", ["", "noises = 9", "scale = 2"])
 def test_what_papermill_injects_passes_when_declared(extra):
     run.check_parameters(["import paper_utils", DECLARED, INJECTED + extra, "run.check()"])
 
