@@ -142,13 +142,6 @@ def _least(table: pd.DataFrame, by: pd.Series) -> pd.Series | None:
     return table.iloc[by.argmin()] if len(table) else None
 
 
-def _noises(table: pd.DataFrame, **where) -> int | None:
-    """n of the row of `table` whose columns are as in `where`, if there is one."""
-    for column, value in where.items():
-        table = table[table[column] == value]
-    return int(table.n.iloc[0]) if "n" in table and len(table) else None
-
-
 def _span(numbers: Iterable[float], between: str = " to ") -> str:
     """Lowest and highest number with two digits, or with more where the paper has more."""
     numbers = list(numbers)
@@ -619,11 +612,10 @@ def partial_with_few(rp: pd.DataFrame, gl: pd.DataFrame, with_base: pd.DataFrame
                            for which in (way, "scratch"))))
 
 
-def shared_start(gain: pd.DataFrame, rp: pd.DataFrame | None = None) -> Claim:
+def shared_start(gain: pd.DataFrame) -> Claim:
     """Does a shared start explain the agreement of fine-tuned models?
 
-    gain: fine_tuning.shared_start, a row per way and number of images; rp: of two starts, to know
-    the number of noises.
+    gain: fine_tuning.shared_start, a row per way and number of images.
     """
     statement = ("Two fine-tunings of one pre-trained model agree more than those of two (our "
                  "question)")
@@ -635,20 +627,18 @@ def shared_start(gain: pd.DataFrame, rp: pd.DataFrame | None = None) -> Claim:
                f"more at {more}, less at {less} of {len(gain)} ways and sizes" if more or less
                else "no difference seen")
     widest = gain.loc[gain.difference.idxmax()]
-    ours = _ours((widest, "{way} on {images} images, the largest"), columns=DIFFERENCE)
-    if rp is not None:
-        ours["n"] = _noises(rp, way=widest.way, images=widest.images)
     return Claim(statement, rule,
                  f"differences {gain.difference.min():+.2f} to {gain.difference.max():+.2f}; the "
                  f"largest: {widest.way} on {widest.images} images, {widest.same:.2f} and "
-                 f"{widest.different:.2f}", verdict, **ours)
+                 f"{widest.different:.2f}", verdict,
+                 **_ours((widest, "{way} on {images} images, the largest"), columns=DIFFERENCE))
 
 
 def fine_tuning(rp: pd.DataFrame, gl: pd.DataFrame, gain: pd.DataFrame, with_base: pd.DataFrame,
                 bases: Score, gaussian: pd.DataFrame) -> list[Claim]:
     """The claims of appendix G, from the tables of `fine_tuning`."""
     different = rp[rp.pair == "different starts"]
-    return [partial_with_few(rp, gl, with_base, bases), shared_start(gain, different),
+    return [partial_with_few(rp, gl, with_base, bases), shared_start(gain),
             more_than_gaussian(different, gaussian, "networks of each way")]
 
 
@@ -666,12 +656,10 @@ def families_differ(gaps: pd.DataFrame, blocks: pd.DataFrame) -> Claim:
     verdict = ("reproduced" if clear.all() else
                f"partly: lower across on {below.sum()} of {len(below)} tasks, by more than "
                f"{MARGIN} on {clear.sum()}" if below.any() else "not reproduced")
-    least = _least(gaps, gaps.low)
-    ours = _ours((least, "{task}: {block} minus across"), columns=DIFFERENCE)
-    ours["n"] = _noises(blocks, task=least.task, block=least.block)
     return Claim(statement, rule, "; ".join(
         f"{task}: " + ", ".join(f"{row.block} {row.score:.2f}" for row in part.itertuples())
-        for task, part in blocks.groupby("task", sort=False)), verdict, **SAID, **ours)
+        for task, part in blocks.groupby("task", sort=False)), verdict, **SAID,
+        **_ours((_least(gaps, gaps.low), "{task}: {block} minus across"), columns=DIFFERENCE))
 
 
 def noise_decides(blocks: pd.DataFrame) -> Claim:

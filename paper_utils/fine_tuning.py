@@ -105,7 +105,7 @@ def shared_start(table: pd.DataFrame, features: Mapping[str, Tensor], threshold:
                  resamples: int = 1_000) -> pd.DataFrame:
     """RP of one start minus RP of two, on the same noises.
 
-    Columns: way, images, same, different (RP), difference, low, high (its interval).
+    Columns: way, images, same, different (RP), difference, low, high (its interval), n.
     """
     rows, known = [], table.set_index(["way", "images", "run"]).model
     for way, images in table[["way", "images"]].drop_duplicates().itertuples(index=False):
@@ -115,8 +115,8 @@ def shared_start(table: pd.DataFrame, features: Mapping[str, Tensor], threshold:
             hits = [scores.copies(first, second, threshold) for second in (same, other)]
             gap = scores.paired_difference(*hits, resamples)
             rows.append((way, images, *(h.double().mean().item() for h in hits), gap.value,
-                         gap.low, gap.high))
-    columns = ["way", "images", "same", "different", "difference", "low", "high"]
+                         gap.low, gap.high, gap.n))
+    columns = ["way", "images", "same", "different", "difference", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
 
 

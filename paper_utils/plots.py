@@ -100,13 +100,13 @@ def loss_curve(losses: Tensor, spec, window: int = 25) -> Figure:
     return figure
 
 
-def square(pairs: pd.DataFrame, names: Sequence[str], value: str = "score") -> pd.DataFrame:
-    """A table of pairs (columns model, other) as a lower-triangular matrix, names[0] first."""
+def square(pairs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """A table of pairs (model, other, score) as a lower-triangular matrix, names[0] first."""
     matrix = pd.DataFrame(np.nan, index=list(names), columns=list(names))
     for row in pairs.itertuples():
         if row.model in matrix.index and row.other in matrix.index:
             a, b = sorted((row.model, row.other), key=list(names).index)
-            matrix.loc[b, a] = getattr(row, value)
+            matrix.loc[b, a] = row.score
     return matrix.iloc[1:, :-1]
 
 
@@ -184,9 +184,9 @@ MEMORIZATION, GENERALIZATION = 2**10, 2**13.5  # the paper's shading: up to, and
 
 
 def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images",
-                   paper: Mapping[str, pd.DataFrame] | None = None, value: str = "score",
+                   paper: Mapping[str, pd.DataFrame] | None = None,
                    labels: Mapping[str, str] | None = None, title: str = "",
-                   shaded: bool = False, log_y: bool = False, linear: bool = False) -> Figure:
+                   shaded: bool = False, linear: bool = False) -> Figure:
     """Curves of a score with its intervals, a panel per table, a curve per value of column `by`.
 
     x: the column on the horizontal axis, in powers of two unless `linear`. paper: panel -> the
@@ -212,11 +212,11 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
             for k, (key, curve) in enumerate(table.groupby(by, sort=False)):
                 whole = curve.set_index(x).reindex(sizes).reset_index()
                 label = f"{by} {key}" if isinstance(key, int) else str(key)
-                _curve(axis, whole, x, value, label, *looks[key],
-                       size=max(7 - k, 2))  # where curves coincide, each shows around the next
+                # where curves coincide, each shows around the next
+                _curve(axis, whole, x, label, *looks[key], size=max(7 - k, 2))
             if shaded:
                 _regimes(axis, ticks)
-            (_linear_axis if linear else _power_axis)(axis, ticks, x, log_y)
+            (_linear_axis if linear else _power_axis)(axis, ticks, x)
             axis.set_title(name, pad=14 if shaded else None)
             axis.set_ylabel((labels or {}).get(name, "score"))
             axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
@@ -233,10 +233,10 @@ def _looks(keys: Iterable) -> dict[object, tuple[str, str]]:
             for k, key in enumerate(dict.fromkeys(keys))}
 
 
-def _curve(axis, curve: pd.DataFrame, x: str, value: str, label: str, colour: str,
-           style: str = "o-", size: float = 4.5) -> None:
-    axis.plot(curve[x], curve[value], style, color=colour, ms=size, lw=1.5, label=label, zorder=3)
-    if value == "score" and {"low", "high"} <= set(curve):
+def _curve(axis, curve: pd.DataFrame, x: str, label: str, colour: str, style: str = "o-",
+           size: float = 4.5) -> None:
+    axis.plot(curve[x], curve.score, style, color=colour, ms=size, lw=1.5, label=label, zorder=3)
+    if {"low", "high"} <= set(curve):
         axis.fill_between(curve[x], curve.low, curve.high, color=colour, alpha=0.18, lw=0)
 
 
@@ -256,16 +256,13 @@ def _regimes(axis, ticks: Sequence[int]) -> None:
                       ha="center", va="bottom", fontsize=6.5, color="0.35")
 
 
-def _power_axis(axis, ticks: Sequence[int], x: str, log_y: bool) -> None:
+def _power_axis(axis, ticks: Sequence[int], x: str) -> None:
     axis.set_xscale("log", base=2)
     powers = all(t & (t - 1) == 0 for t in ticks)
     axis.set_xticks(ticks, [f"$2^{{{t.bit_length() - 1}}}$" if powers else f"{t:,}" for t in ticks])
     axis.minorticks_off()
     axis.set_xlabel({"images": "training images"}.get(x, x))
-    if log_y:
-        axis.set_yscale("log")
-    else:
-        axis.set_ylim(-0.03, max(1.03, axis.get_ylim()[1]))
+    axis.set_ylim(-0.03, 1.03)
 
 
 def _ticks(axis, ticks: Sequence[float], log: bool = False) -> None:
@@ -280,10 +277,10 @@ def _ticks(axis, ticks: Sequence[float], log: bool = False) -> None:
     axis.minorticks_off()
 
 
-def _linear_axis(axis, ticks: Sequence[float], x: str, log_y: bool) -> None:
+def _linear_axis(axis, ticks: Sequence[float], x: str) -> None:
     _ticks(axis, ticks)
     axis.set_xlabel({"guidance": "guidance weight"}.get(x, x))
-    axis.set_yscale("log") if log_y else axis.set_ylim(-0.03, 1.03)
+    axis.set_ylim(-0.03, 1.03)
 
 
 def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log_x: bool = False,
@@ -301,7 +298,7 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
                                     layout="constrained", squeeze=False)
         for axis, (label, table) in zip(axes.flat, panels.items()):
             for key, curve in table.groupby(by, sort=False):
-                _curve(axis, curve.sort_values(x), x, "score", str(key), *looks[key])
+                _curve(axis, curve.sort_values(x), x, str(key), *looks[key])
             _ticks(axis, sorted(set(table[x])), log_x)
             axis.set(xlabel=xlabel, ylabel=label)
             if label in log_y:

@@ -85,7 +85,7 @@ def get(name: str, **overrides: int | None) -> Profile:
     return replace(profile, **{k: v for k, v in overrides.items() if v})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scale:
     """How large the trained models are. Budgets are in images seen."""
 
@@ -110,13 +110,23 @@ class Scale:
 
 
 SCALES = {
-    "smoke": Scale(16, 1, (1, 2), 2, 8, 32, 2, 256, 512, 512, 512, 32, prediction="-f"),
-    "laptop": Scale(32, 1, (1, 2, 2), 2, 4, 128, 6, 50_000, 160_000, 128_000, 512_000, 64,
-                    precision="bf16", prediction="-f", uvit_rate=1e-3),
-    "gpu": Scale(64, 2, (1, 2, 2), 1, 2, 256, 12, 50_000, 8_000_000, 8_000_000, 16_000_000, 256,
-                 precision="bf16"),
-    "paper": Scale(128, 4, (2, 2, 2), 1, 2, 512, 12, 50_000, 50_000_000, 50_000_000, 50_000_000,
-                   128, dropout=0.13, precision="bf16", warmup=10_000_000, ema_half_life=500_000),
+    "smoke": Scale(
+        width=16, blocks=1, channel_mult=(1, 2), patch=2, tokens_patch=8, dim=32, depth=2,
+        images=256, unet_budget=512, transformer_budget=512, uvit_budget=512, batch=32,
+        prediction="-f"),
+    "laptop": Scale(
+        width=32, blocks=1, channel_mult=(1, 2, 2), patch=2, tokens_patch=4, dim=128, depth=6,
+        images=50_000, unet_budget=160_000, transformer_budget=128_000, uvit_budget=512_000,
+        batch=64, precision="bf16", prediction="-f", uvit_rate=1e-3),
+    "gpu": Scale(
+        width=64, blocks=2, channel_mult=(1, 2, 2), patch=1, tokens_patch=2, dim=256, depth=12,
+        images=50_000, unet_budget=8_000_000, transformer_budget=8_000_000, uvit_budget=16_000_000,
+        batch=256, precision="bf16"),
+    "paper": Scale(
+        width=128, blocks=4, channel_mult=(2, 2, 2), patch=1, tokens_patch=2, dim=512, depth=12,
+        images=50_000, unet_budget=50_000_000, transformer_budget=50_000_000,
+        uvit_budget=50_000_000, batch=128, dropout=0.13, precision="bf16", warmup=10_000_000,
+        ema_half_life=500_000),
 }
 
 
@@ -237,7 +247,7 @@ def contrast_specs(profile: str) -> dict[str, contrast.Spec]:
             for name, spec in contrast.PRESETS.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Grid:
     """The models of section 3: DDPM++ U-Nets of three widths, each on nested subsets.
 
@@ -264,20 +274,26 @@ class Grid:
 
 _SUBSETS = tuple(2**k for k in (6, 8, 10, 12, 14, 15))
 GRIDS = {
-    "smoke": Grid((8, 12, 16), (4, 32, 128), (4, 32, 128), (4, 32), (256,), 512, 32, 64, 128,
-                  dict(channel_mult=(1, 2), blocks=1, attention=(8,), patch=4),
-                  precision="float32"),
+    "smoke": Grid(
+        widths=(8, 12, 16), images=(4, 32, 128), halves=(4, 32, 128), early=(4, 32), budgets=(256,),
+        budget=512, batch=32, warmup=64, ema_half_life=128,
+        network=dict(channel_mult=(1, 2), blocks=1, attention=(8,), patch=4), precision="float32"),
     # a patch of 4x4 pixels is 48 numbers: fewer channels would let noise through
-    "laptop": Grid((48, 96, 192), _SUBSETS, _SUBSETS[:-1], (64, 1024), (50_000, 100_000), 200_000,
-                   32, 5_000, 5_000, dict(channel_mult=(1, 1), blocks=1, attention=(8,), patch=4),
-                   learning_rate=2e-3),
-    "gpu": Grid((32, 64, 128), _SUBSETS, _SUBSETS[:-1], (64, 1024),
-                (250_000, 500_000, 1_000_000, 2_000_000), 4_000_000, 128, 100_000, 50_000,
-                dict(channel_mult=(1, 2, 2), blocks=1, attention=(8,), patch=2)),
-    "paper": Grid((64, 128, 256), tuple(2**k for k in range(6, 16)), _SUBSETS[:-1], (64, 1024),
-                  (500_000, 2_000_000, 5_000_000, 20_000_000), 50_000_000, 128, 10_000_000, 500_000,
-                  dict(channel_mult=(2, 2, 2), blocks=4, attention=(16,), dropout=0.13), "vp",
-                  augmentation=0.12),
+    "laptop": Grid(
+        widths=(48, 96, 192), images=_SUBSETS, halves=_SUBSETS[:-1], early=(64, 1024),
+        budgets=(50_000, 100_000), budget=200_000, batch=32, warmup=5_000, ema_half_life=5_000,
+        network=dict(channel_mult=(1, 1), blocks=1, attention=(8,), patch=4), learning_rate=2e-3),
+    "gpu": Grid(
+        widths=(32, 64, 128), images=_SUBSETS, halves=_SUBSETS[:-1], early=(64, 1024),
+        budgets=(250_000, 500_000, 1_000_000, 2_000_000), budget=4_000_000, batch=128,
+        warmup=100_000, ema_half_life=50_000,
+        network=dict(channel_mult=(1, 2, 2), blocks=1, attention=(8,), patch=2)),
+    "paper": Grid(
+        widths=(64, 128, 256), images=tuple(2**k for k in range(6, 16)), halves=_SUBSETS[:-1],
+        early=(64, 1024), budgets=(500_000, 2_000_000, 5_000_000, 20_000_000), budget=50_000_000,
+        batch=128, warmup=10_000_000, ema_half_life=500_000,
+        network=dict(channel_mult=(2, 2, 2), blocks=4, attention=(16,), dropout=0.13),
+        framework="vp", augmentation=0.12),
 }
 
 
@@ -306,7 +322,7 @@ def _cell(grid: Grid, width: int, n: int, half: int = 0) -> Spec:
                 learning_rate=grid.learning_rate, augmentation=grid.augmentation)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Transfer:
     """Fine-tuning (appendix G): networks pre-trained on one dataset learn a second, in some ways.
 
@@ -332,16 +348,25 @@ class Transfer:
 WAYS = ("scratch", "all", "attention", "last", "low-rank")  # of learning the target
 SPLIT = ("cifar10:0-4", "cifar10:5-9")  # where CIFAR-100 cannot be had
 TRANSFERS = {
-    "smoke": Transfer("bundled:0-4", "bundled:5-9", 96, (4, 64), 256, 128, 32, 64, 64,
-                      GRIDS["smoke"].network | {"width": 8}, precision="float32"),
-    "laptop": Transfer(*SPLIT, 25_000, tuple(2**k for k in (4, 6, 9, 14)), 160_000, 40_000, 32,
-                       5_000, 5_000, GRIDS["laptop"].network | {"width": 48}, learning_rate=2e-3),
-    "gpu": Transfer("cifar100", "cifar10", 50_000, tuple(2**k for k in (6, 8, 10, 12, 14, 15)),
-                    4_000_000, 1_000_000, 128, 100_000, 50_000,
-                    GRIDS["gpu"].network | {"width": 64}),
-    "paper": Transfer("cifar100", "cifar10", 50_000, tuple(2**k for k in range(6, 16)), 50_000_000,
-                      12_500_000, 128, 1_000_000, 500_000, GRIDS["paper"].network | {"width": 128},
-                      "vp"),
+    "smoke": Transfer(
+        base="bundled:0-4", target="bundled:5-9", pretraining=96, images=(4, 64), base_budget=256,
+        budget=128, batch=32, warmup=64, ema_half_life=64,
+        network=GRIDS["smoke"].network | {"width": 8}, precision="float32"),
+    "laptop": Transfer(
+        base=SPLIT[0], target=SPLIT[1], pretraining=25_000,
+        images=tuple(2**k for k in (4, 6, 9, 14)), base_budget=160_000, budget=40_000, batch=32,
+        warmup=5_000, ema_half_life=5_000, network=GRIDS["laptop"].network | {"width": 48},
+        learning_rate=2e-3),
+    "gpu": Transfer(
+        base="cifar100", target="cifar10", pretraining=50_000,
+        images=tuple(2**k for k in (6, 8, 10, 12, 14, 15)), base_budget=4_000_000, budget=1_000_000,
+        batch=128, warmup=100_000, ema_half_life=50_000,
+        network=GRIDS["gpu"].network | {"width": 64}),
+    "paper": Transfer(
+        base="cifar100", target="cifar10", pretraining=50_000,
+        images=tuple(2**k for k in range(6, 16)), base_budget=50_000_000, budget=12_500_000,
+        batch=128, warmup=1_000_000, ema_half_life=500_000,
+        network=GRIDS["paper"].network | {"width": 128}, framework="vp"),
 }
 
 
@@ -387,7 +412,7 @@ def _fine_tuned(base: Spec, study: Transfer, way: str, n: int, more: str) -> Spe
                    seed=int(more == "-seed1"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Distillation:
     """Section 4's students, and the teacher that most of them start from. Budgets in images seen.
 
@@ -409,14 +434,20 @@ class Distillation:
 
 
 DISTILLATIONS = {
-    "smoke": Distillation(8, 512, 128, 128, 256, (8, 20), 256, 32,
-                          GRIDS["smoke"].network | {"width": 8}, precision="float32"),
-    "laptop": Distillation(32, 640_000, 96_000, 256_000, 512_000, (40, 80), 50_000, 64,
-                           GRIDS["laptop"].network | {"width": 48}),
-    "gpu": Distillation(32, 8_000_000, 1_000_000, 2_000_000, 8_000_000, (80, 320), 50_000, 256,
-                        GRIDS["gpu"].network | {"width": 64}),
-    "paper": Distillation(64, 50_000_000, 12_500_000, 50_000_000, 100_000_000, (150, 1280), 50_000,
-                          128, GRIDS["paper"].network | {"width": 128}),
+    "smoke": Distillation(
+        steps=8, teacher_budget=512, stage_budget=128, cd_budget=128, ct_budget=256, levels=(8, 20),
+        images=256, batch=32, network=GRIDS["smoke"].network | {"width": 8}, precision="float32"),
+    "laptop": Distillation(
+        steps=32, teacher_budget=640_000, stage_budget=96_000, cd_budget=256_000, ct_budget=512_000,
+        levels=(40, 80), images=50_000, batch=64, network=GRIDS["laptop"].network | {"width": 48}),
+    "gpu": Distillation(
+        steps=32, teacher_budget=8_000_000, stage_budget=1_000_000, cd_budget=2_000_000,
+        ct_budget=8_000_000, levels=(80, 320), images=50_000, batch=256,
+        network=GRIDS["gpu"].network | {"width": 64}),
+    "paper": Distillation(
+        steps=64, teacher_budget=50_000_000, stage_budget=12_500_000, cd_budget=50_000_000,
+        ct_budget=100_000_000, levels=(150, 1280), images=50_000, batch=128,
+        network=GRIDS["paper"].network | {"width": 128}),
 }
 
 

@@ -213,14 +213,17 @@ def block_scores(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[s
 
 def family_gap(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]],
                threshold: float, resamples: int = 1_000) -> pd.DataFrame:
-    """RP inside each family minus RP across, on the same images: block, difference, low, high."""
+    """RP inside each family minus RP across, on the same images.
+
+    Columns: block, difference, low, high (its interval), n.
+    """
     pairs = pairs_of(groups)
     across = hits(features, pairs[BLOCKS[2]], threshold)
     rows = []
     for block in BLOCKS[:2]:
         gap = scores.paired_difference(hits(features, pairs[block], threshold), across, resamples)
-        rows.append((block, gap.value, gap.low, gap.high))
-    return pd.DataFrame(rows, columns=["block", "difference", "low", "high"])
+        rows.append((block, gap.value, gap.low, gap.high, gap.n))
+    return pd.DataFrame(rows, columns=["block", "difference", "low", "high", "n"])
 
 
 def curves(problems: Sequence[Problem], x: Callable[[Problem], float],

@@ -23,7 +23,7 @@ def check_sheets(found: Mapping[str, Model], sheets: Mapping[str, Tensor],
                  live: int) -> pd.DataFrame:
     """Generate the first `live` images of every model again and compare with the sheets.
 
-    Columns: model, images, largest (of any pixel, 8-bit levels), mean (of the worst image).
+    Columns: model, images, largest (of any pixel, 8-bit levels), mean of worst image.
     Raises UserError naming the models whose weights do not reproduce their sheet.
     """
     rows, live = [], min(live, *(len(sheet) for sheet in sheets.values()))
@@ -71,7 +71,7 @@ def copy_detection() -> pd.DataFrame:
 
 def gl_table(features: Mapping[str, Tensor], training: Mapping[str, Tensor], threshold: float,
              resamples: int = 1_000) -> pd.DataFrame:
-    """GL of every set of features against its own training images: columns model, gl, low, high, n.
+    """GL of every set of features against its own training images: columns model, GL, low, high, n.
 
     training: features of the training images, by the same names.
     """
@@ -104,7 +104,7 @@ def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str],
     """RP of every pair of models by every descriptor, one row per descriptor.
 
     Columns: descriptor, dim, threshold, lowest, median and highest RP over pairs, the highest RP of
-    shuffled noises, n. A descriptor that cannot be loaded has a row that says so.
+    shuffled noises, noises. A descriptor that cannot be loaded has a row that says so.
     """
     rows = []
     for name in names:

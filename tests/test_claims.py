@@ -464,8 +464,9 @@ def sections() -> dict[str, list[claims.Claim]]:
     guidance = pd.DataFrame([(w, "a / b", 0.5, c, c - 0.1, c + 0.1, 100) for w, c in
                              ((1.0, 0.0), (4.0, -0.3))], columns=[
         "guidance", "pair", "score", "change", "change low", "change high", "n"])
-    gaps = pd.DataFrame([("blur", "U-Nets", 0.5, 0.4, 0.6), ("blur", "transformers", 0.25, 0.2, 0.3)
-                         ], columns=["task", "block", "difference", "low", "high"])
+    gaps = pd.DataFrame([("blur", "U-Nets", 0.5, 0.4, 0.6, 64),
+                         ("blur", "transformers", 0.25, 0.2, 0.3, 64)],
+                        columns=["task", "block", "difference", "low", "high", "n"])
     zetas = pd.concat([blocks("blur").assign(x=x) for x in (0.5, 8.0)])
     stochastic = pd.DataFrame([(runs, s, s - 0.1, s + 0.1, 32) for runs, s in (
         ("two models", 0.8), ("two models, same fresh noise", 0.9),
@@ -473,8 +474,8 @@ def sections() -> dict[str, list[claims.Claim]]:
     energy = pd.DataFrame({"low": [0.9, 0.9], "high": [1.1, 1.1]})
     ways = pd.concat([curve({4: s, 64: 0.9}, way=way, pair="different starts")
                       for way, s in (("scratch", 0.6), ("attention", 0.2))])
-    gain = pd.DataFrame([("attention", 4, 0.8, 0.5, 0.3, 0.2, 0.4)], columns=[
-        "way", "images", "same", "different", "difference", "low", "high"])
+    gain = pd.DataFrame([("attention", 4, 0.8, 0.5, 0.3, 0.2, 0.4, 100)], columns=[
+        "way", "images", "same", "different", "difference", "low", "high", "n"])
     students = table(("progressive-1", "a", 0.95), ("ct", "a", 0.90), ("ct", "progressive-1", 0.99),
                      ("ct", "gaussian", 0.3), ("gaussian", "progressive-1", 0.5))
     return {

@@ -16,7 +16,6 @@ from paper_utils import run
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = [*sorted((ROOT / "notebooks").glob("0*.ipynb")), ROOT / "notebooks" / "train.ipynb"]
-NOTEBOOKS = [path for path in NOTEBOOKS if path.exists()]
 REFERENCES = ROOT / "tests" / "references"
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
