@@ -37,15 +37,15 @@ class Model:
     model [B, classes, 3, 32, 32], an image of every class it knows. identity: all that decides what
     it generates (names its samples in the artifact store). images_seen: the training budget; 0 for
     a closed form, None where it is not known. spec: of the diffusion models this project trained.
-    denoiser: makes the denoiser, None for GANs and VAEs. classes: labels of a conditional model.
-    shape: of a noise, which for a model of latents is not that of an image.
+    solver, denoiser (makes it): None for GANs and VAEs, which take one step. classes: labels of a
+    conditional model. shape: of a noise, which for a model of latents is not that of an image.
     """
 
     name: str
     family: str              # 'U-Net', 'transformer', 'closed form', 'GAN' or 'VAE'
     architecture: str
     framework: str
-    solver: str
+    solver: Solver | None
     evaluations: int
     parameters: int
     images: int
@@ -75,15 +75,14 @@ def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: 
     """A trained denoiser with the solver of its specification; `weights` is their hash."""
     family = "transformer" if spec.network in TRANSFORMERS else "U-Net"
     classes = tuple(range(denoiser.classes))
-    return Model(spec.name, family, _architecture(spec), denoiser.framework.label,
-                 _named(spec.solver), spec.solver.evaluations,
-                 networks.count_parameters(denoiser), spec.images, spec.images_seen,
-                 {"weights": weights, "solver": asdict(spec.solver), "code": _sampling_code()},
-                 _sampled(denoiser, spec.solver, classes), spec, lambda: denoiser, classes)
-
-
-def _named(solver: Solver) -> str:
-    return f"{solver.sampler}, {solver.steps} step{'s' if solver.steps > 1 else ''}"
+    return Model(
+        name=spec.name, family=family, architecture=_architecture(spec),
+        framework=denoiser.framework.label, solver=spec.solver,
+        evaluations=spec.solver.evaluations, parameters=networks.count_parameters(denoiser),
+        images=spec.images, images_seen=spec.images_seen,
+        identity={"weights": weights, "solver": asdict(spec.solver), "code": _sampling_code()},
+        generate=_sampled(denoiser, spec.solver, classes), spec=spec, denoiser=lambda: denoiser,
+        classes=classes)
 
 
 def resolved(model: Model, solver: Solver, name: str = "") -> Model:
@@ -99,7 +98,7 @@ def resolved(model: Model, solver: Solver, name: str = "") -> Model:
     if model.spec and (odd := distillation.untrained(model.spec.objective, model.spec.solver,
                                                      solver)):
         _warn_once(f"{model.name} {odd}")
-    return replace(model, name=name or f"{model.name}, {_named(solver)}", solver=_named(solver),
+    return replace(model, name=name or f"{model.name}, {solver}", solver=solver,
                    evaluations=solver.evaluations,
                    identity=model.identity | {"solver": asdict(solver)},
                    generate=_sampled(model.denoiser(), solver, device=model.device))
@@ -133,10 +132,12 @@ def from_hub(source: str, device: str = "cpu") -> Model:
     solver = Solver("ddim", 50, "karras", 0.01, 80)
     widths = "-".join(map(str, denoiser.network.unet.config.block_out_channels))
     identity = {"source": source, "solver": asdict(solver), "code": _sampling_code()}
-    return Model(source.rstrip("/").split("/")[-1], "U-Net", f"UNet2DModel {widths}",
-                 denoiser.framework.label, f"{solver.sampler}, {solver.steps} steps",
-                 solver.evaluations, networks.count_parameters(denoiser), 50_000, None, identity,
-                 _sampled(denoiser, solver), None, lambda: denoiser)
+    return Model(
+        name=source.rstrip("/").split("/")[-1], family="U-Net",
+        architecture=f"UNet2DModel {widths}", framework=denoiser.framework.label, solver=solver,
+        evaluations=solver.evaluations, parameters=networks.count_parameters(denoiser),
+        images=50_000, images_seen=None, identity=identity, generate=_sampled(denoiser, solver),
+        denoiser=lambda: denoiser)
 
 
 def from_hub_dit(source: str, classes: Sequence[int], device: str = "cpu") -> Model:
@@ -157,11 +158,13 @@ def from_hub_dit(source: str, classes: Sequence[int], device: str = "cpu") -> Mo
     identity = {"weights": artifacts.digest(denoiser.network.state_dict()), "source": source,
                 "solver": asdict(solver), "classes": list(classes), "code": _sampling_code()}
     side = config.sample_size
-    return Model(source.rstrip("/").split("/")[-1], "transformer",
-                 f"DiT, {config.num_layers} deep, patch {config.patch_size}, latents",
-                 denoiser.framework.label, f"{solver.sampler}, {solver.steps} steps",
-                 solver.evaluations, networks.count_parameters(denoiser), 1_281_167, None, identity,
-                 generate, None, lambda: denoiser, tuple(classes), (config.in_channels, side, side))
+    return Model(
+        name=source.rstrip("/").split("/")[-1], family="transformer",
+        architecture=f"DiT, {config.num_layers} deep, patch {config.patch_size}, latents",
+        framework=denoiser.framework.label, solver=solver, evaluations=solver.evaluations,
+        parameters=networks.count_parameters(denoiser), images=1_281_167, images_seen=None,
+        identity=identity, generate=generate, denoiser=lambda: denoiser, classes=tuple(classes),
+        shape=(config.in_channels, side, side))
 
 
 def _architecture(spec: training.Spec) -> str:
@@ -183,9 +186,11 @@ def contrast_model(name: str, spec: contrast.Spec, network: nn.Module, weights: 
     def generate(noise: Tensor, title: str = "") -> Tensor:
         return contrast.sample(network, noise).cpu()
 
-    return Model(name, spec.kind.upper(), f"convolutional, width {spec.width}", spec.kind.upper(),
-                 "one step", 1, networks.count_parameters(network), images, spec.images_seen,
-                 {"weights": weights, "code": artifacts.code_version(contrast)}, generate)
+    return Model(
+        name=name, family=spec.kind.upper(), architecture=f"convolutional, width {spec.width}",
+        framework=spec.kind.upper(), solver=None, evaluations=1,
+        parameters=networks.count_parameters(network), images=images, images_seen=spec.images_seen,
+        identity={"weights": weights, "code": artifacts.code_version(contrast)}, generate=generate)
 
 
 def closed_forms(images: data.Images, bag: int, device: str = "cpu") -> dict[str, Model]:
@@ -211,9 +216,11 @@ def _closed_form(name: str, label: str, make: Callable, images: data.Images, bag
         return x0.cpu()
 
     identity = {"closed form": name, "images": images.hash, "code": _sampling_code()}
-    return Model(name, "closed form", label, "closed form", f"heun, {solver.steps} steps",
-                 solver.evaluations, 0, len(images), 0,
-                 identity | ({"bag": bag} if name == "local" else {}), generate, None, built)
+    return Model(
+        name=name, family="closed form", architecture=label, framework="closed form",
+        solver=solver, evaluations=solver.evaluations, parameters=0, images=len(images),
+        images_seen=0, identity=identity | ({"bag": bag} if name == "local" else {}),
+        generate=generate, denoiser=built)
 
 
 def gaussian(images: data.Images) -> denoisers.GaussianDenoiser:

@@ -157,7 +157,11 @@ class Solver:
         choose(self.sampler, SAMPLERS, "solver")
         choose(self.schedule, SCHEDULES, "noise schedule")
         if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max:
-            raise UserError(f"solver needs steps >= 1 and 0 < sigma_min < sigma_max, not {self}")
+            raise UserError("a solver needs steps >= 1 and 0 < sigma_min < sigma_max, not steps="
+                            f"{self.steps}, sigma_min={self.sigma_min}, sigma_max={self.sigma_max}")
+
+    def __str__(self) -> str:
+        return f"{self.sampler}, {self.steps} step{'s' if self.steps > 1 else ''}"
 
     @property
     def sigmas(self) -> Tensor:

@@ -57,8 +57,7 @@ def table_of_runs(made: Mapping[str, Model]) -> pd.DataFrame:
     for name, model in made.items():
         series = name.rsplit(" ", 1)[0] if name[-1].isdigit() and " " in name else name
         series = "progressive" if name.startswith("progressive") else series
-        steps = int(model.solver.split(", ")[1].split()[0])
-        rows.append((name, series, steps, model.evaluations))
+        rows.append((name, series, model.solver.steps, model.evaluations))
     return pd.DataFrame(rows, columns=["run", "series", "steps", "evaluations"])
 
 

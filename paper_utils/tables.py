@@ -44,7 +44,7 @@ def what_models_are(found: Mapping[str, Model]) -> pd.DataFrame:
     """model, architecture, framework, solver, NFE, parameters, training images, images seen."""
     table = pd.DataFrame([
         {"model": name, "architecture": m.architecture, "framework": m.framework,
-         "solver": m.solver, "NFE": m.evaluations, "parameters": m.parameters,
+         "solver": str(m.solver or "one step"), "NFE": m.evaluations, "parameters": m.parameters,
          "training images": m.images, "images seen": m.images_seen} for name, m in found.items()])
     return table.astype(dict.fromkeys(table.columns[4:], "Int64"))  # whole beside a missing one
 

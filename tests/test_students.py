@@ -41,9 +41,10 @@ def photos():
     return data.load("bundled", "test").pixels[:8]
 
 
-def fake(name: str, solver: str = "ddim, 1 step", evaluations: int = 1, family: str = "U-Net",
-         generate=lambda noise, title="": noise) -> Model:
-    return Model(name, family, "", "", solver, evaluations, 0, 1, 1, {"fake": name}, generate)
+def fake(name: str, sampler: str = "ddim", steps: int = 1, evaluations: int = 1,
+         family: str = "U-Net", generate=lambda noise, title="": noise) -> Model:
+    return Model(name, family, "", "", Solver(sampler, steps), evaluations, 0, 1, 1, {"fake": name},
+                 generate)
 
 
 def mixed(k: int) -> torch.Tensor:
@@ -91,10 +92,10 @@ def test_every_run_has_samples_of_its_own(found):
 
 
 def test_a_table_of_made_up_runs():
-    made = {"teacher": fake("teacher", "heun, 18 steps", 35),
-            "teacher, DDIM 32": fake("t", "ddim, 32 steps", 32),
-            "progressive-16": fake("p", "ddim, 16 steps", 16),
-            "ct 4": fake("c", "consistency, 4 steps", 4), "ict": fake("i", "consistency, 1 step")}
+    made = {"teacher": fake("teacher", "heun", 18, 35),
+            "teacher, DDIM 32": fake("t", "ddim", 32, 32),
+            "progressive-16": fake("p", "ddim", 16, 16),
+            "ct 4": fake("c", "consistency", 4, 4), "ict": fake("i", "consistency", 1)}
     assert students.table_of_runs(made).to_numpy().tolist() == [
         ["teacher", "teacher", 18, 35], ["teacher, DDIM 32", "teacher, DDIM", 32, 32],
         ["progressive-16", "progressive", 16, 16], ["ct 4", "ct", 4, 4], ["ict", "ict", 1, 1]]
@@ -142,7 +143,7 @@ def test_the_chance_of_a_group_is_that_of_shuffled_noises():
 
 def test_agreement_with_the_teacher_has_a_row_for_every_other_run():
     table = students.table_of_runs({
-        "cd 2": fake("c", "consistency, 2 steps"), "teacher": fake("t", "heun, 18 steps"),
+        "cd 2": fake("c", "consistency", 2), "teacher": fake("t", "heun", 18),
         "cd": fake("c"), "teacher, DDIM 1": fake("t")})
     rows = {"teacher": ONE, "cd": mixed(20), "cd 2": mixed(30), "teacher, DDIM 1": mixed(10)}
     found = students.with_teacher(table, rows, copies, 50)
@@ -153,7 +154,7 @@ def test_agreement_with_the_teacher_has_a_row_for_every_other_run():
 
 def test_every_stage_is_held_against_the_stage_before():
     names = "progressive-1", "progressive-4", "cd 2", "progressive-2", "teacher, DDIM 8"
-    table = students.table_of_runs({name: fake(name, f"ddim, {name[-1]} steps") for name in names})
+    table = students.table_of_runs({name: fake(name, "ddim", int(name[-1])) for name in names})
     rows = {"teacher, DDIM 8": ONE, "progressive-4": mixed(36), "progressive-2": mixed(10),
             "progressive-1": TWO, "a": ONE, "b": mixed(20)}
     found = students.down_the_stages(table, rows, {"strangers": ["a", "b"]}, copies, 50)
@@ -172,7 +173,7 @@ def test_the_price_of_real_images_is_none(photos, monkeypatch):
     monkeypatch.setattr(students, "seconds_per_image", lambda model, n: model.evaluations / n)
     rng = torch.Generator().manual_seed(1)
     real = torch.randn(50, 4, generator=rng)
-    made = {"ct": fake("ct"), "ct 2": fake("ct", "consistency, 2 steps", 2)}
+    made = {"ct": fake("ct"), "ct 2": fake("ct", "consistency", 2, 2)}
     images = {"ct": photos, "ct 2": students.low_pass(photos, 1.0)}
     features = {"ct": real, "ct 2": real + torch.tensor([3.0, 0, 4.0, 0])}
     found = students.price(students.table_of_runs(made), made, images, features, photos, real, 2)
@@ -315,7 +316,7 @@ def test_a_closed_form_is_resolved_on_the_cpu():
 def test_steps_that_fit_are_not_remarked_upon(found, name, solver):
     model = models.resolved(found[name], solver)
     assert model.name == f"{name}, {model.solver}" and model.evaluations == solver.steps
-    assert model.solver == f"{solver.sampler}, {solver.steps} step" + "s" * (solver.steps > 1)
+    assert str(model.solver) == f"{solver.sampler}, {solver.steps} step" + "s" * (solver.steps > 1)
     same = solver == found[name].spec.solver
     assert (model.identity == found[name].identity) == same
 
