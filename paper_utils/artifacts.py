@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from paper_utils.data import cache_dir
 from paper_utils.errors import UserError
+from paper_utils.paths import cache_dir
 
 Tensors = dict[str, Tensor]
 

@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paper_utils import artifacts, data, graph, profiles
-from paper_utils.cache import cache_dir
 from paper_utils.errors import UserError, check_device, choose
 from paper_utils.graph import Job
-from paper_utils.run import ROOT, duration, say, short
+from paper_utils.paths import ROOT, cache_dir
+from paper_utils.run import duration, say, short
 
 SNAKEFILE = ROOT / "workflow" / "Snakefile"
 PLACES = ("local", "slurm")

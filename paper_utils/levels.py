@@ -19,10 +19,10 @@ from torch import Tensor
 from paper_utils import claims, data, models, scores, zoo
 from paper_utils.models import BANK, Model
 from paper_utils.noise import NoiseBank
+from paper_utils.paths import ROOT
 from paper_utils.profiles import Profile
 from paper_utils.scores import Score
 
-ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = "figures/laptop/claims.json"
 NOISES = 64  # whose bits are compared
 NOISE_HASH = "55299bc3f9f21dc8ea9d858be5c410e541bf13da58e0ed0dd7b6126f941be38b"

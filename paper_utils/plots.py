@@ -16,9 +16,10 @@ from torch import Tensor
 
 from paper_utils import artifacts, profiles
 from paper_utils.errors import UserError, choose
+from paper_utils.paths import ROOT
 
 pd.set_option("display.max_colwidth", None)  # a notebook shows a claim to its end
-FIGURES = Path(__file__).resolve().parents[1] / "figures"
+FIGURES = ROOT / "figures"
 CORNERS = ("#0072B2", "#D55E00", "#009E73")  # Okabe & Ito: told apart by colour-blind readers
 STYLE = {"font.size": 9, "axes.titlesize": 10, "figure.dpi": 100, "savefig.dpi": 200,
          "pdf.fonttype": 42, "font.family": "DejaVu Sans"}

@@ -28,10 +28,10 @@ import pandas as pd
 from paper_utils import claims, graph, levels, profiles
 from paper_utils.errors import UserError, choose, exit_code
 from paper_utils.graph import Job
+from paper_utils.paths import ROOT
 from paper_utils.plots import FIGURES
 from paper_utils.profiles import Profile
 
-ROOT = Path(__file__).resolve().parents[1]
 COLOURS = {"reproduced": "#007A5A", "yes": "#007A5A", "partly": "#96690A",
            "not reproduced": "#C04A00", "no": "#C04A00"}  # of the first words of a verdict
 SPHINX = {"extensions": "myst_nb", "html_theme": "furo", "nb_execution_mode": "off",

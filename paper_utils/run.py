@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -26,8 +25,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from paper_utils.errors import UserError, choose, exit_code
+from paper_utils.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 HEARTBEAT = 30.0  # seconds between progress lines of a running notebook
 PATIENCE = 10.0  # seconds that papermill gets to clean up after its kernel was killed
 

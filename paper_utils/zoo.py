@@ -18,8 +18,9 @@ from torch import Tensor
 from paper_utils import artifacts
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import NoiseBank
+from paper_utils.paths import ROOT
 
-FOLDER = Path(__file__).resolve().parents[1] / "zoo"
+FOLDER = ROOT / "zoo"
 # the grid of section 3, the conditional, fine-tuned and distilled models, and what models of
 # section 2 restored in the inverse problems, each with a zoo.toml of its own
 REGIMES, CONDITIONAL, FINE_TUNING, DISTILLATION, INVERSE = (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from paper_utils import artifacts, claims, data, fleet, models, profiles, training, zoo
+from paper_utils import artifacts, claims, data, fleet, models, profiles, zoo
 from paper_utils import reconstructions as inverse
 from paper_utils.descriptors import Descriptor
 from paper_utils.errors import UserError

@@ -14,7 +14,6 @@ from PIL import Image
 
 from paper_utils import claims, graph, profiles, report
 from paper_utils.claims import Claim
-from paper_utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCES = ROOT / "tests" / "references"

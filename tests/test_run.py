@@ -194,7 +194,7 @@ def test_a_device_reaches_the_notebooks_that_take_one(tmp_path, declared, said):
 
 def test_a_relative_cache_is_where_the_command_was_given(tmp_path, monkeypatch):
     monkeypatch.setenv("PAPER_UTILS_CACHE", "some/cache")
-    source = "from paper_utils.cache import cache_dir; print('in', cache_dir())"
+    source = "from paper_utils.paths import cache_dir; print('in', cache_dir())"
     done = cli(notebook(tmp_path / "n.ipynb", source), "--output", tmp_path / "o.ipynb")
     assert f"in {Path.cwd() / 'some' / 'cache'}" in done.stdout
 

@@ -1,7 +1,9 @@
-"""The folder of what was downloaded or computed."""
+"""Where things are: the repository, and what was downloaded or computed."""
 
 import os
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def cache_dir() -> Path:
