@@ -22,6 +22,19 @@ from paper_utils.errors import UserError, choose
 from paper_utils.plots import GENERALIZATION, MEMORIZATION, Output
 from paper_utils.scores import Score
 
+# section of claims.json -> the notebook that decides it
+SECTIONS = {"unconditional": "01_unconditional", "two_regimes": "02_two_regimes",
+            "conditional": "03_conditional", "inverse": "04_inverse_problems",
+            "fine_tuning": "05_fine_tuning", "distillation": "06_distillation"}
+SHOWN = ("statement", "rule", "measured", "verdict")  # the columns that a notebook shows
+CPUINFO = Path("/proc/cpuinfo")
+READING = 0.01  # how well a curve can be read from a figure
+RECALLED = " (recalled from the paper, not seen in a source)"
+MARGIN = 0.1  # RP that counts as lost; settled before any of these scores was seen
+
+
+# --- the paper's numbers ------------------------------------------------------------------------
+
 PAPER_MODELS = ("DDPMv4", "DDPMv6", "Multistagev1", "EDMv1", "UViT", "CT", "Progressivev1")
 PAPER_RP = (
     (.89, .86, .83, .81, .81, .88), (.84, .83, .78, .80, .87), (.78, .80, .76, .86),
@@ -36,7 +49,6 @@ PAPER_MAE = (
 # differ, nor how many steps Progressivev1 takes.
 COUNTERPARTS = {"DDPMv4": "ddpm-vp", "DDPMv6": "ddpm-subvp", "Multistagev1": "multistage",
                 "EDMv1": "edm", "UViT": "uvit", "CT": "ct", "Progressivev1": "progressive-1"}
-
 
 # The curves of section 3, measured from the pixels of the authors' published curves, about +-0.01.
 PAPER_SIZES = tuple(2**k for k in range(6, 16))
@@ -84,15 +96,6 @@ def beside_the_paper(rp: pd.DataFrame, mae: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-# section of claims.json -> the notebook that decides it
-SECTIONS = {"unconditional": "01_unconditional", "two_regimes": "02_two_regimes",
-            "conditional": "03_conditional", "inverse": "04_inverse_problems",
-            "fine_tuning": "05_fine_tuning", "distillation": "06_distillation"}
-SHOWN = ("statement", "rule", "measured", "verdict")  # the columns that a notebook shows
-CPUINFO = Path("/proc/cpuinfo")
-READING = 0.01  # how well a curve can be read from a figure
-
-
 def verdict_on_number(paper: float, row, within: float = 0.0) -> str:
     """Where the paper's number, known up to `within`, lies against our interval."""
     if row is None:
@@ -101,6 +104,8 @@ def verdict_on_number(paper: float, row, within: float = 0.0) -> str:
         return "agrees"
     return "ours is lower" if row.high < paper else "ours is higher"
 
+
+# --- what a claim is ----------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Claim:
@@ -180,6 +185,8 @@ def worst(pairs: pd.DataFrame) -> str:
     row = pairs.loc[pairs.score.idxmin()]
     return f"{row.model}, {row.other}"
 
+
+# --- section 2 ----------------------------------------------------------------------------------
 
 def high_for_every_pair(name: str, pairs: pd.DataFrame,
                         paper: Sequence[Sequence[float]]) -> Claim:
@@ -273,6 +280,8 @@ def unconditional(rp: pd.DataFrame, mae: pd.DataFrame, diffusion: list[str], con
     return [*claims, nothing_copied(found.loc[diffusion], found.GL["held-out"]),
             maps_alike(agreement, chance, control)]
 
+
+# --- section 3 ----------------------------------------------------------------------------------
 
 def regimes_beside_the_paper(tables: Mapping[str, tuple[pd.DataFrame, str]],
                              widths: Sequence[int]) -> pd.DataFrame:
@@ -487,9 +496,7 @@ def two_regimes(rp: pd.DataFrame, gl: pd.DataFrame, optimal: pd.DataFrame, gauss
             mixture_crosses(errors, crossings)]
 
 
-RECALLED = " (recalled from the paper, not seen in a source)"
-MARGIN = 0.1  # RP that counts as lost; settled before any of these scores was seen
-
+# --- section 4: conditional models --------------------------------------------------------------
 
 def carries_over(gaps: pd.DataFrame, rp_cond: pd.DataFrame) -> Claim:
     """The property carries over to class-conditional models.
@@ -583,6 +590,8 @@ def conditional(rp_cond: pd.DataFrame, gaps: pd.DataFrame, unconditional: pd.Dat
     return [*claims, guidance_matters(guidance)]
 
 
+# --- section 4: fine-tuning ---------------------------------------------------------------------
+
 def partial_with_few(rp: pd.DataFrame, gl: pd.DataFrame, with_base: pd.DataFrame,
                      bases: Score, way: str = "attention") -> Claim:
     """With few images, partial fine-tuning lowers RP and raises GL, compared with scratch.
@@ -641,6 +650,8 @@ def fine_tuning(rp: pd.DataFrame, gl: pd.DataFrame, gain: pd.DataFrame, with_bas
     return [partial_with_few(rp, gl, with_base, bases), shared_start(gain),
             more_than_gaussian(different, gaussian, "networks of each way")]
 
+
+# --- section 4: inverse problems ----------------------------------------------------------------
 
 def families_differ(gaps: pd.DataFrame, blocks: pd.DataFrame) -> Claim:
     """RP is high inside one architecture family and low between U-Nets and transformers.
@@ -741,6 +752,8 @@ def inverse_problems(gaps: pd.DataFrame, blocks: pd.DataFrame, over_zeta: pd.Dat
     return [families_differ(gaps, blocks), gap_grows(over_zeta), noise_decides(blocks),
             determinism(stochastic), leaves_the_distribution(guided, real)]
 
+
+# --- section 4: distillation --------------------------------------------------------------------
 
 def _paper_rp(label: str) -> dict[str, float]:
     """The paper's RP of one of its models with each other, by label."""
@@ -867,6 +880,8 @@ def _in_order(pairs: pd.DataFrame, others: Sequence[str]) -> pd.DataFrame:
              for row in pairs.itertuples()]
     return pairs.assign(which=which).set_index("which").loc[list(others)].reset_index(drop=True)
 
+
+# --- claims.json --------------------------------------------------------------------------------
 
 def hardware(device: str = "cpu") -> str:
     """What computes here, in one line: the GPU's name, or the number of cores and their model."""
