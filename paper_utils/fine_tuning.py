@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paper_utils import data, models, profiles, regimes, scores, tables, trainable
+from paper_utils import data, models, profiles, scores, tables, trainable
 from paper_utils import training, zoo
 from paper_utils.descriptors import Descriptor
 from paper_utils.errors import UserError
@@ -98,7 +98,7 @@ def reproducibility(table: pd.DataFrame, features: Mapping[str, Tensor], thresho
             if None not in names:
                 rows.append(_pair(*(features[name] for name in names), threshold, resamples,
                                   images=images, way=way, pair=pair))
-    return regimes.table_of(rows, "images", "way", "pair", "shuffled")
+    return scores.table_of(rows, "images", "way", "pair", "shuffled")
 
 
 def shared_start(table: pd.DataFrame, features: Mapping[str, Tensor], threshold: float,
@@ -124,7 +124,7 @@ def _pair(mine: Tensor, theirs: Tensor, threshold: float, resamples: int, **wher
     n = min(len(mine), len(theirs))
     copies = partial(scores.copies, threshold=threshold)
     found, chance = scores.agreement(mine[:n], theirs[:n], copies, resamples)
-    return regimes.scored(found, **where) | {"shuffled": chance}
+    return found.row(**where) | {"shuffled": chance}
 
 
 def against(table: pd.DataFrame, features: Mapping[str, Tensor], others: Mapping[int, Tensor],
@@ -135,7 +135,7 @@ def against(table: pd.DataFrame, features: Mapping[str, Tensor], others: Mapping
     """
     rows = [_pair(features[row.model], others[row.images], threshold, resamples,
                   images=row.images, way=row.way) for row in table[table.run == ""].itertuples()]
-    return regimes.table_of(rows, "images", "way", "shuffled")
+    return scores.table_of(rows, "images", "way", "shuffled")
 
 
 def generalization(table: pd.DataFrame, features: Mapping[str, Tensor], known: Tensor,
@@ -149,9 +149,9 @@ def generalization(table: pd.DataFrame, features: Mapping[str, Tensor], known: T
                           for n in table.images.unique()}
     for row in table[table.run == ""].itertuples():
         found = scores.gl(features[row.model], known[:row.images], threshold, resamples)
-        rows.append(regimes.scored(found, images=row.images, way=row.way)
+        rows.append(found.row(images=row.images, way=row.way)
                     | {"held-out": baseline[row.images]})
-    return regimes.table_of(rows, "images", "way", "held-out")
+    return scores.table_of(rows, "images", "way", "held-out")
 
 
 def agreement_of_bases(features: Mapping[str, Tensor], threshold: float,

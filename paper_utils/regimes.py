@@ -19,7 +19,6 @@ from paper_utils.descriptors import Descriptor
 from paper_utils.models import Model
 from paper_utils.noise import stream
 from paper_utils.profiles import Profile
-from paper_utils.scores import Score
 
 Hits = Callable[[Tensor, Tensor], Tensor]
 
@@ -76,15 +75,6 @@ def closed_samples(name: str, images: data.Images, sizes: Sequence[int], profile
 
 # --- the scores against the number of images ----------------------------------------------------
 
-def scored(score: Score, **where) -> dict:
-    return where | {"score": score.value, "low": score.low, "high": score.high, "n": score.n}
-
-
-def table_of(rows: list[dict], *where: str) -> pd.DataFrame:
-    """The rows; without any, an empty table with the columns that tell where they would be."""
-    return pd.DataFrame(rows, columns=None if rows else [*where, "score", "low", "high", "n"])
-
-
 def between_widths(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
                    resamples: int = 1_000) -> pd.DataFrame:
     """RP (or another score) of every two widths at every number of images.
@@ -95,9 +85,9 @@ def between_widths(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
     for images, cell in cells(table).groupby("images"):
         for a, b in combinations(cell.sort_values("width").itertuples(), 2):
             score, chance = scores.agreement(rows[a.model], rows[b.model], hits, resamples)
-            found.append(scored(score, images=images, pair=f"{a.width} / {b.width}",
+            found.append(score.row(images=images, pair=f"{a.width} / {b.width}",
                                 shuffled=chance))
-    return table_of(found, "images", "pair", "shuffled")
+    return scores.table_of(found, "images", "pair", "shuffled")
 
 
 def beside_control(rp: pd.DataFrame, control: pd.DataFrame) -> pd.DataFrame:
@@ -129,8 +119,8 @@ def generalization(found: Mapping[str, Model], table: pd.DataFrame, features: Ma
         key = cell["images"], cell["half"]
         if key not in baseline:
             baseline[key] = scores.gl(real, own, threshold, resamples).value
-        found_gl = scores.gl(features[cell["model"]], own, threshold, resamples)
-        rows.append(scored(found_gl, **cell) | {"held-out": baseline[key]})
+        score = scores.gl(features[cell["model"]], own, threshold, resamples)
+        rows.append(score.row(**cell) | {"held-out": baseline[key]})
     return pd.DataFrame(rows)
 
 
@@ -148,7 +138,7 @@ def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],
         rows, other = theirs[row.images], described[row.images]
         score, chance = scores.agreement(features[row.model][:len(rows)], other, hits, resamples)
         gap = (samples[row.model][:len(rows)].short() - rows.short()).abs().float().mean().item()
-        found.append(scored(score, images=row.images, width=row.width, shuffled=chance,
+        found.append(score.row(images=row.images, width=row.width, shuffled=chance,
                             distance=gap))
     return pd.DataFrame(found)
 
@@ -165,9 +155,9 @@ def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], threshold
         for other in twin.model:
             mine, theirs = features[row.model], features[other]
             score, chance = scores.agreement(mine, theirs, hits, resamples)
-            found.append(scored(score, images=row.images, width=row.width, shuffled=chance,
+            found.append(score.row(images=row.images, width=row.width, shuffled=chance,
                                 cosine=(mine * theirs).sum(1).mean().item()))
-    return table_of(found, "images", "width", "shuffled", "cosine")
+    return scores.table_of(found, "images", "width", "shuffled", "cosine")
 
 
 def nearer_than_second(found: Mapping[str, Model], table: pd.DataFrame,
@@ -180,8 +170,8 @@ def nearer_than_second(found: Mapping[str, Model], table: pd.DataFrame,
     rows = []
     for row in cells(table).itertuples():
         ratio = scores.nearest_ratio(samples[row.model], own_images(found[row.model].spec, pixels))
-        rows.append(scored(scores.proportion(ratio < 1 / 3, resamples), images=row.images,
-                         width=row.width))
+        score = scores.proportion(ratio < 1 / 3, resamples)
+        rows.append(score.row(images=row.images, width=row.width))
     return pd.DataFrame(rows)
 
 
@@ -203,9 +193,9 @@ def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.Da
             rows.append(where | {"what": f"GL, width {row.width}"} | score)
         for a, b in combinations(cell.sort_values("width").itertuples(), 2):
             copies = scores.copies(features[a.model], features[b.model], threshold)
-            rows.append(scored(scores.proportion(copies, resamples), **where,
-                             what=f"RP, widths {a.width} and {b.width}"))
-    return table_of(rows, "images", "images seen", "what")
+            rows.append(scores.proportion(copies, resamples).row(
+                **where, what=f"RP, widths {a.width} and {b.width}"))
+    return scores.table_of(rows, "images", "images seen", "what")
 
 
 # --- the denoisers themselves -------------------------------------------------------------------

@@ -31,6 +31,15 @@ class Score:
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
+    def row(self, **where) -> dict:
+        """A row of a table: the columns `where`, then score, low, high, n."""
+        return where | {"score": self.value, "low": self.low, "high": self.high, "n": self.n}
+
+
+def table_of(rows: list[dict], *where: str) -> pd.DataFrame:
+    """The rows; without any, an empty table with the columns that tell where they would be."""
+    return pd.DataFrame(rows, columns=None if rows else [*where, "score", "low", "high", "n"])
+
 
 def proportion(hits: Tensor, resamples: int = 1_000) -> Score:
     """Mean of hits [n] (bool), or [n, C] for C classes of each noise, with its 95 % interval.

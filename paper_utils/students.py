@@ -15,7 +15,7 @@ import pandas as pd
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from paper_utils import descriptors, models, profiles, regimes, scores, zoo
+from paper_utils import descriptors, models, profiles, scores, zoo
 from paper_utils.descriptors import Descriptor
 from paper_utils.models import BANK, Model
 from paper_utils.profiles import Profile
@@ -98,8 +98,8 @@ def with_teacher(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
     found = []
     for run in table[table.run != TEACHER].itertuples():
         score, chance = scores.agreement(rows[run.run], rows[TEACHER], hits, resamples)
-        found.append(regimes.scored(score, series=run.series, steps=run.steps, shuffled=chance))
-    return regimes.table_of(found, "series", "steps", "shuffled")
+        found.append(score.row(series=run.series, steps=run.steps, shuffled=chance))
+    return scores.table_of(found, "series", "steps", "shuffled")
 
 
 def down_the_stages(table: pd.DataFrame, rows: Mapping[str, Tensor], groups: Groups, hits: Hits,
@@ -118,8 +118,8 @@ def down_the_stages(table: pd.DataFrame, rows: Mapping[str, Tensor], groups: Gro
         own = {"its teacher": before} if before else {}
         for partner, names in (own | dict(groups)).items():
             score, chance = group_score(rows[stage.run], [rows[n] for n in names], hits, resamples)
-            found.append(regimes.scored(score, partner=partner, steps=stage.steps, shuffled=chance))
-    return regimes.table_of(found, "partner", "steps", "shuffled")
+            found.append(score.row(partner=partner, steps=stage.steps, shuffled=chance))
+    return scores.table_of(found, "partner", "steps", "shuffled")
 
 
 # --- the price ----------------------------------------------------------------------------------
@@ -184,12 +184,12 @@ def after_low_pass(features: Mapping[float, Mapping[str, Tensor]], names: Sequen
     for width, rows in features.items():
         for name in names:
             score, chance = group_score(rows[name], [rows[o] for o in others], hits, resamples)
-            found.append(regimes.scored(score, who=name, width=width, shuffled=chance))
+            found.append(score.row(who=name, width=width, shuffled=chance))
         pairs = list(combinations((rows[name] for name in others), 2))
         score, chance = scores.mean_agreement(pairs, hits, resamples)
-        found.append(regimes.scored(score, who="the others among themselves", width=width,
+        found.append(score.row(who="the others among themselves", width=width,
                                     shuffled=chance))
-    return regimes.table_of(found, "who", "width", "shuffled")
+    return scores.table_of(found, "who", "width", "shuffled")
 
 
 def gain_over_teacher(features: Mapping[float, Mapping[str, Tensor]], names: Sequence[str],
