@@ -36,7 +36,7 @@ PATIENCE = 5.0   # seconds before that one says whom it waits for
 def remember(kind: str, spec: dict, compute: Callable[[], Tensors]) -> Tensors:
     """The artifact of this kind and specification, from the cache or else computed and kept.
 
-    spec: plain JSON values. One that is there is read without its lock. A damaged artifact is set
+    spec: plain JSON values. The tensors are on the CPU. One that is there is read without its lock. A damaged artifact is set
     aside with a warning and computed again. Raises UserError when it cannot be written (no space,
     no permission).
     """
@@ -50,7 +50,7 @@ def remember(kind: str, spec: dict, compute: Callable[[], Tensors]) -> Tensors:
             except UserError as error:
                 warnings.warn(f"{error}; computing it again", stacklevel=2)
                 path.replace(path.with_name(path.name + ".damaged"))
-        tensors = compute()
+        tensors = {name: tensor.cpu() for name, tensor in compute().items()}
         write(path, tensors, {"kind": kind, "spec": json.dumps(spec, sort_keys=True)})
         return tensors
 

@@ -273,7 +273,8 @@ def over_guidance(rows: Mapping[float, Mapping[str, Tensor]], hits: Hits,
         for a, b in combinations(names, 2):
             mine, plain = hits(part[a], part[b]), hits(rows[1.0][a], rows[1.0][b])
             score = scores.proportion(mine, resamples)
-            change = scores.paired_difference(mine, plain, resamples)
+            change = (scores.Score(0.0, 0.0, 0.0, score.n) if weight == 1 else  # against itself
+                      scores.paired_difference(mine, plain, resamples))
             found.append((weight, f"{a} / {b}".replace("-cond", ""), score.value, score.low,
                           score.high, score.n, change.value, change.low, change.high))
     columns = ["guidance", "pair", "score", "low", "high", "n", "change", "change low",

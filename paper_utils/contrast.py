@@ -20,6 +20,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from paper_utils.data import Images, to_unit
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import seed_of, stream
+from paper_utils.precision import exact
 
 LATENT = 128
 SHAPE = (3, 32, 32)
@@ -106,7 +107,8 @@ def sample(model: nn.Module, noise: Tensor) -> Tensor:
     Raises UserError for noise of another shape.
     """
     device = next(model.parameters()).device
-    return model.eval()(project(noise).to(device))
+    with exact():
+        return model.eval()(project(noise).to(device))
 
 
 # --- networks -----------------------------------------------------------------------------------

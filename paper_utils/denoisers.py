@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from paper_utils import data
 from paper_utils.errors import UserError, choose
+from paper_utils.precision import exact
 
 
 class Denoiser(Protocol):
@@ -178,10 +179,10 @@ def _between(low: float, high: float) -> Callable[[Tensor], Tensor]:
 
 def vp() -> Framework:
     """VP-SDE in continuous time, eps-prediction (Song et al. 2021, score-SDE)."""
-    time = _between(1e-3, 1.0)
+    time = _between(1e-5, 1.0)
     precondition = _epsilon_prediction(_unit_variance, lambda s: 999 * _vp_time(s))
     return Framework("vp", "VP, continuous", precondition, lambda q: _vp_sigma(time(q)),
-                     _epsilon_weight, 0.008, 152.0)
+                     _epsilon_weight, 0.001, 152.0)
 
 
 def subvp() -> Framework:
@@ -372,6 +373,7 @@ def from_diffusers_dit(source, device: str = "cpu"
     vae = pipeline.vae.eval().requires_grad_(False).to(device)
 
     @torch.no_grad()
+    @exact()
     def decode(latents: Tensor) -> Tensor:
         latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
         return vae.decode(latents).sample.float()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from paper_utils import data
 from paper_utils.errors import UserError, check_device, choose
 from paper_utils.paths import ROOT
+from paper_utils.precision import exact
 from paper_utils.progress import progress as shown
 
 SSCD_URL = ("https://dl.fbaipublicfiles.com/sscd-copy-detection/"
@@ -53,7 +54,8 @@ class Descriptor:
         if images.dtype != torch.uint8:
             raise UserError(f"{self.name} takes uint8 images, not {images.dtype}: "
                             "convert with data.to_bytes")
-        return F.normalize(self.embed(images).float(), dim=1).cpu()
+        with exact():
+            return F.normalize(self.embed(images).float(), dim=1).cpu()
 
 
 def load(name: str, device: str | torch.device = "cpu", weights: Path | None = None) -> Descriptor:

@@ -24,6 +24,7 @@ from paper_utils.denoisers import Denoiser
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import NoiseBank, seed_of
 from paper_utils.operators import Measurement, Operator, Physics
+from paper_utils.precision import exact
 from paper_utils.progress import progress as shown
 from paper_utils.samplers import STEPS, Solver, Step, toward
 
@@ -189,5 +190,5 @@ def _of_rows(denoiser: Denoiser, y: Tensor, operator: Physics, noise: Tensor, gu
     noise, y = noise[rows].double(), y[rows].to(noise.device)
     if isinstance(operator, Operator):
         operator, y = operator.rows(rows), y.double()
-    with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
+    with exact():
         yield from dps(denoiser, noise, y, operator, guidance, step)

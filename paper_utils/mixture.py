@@ -41,7 +41,7 @@ class Study:
 
 STUDIES = {
     "smoke": Study((8, 64, 512), points_seen=64 * 150, width=64, batch=64, tested=256),
-    "laptop": Study((8, 32, 128, 512, 2048, 8192), points_seen=128 * 2_500),
+    "laptop": Study((2, 8, 32, 128, 512, 2048, 8192), points_seen=128 * 2_500),
     "gpu": Study(tuple(2**k for k in range(3, 16)), points_seen=128 * 20_000, width=256),
     "paper": Study(tuple(2**k for k in range(3, 16)), points_seen=128 * 50_000, width=512),
 }

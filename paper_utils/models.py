@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from paper_utils import (artifacts, contrast, data, denoisers, distillation, local_score, networks,
-                         profiles, samplers, trainable, training, zoo)
+from paper_utils import (artifacts, augmentation, contrast, data, denoisers, distillation,
+                         local_score, networks, noise, precision, profiles, samplers, trainable,
+                         training, zoo)
 from paper_utils.errors import UserError, check_device
 from paper_utils.noise import NoiseBank, hyperplane
 from paper_utils.profiles import Profile
@@ -131,7 +132,8 @@ def from_hub(source: str, device: str = "cpu") -> Model:
     denoiser = denoisers.from_diffusers(source).to(device)
     solver = Solver("ddim", 50, "karras", 0.01, 80)
     widths = "-".join(map(str, denoiser.network.unet.config.block_out_channels))
-    identity = {"source": source, "solver": asdict(solver), "code": _sampling_code()}
+    identity = {"weights": artifacts.digest(denoiser.network.state_dict()), "source": source,
+                "solver": asdict(solver), "code": _sampling_code()}
     return Model(
         name=source.rstrip("/").split("/")[-1], family="U-Net",
         architecture=f"UNet2DModel {widths}", framework=denoiser.framework.label, solver=solver,
@@ -235,7 +237,8 @@ def gaussian(images: data.Images) -> denoisers.GaussianDenoiser:
 
 
 def _sampling_code() -> str:
-    return artifacts.code_version(samplers, denoisers, networks, local_score, trainable)
+    return artifacts.code_version(samplers, denoisers, networks, local_score, trainable, noise,
+                                  data, precision)
 
 
 # --- training on the spot -----------------------------------------------------------------------
@@ -290,7 +293,8 @@ def _recipe(spec: training.Spec, images: data.Images, start: artifacts.Tensors |
 
 def training_code() -> str:
     """A hash of the code that decides what a training makes."""
-    return artifacts.code_version(training, denoisers, distillation, networks, samplers, trainable)
+    return artifacts.code_version(training, denoisers, distillation, networks, samplers, trainable,
+                                  augmentation, noise, data)
 
 
 def train_all(specs: Mapping[str, training.Spec], images: data.Images | None = None,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 
 import pandas as pd
 import torch
@@ -23,6 +23,7 @@ from paper_utils.inverse import Guidance
 from paper_utils.models import BANK, Model
 from paper_utils.noise import stream
 from paper_utils.operators import Measurement, Operator, Task
+from paper_utils.precision import exact
 from paper_utils.profiles import Profile
 from paper_utils.samplers import Solver
 
@@ -162,11 +163,13 @@ def families(found: Iterable[Model]) -> dict[str, list[str]]:
             for family in ("U-Net", "transformer")}
 
 
-def pairs_of(groups: Mapping[str, Sequence[str]]) -> dict[str, list[tuple[str, str]]]:
-    """The pairs of models of each of BLOCKS."""
+def pairs_of(groups: Mapping[str, Sequence[str]],
+             frameworks: Mapping[str, str] | None = None) -> dict[str, list[tuple[str, str]]]:
+    """The pairs of models of each of BLOCKS. frameworks: by model; only pairs of different ones."""
     unets, transformers = groups["U-Net"], groups["transformer"]
-    return dict(zip(BLOCKS, (list(combinations(unets, 2)), list(combinations(transformers, 2)),
-                             [(a, b) for a in unets for b in transformers])))
+    blocks = combinations(unets, 2), combinations(transformers, 2), product(unets, transformers)
+    apart = lambda pair: frameworks is None or frameworks[pair[0]] != frameworks[pair[1]]
+    return {name: list(filter(apart, pairs)) for name, pairs in zip(BLOCKS, blocks)}
 
 
 def features(describe: Descriptor, answers: Mapping) -> dict:
@@ -212,15 +215,18 @@ def block_scores(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[s
 
 
 def family_gap(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]],
-               threshold: float, resamples: int = 1_000) -> pd.DataFrame:
+               threshold: float, resamples: int = 1_000,
+               frameworks: Mapping[str, str] | None = None) -> pd.DataFrame:
     """RP inside each family minus RP across, on the same images.
 
-    Columns: block, difference, low, high (its interval), n.
+    frameworks: by model; then only pairs of different frameworks count, since two seeds of one
+    recipe are always inside. Columns: block, difference, low, high (its interval), n; a block
+    without such pairs is left out.
     """
-    pairs = pairs_of(groups)
+    pairs = pairs_of(groups, frameworks)
     across = hits(features, pairs[BLOCKS[2]], threshold)
     rows = []
-    for block in BLOCKS[:2]:
+    for block in filter(pairs.get, BLOCKS[:2]):
         gap = scores.paired_difference(hits(features, pairs[block], threshold), across, resamples)
         rows.append((block, gap.value, gap.low, gap.high, gap.n))
     return pd.DataFrame(rows, columns=["block", "difference", "low", "high", "n"])
@@ -255,14 +261,16 @@ def errors(problem: Problem, answers: Mapping[str, Tensor], features: Mapping[st
 
     answers, truth: uint8 [n, 3, H, W]; features, real: their descriptors [n, d]; groups: label ->
     models to average over. Quantities: `PSNR, dB`; `distance`, 1 - cosine of the descriptors of
-    image and truth, in the place of LPIPS; `residual`, |y - A(x)| over its expected size at the
-    truth, sigma sqrt(m), so that 1 is consistent. Means over images with 95 % intervals.
+    image and truth, in the place of LPIPS; `residual`, |y - A(x)| on the m entries that are
+    measured, over its expected size at the truth, sigma sqrt(m), so that 1 is consistent. Means
+    over images with 95 % intervals.
     """
     operator, measurement = posed(problem, truth)
-    size = max(measurement.sigma, 1e-6) * measurement.y[0].numel()**0.5
+    seen = operator.A(torch.ones(truth.shape)) != 0  # lost pixels measure nothing, noise apart
+    size = max(measurement.sigma, 1e-6) * seen.flatten(1).sum(1)**0.5
     found, rows = {}, []
     for name, images in answers.items():
-        gap = (measurement.y - operator.A(data.to_unit(images))).flatten(1).norm(dim=1)
+        gap = (seen * (measurement.y - operator.A(data.to_unit(images)))).flatten(1).norm(dim=1)
         found[name] = {"PSNR, dB": psnr(images, truth), "residual": gap / size,
                        "distance": 1 - descriptors.similarity(features[name], real)}
     for who, names in groups.items():
@@ -374,12 +382,13 @@ def energies(model: Model, problem: Problem, images: data.Images, gaussian: Gaus
     low and high are the quartiles over images.
     """
     guidance = problem.guidance(steps)
-    spec = restoring(model, problem, images, steps).identity | {"gaussian": images.hash}
+    fitted = artifacts.digest({"mean": gaussian.mean, "eigenvalues": gaussian.eigenvalues})
+    spec = restoring(model, problem, images, steps).identity | {"gaussian": fitted}
 
     def compute() -> artifacts.Tensors:
         operator, measurement = posed(problem, images.pixels)
         noise = BANK[:len(images)].double().to(model.device)
-        with torch.no_grad():
+        with torch.no_grad(), exact():
             states = list(inverse.dps(model.denoiser(), noise, measurement.y.to(noise), operator,
                                       guidance))[:-1]  # the last has no noise
         return {"sigma": torch.stack([state.sigma for state in states]),

@@ -18,6 +18,7 @@ from paper_utils.denoisers import Denoiser
 from paper_utils.descriptors import Descriptor
 from paper_utils.models import Model
 from paper_utils.noise import stream
+from paper_utils.precision import exact
 from paper_utils.profiles import Profile
 
 Hits = Callable[[Tensor, Tensor], Tensor]
@@ -201,6 +202,7 @@ def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.Da
 # --- the denoisers themselves -------------------------------------------------------------------
 
 @torch.no_grad()
+@exact()
 def denoiser_distances(networks: Mapping[int, Denoiser], images: data.Images, pixels: Tensor,
                        profile: Profile, device: str = "cpu",
                        sigmas: Sequence[float] = (0.05, 0.2, 0.5, 1, 2, 5, 20)) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from torch import Tensor
 from paper_utils.denoisers import Denoiser
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import successor
+from paper_utils.precision import exact
 from paper_utils.progress import progress as shown
 
 Sampler = Callable[[Denoiser, Tensor, Tensor], Iterator[Tensor]]
@@ -193,7 +194,7 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
         part = noise[start:start + batch]
         conditioned = denoiser if labels is None else \
             partial(denoiser, labels=labels[start:start + batch])
-        with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
+        with exact():
             parts.append(_last(sampler(conditioned, part.double(), solver.sigmas.to(part.device))))
     return torch.cat(parts).float() if parts else noise.float()
 

@@ -107,12 +107,17 @@ def paired_difference(hits: Tensor, other: Tensor, resamples: int = 1_000) -> Sc
     """Mean of hits - other on the same noises, with its 95 % bootstrap interval over noises.
 
     hits, other: bool [n] or [n, C]. Tighter than two separate intervals: both saw the same noises.
-    Raises UserError where the numbers of noises differ.
+    Where every noise has the same difference, which would be a point, the interval is as open as
+    Wilson's of n of n. Raises UserError where the numbers of noises differ.
     """
     if len(hits) != len(other):
         raise UserError(f"{len(hits)} noises and {len(other)} do not pair")
     gaps = _per_noise(hits) - _per_noise(other)
-    return Score(gaps.mean().item(), *_bootstrap(gaps, resamples), len(gaps))
+    value, n = gaps.mean().item(), len(gaps)
+    if (gaps == gaps[0]).all():
+        room = 1 - wilson(1.0, n)[0]
+        return Score(value, max(value - room, -1.0), min(value + room, 1.0), n)
+    return Score(value, *_bootstrap(gaps, resamples), n)
 
 
 def average(values: Tensor, resamples: int = 1_000) -> Score:

@@ -105,7 +105,7 @@ class Spec:
 
 
 def build(spec: Spec, start: artifacts.Tensors | None = None) -> Preconditioned:
-    """The untrained denoiser of `spec`, initialised from its own seed; global streams untouched.
+    """The untrained denoiser of `spec`, initialised from its own seed; the CPU's global stream untouched.
 
     start: the weights it starts from, by name; only what spec.trains chooses has requires_grad.
     Raises UserError where they belong to another architecture, or nothing is chosen.

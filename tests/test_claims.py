@@ -488,7 +488,7 @@ def sections() -> dict[str, list[claims.Claim]]:
             rp_cond, gap, table(("a", "b", 0.55)), rp_cond.assign(random=0.1, model="a"), guidance,
             "g"),
         "inverse": claims.inverse_problems(
-            gaps, blocks("blur"), zetas.rename(columns={"block": "who"}), stochastic,
+            gaps, gaps.rename(columns={"task": "problem"}), blocks("blur"), zetas.rename(columns={"block": "who"}), stochastic,
             {"edm": {0.0: energy, 8.0: energy + 1}}, energy),
         "fine_tuning": claims.fine_tuning(ways, ways, gain, ways, scores.Score(.7, .6, .8, 99),
                                           ways),
@@ -543,12 +543,13 @@ def test_every_claim_has_our_number_and_its_interval_where_there_is_one():
     ("conditional", 4, "", "", "-0.30 [-0.40, -0.20] (a / b: weight 4 minus weight 1)", 100),
     ("inverse", 0, "said, without a number", "S",
      "0.25 [0.20, 0.30] (blur: transformers minus across)", 64),
-    ("inverse", 1, "", "", "0.25 [0.12, 0.38] (across, step size 8); "
+    ("inverse", 1, "", "", "0.25 [0.20, 0.30] (blur: transformers minus across)", 64),
+    ("inverse", 2, "", "", "0.25 [0.12, 0.38] (across, step size 8); "
      "0.25 [0.12, 0.38] (across, step size 0.5)", 64),
-    ("inverse", 2, "", "", "0.25 [0.12, 0.38] (blur: across, from other noises 0.12)", 64),
-    ("inverse", 3, "", "", "0.80 [0.70, 0.90] (two models, deterministic); "
+    ("inverse", 3, "", "", "0.25 [0.12, 0.38] (blur: across, from other noises 0.12)", 64),
+    ("inverse", 4, "", "", "0.80 [0.70, 0.90] (two models, deterministic); "
      "0.20 [0.10, 0.30] (one model, stochastic)", 32),
-    ("inverse", 4, "recalled, not seen", "M", "100% (edm, zeta 8); 0% (edm, not guided)", None),
+    ("inverse", 5, "recalled, not seen", "M", "100% (edm, zeta 8); 0% (edm, not guided)", None),
     ("fine_tuning", 0, "recalled, not seen", "M",
      "0.20 [0.15, 0.25] (RP, attention, 4 images); 0.60 [0.55, 0.65] (RP, scratch, 4 images); "
      "0.20 [0.15, 0.25] (GL, attention, 4 images); 0.60 [0.55, 0.65] (GL, scratch, 4 images)",

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from paper_utils import artifacts, claims, data, fleet, models, profiles, zoo
 from paper_utils import reconstructions as inverse
+from paper_utils.denoisers import GaussianDenoiser
 from paper_utils.descriptors import Descriptor
 from paper_utils.errors import UserError
 from paper_utils.models import BANK
@@ -84,6 +85,9 @@ def test_block_scores_count_the_pairs_of_each_block():
     assert found["other noise"]["U-Nets"] == 0
     gaps = inverse.family_gap(features, GROUPS, 0.6).set_index("block")
     assert gaps.difference["U-Nets"] == pytest.approx(0.75)
+    apart = inverse.family_gap(features, GROUPS, 0.6, frameworks=dict(a="vp", b="vp", c="v", d="f"))
+    assert apart.block.tolist() == ["transformers"]  # the U-Nets are of one framework
+    assert apart.difference.item() == pytest.approx(0.25) and apart.n.item() == 8
     assert gaps.difference["transformers"] == pytest.approx(0.25)
 
 
@@ -96,12 +100,23 @@ def test_errors_of_the_truth_are_none_and_its_residual_is_one(truth):
                            PIXELS(truth.pixels), each).set_index(["who", "quantity"])
     score = table.score
     assert score["truth", "distance"] == pytest.approx(0, abs=1e-5)
-    # lost pixels measure noise too, which the residual holds: sigma sqrt(m) of all m numbers
     assert score["truth", "residual"] == pytest.approx(1, abs=0.03)
     assert score["worse", "residual"] > 1.05 and score["worse", "distance"] > 0.01
     mse = (worse.double() - truth.pixels.double()).square().flatten(1).mean(1)
     psnr = (20 * (255 / mse.sqrt()).log10()).mean().item()
     assert score["worse", "PSNR, dB"] == pytest.approx(psnr, abs=1e-4)
+
+
+def test_the_residual_is_of_what_was_measured_and_not_of_the_noise_on_lost_pixels(truth):
+    problem = Problem(inverse.Task("random-inpainting", 0.9))
+    kept = inverse.posed(problem, truth.pixels)[0].state.bool()
+    wrong = (truth.pixels.short() + 26).clamp(0, 255).byte()  # by four times the noise
+    answers = {"truth": truth.pixels, "lost": torch.where(kept, truth.pixels, wrong),
+               "kept": torch.where(kept, wrong, truth.pixels)}
+    table = inverse.errors(problem, answers, inverse.features(PIXELS, answers), truth.pixels,
+                           PIXELS(truth.pixels), {name: [name] for name in answers})
+    score = table[table.quantity == "residual"].set_index("who").score
+    assert score["lost"] == score["truth"] == pytest.approx(1, abs=0.1) and score["kept"] > 3
 
 
 def test_errors_of_a_group_are_the_mean_of_its_models(truth):
@@ -126,6 +141,14 @@ def test_measurements_are_shown_at_the_size_of_the_images(truth):
     assert list(rows) == ["truth", "measured", "m"]
     assert all(row.shape == (len(TASKS), 3, 32, 32) for row in rows.values())
     assert torch.equal(rows["m"][0], truth.pixels[3])
+
+
+def test_energies_are_those_of_the_gaussian_that_is_given(model, truth):
+    narrow, wide = (GaussianDenoiser(torch.zeros(3, 32, 32), torch.full((3072,), value).double(),
+                                     torch.eye(3072)) for value in (0.01, 100.0))
+    one, other, again = (inverse.energies(model, MAIN, truth, g, 3)["median"].tolist()
+                         for g in (narrow, wide, narrow))
+    assert one == again and all(a > b for a, b in zip(one, other))
 
 
 @pytest.mark.parametrize("image", [-1, 6])
@@ -242,6 +265,14 @@ def test_families_differ_where_both_families_are_above(lows, verdict):
     assert claims.families_differ(gaps(*lows), blocks(0.5, 0.1)).verdict == verdict
 
 
+@pytest.mark.parametrize("lows, verdict", [
+    ((0.2, 0.3, 0.01, 0.4), "yes"), ((0.2, -0.1, 0.05, 0.4), "on 1 of 2 problems"),
+    ((), "not decided: no such pairs")])
+def test_families_of_different_frameworks(lows, verdict):
+    table = gaps(*lows).rename(columns={"task": "problem"})
+    assert claims.families_differ_apart(table).verdict == verdict
+
+
 def test_the_noise_decides_where_other_noises_give_less():
     assert claims.noise_decides(blocks(0.5, 0.1)).verdict == "yes"
     assert claims.noise_decides(blocks(0.5, 0.45)).verdict.startswith("at 0 of 3")
@@ -270,6 +301,8 @@ def test_the_iterate_leaves_the_distribution_where_it_is_above_real_images():
     claim = claims.leaves_the_distribution(
         {"a": {0.0: inside, 8.0: outside}, "b": {0.0: inside, 8.0: outside}}, real)
     assert claim.verdict == "reproduced" and "zeta 8 at 100%" in claim.measured
+    usual = claims.leaves_the_distribution({"a": {0.0: inside, 2.0: inside, 8.0: outside}}, real)
+    assert usual.verdict == "partly: at the largest step size alone"
     some = claims.leaves_the_distribution(
         {"a": {0.0: inside, 8.0: outside}, "b": {0.0: inside, 8.0: inside}}, real)
     assert some.verdict == "partly: for some models"

@@ -188,3 +188,16 @@ def test_a_bad_solver_is_refused_in_one_line(change):
 
 def test_ddpm_noise_levels_span_the_solvers_range():
     assert vp_discrete().sigma_min < 0.011 and vp_discrete().sigma_max > 150
+
+
+def test_reference_numbers_are_exact_with_cudnn_on():
+    """A context of cudnn's flags turns it off unless it is told not to."""
+    seen = []
+
+    def spy(u: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.backends.cudnn.enabled, torch.backends.cudnn.deterministic,
+                     torch.backends.cudnn.allow_tf32))
+        return u
+
+    samplers.sample(spy, noise()[:1], Solver("euler", 1))
+    assert seen == [(True, True, False)]

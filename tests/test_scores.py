@@ -282,6 +282,14 @@ def test_a_paired_difference_knows_that_the_noises_are_the_same():
     assert unpaired.value == found.value and unpaired.low < -0.05
 
 
+def test_a_paired_difference_that_is_always_the_same_is_no_point():
+    all_, none = torch.ones(20, dtype=torch.bool), torch.zeros(20, dtype=torch.bool)
+    same, more = scores.paired_difference(all_, all_), scores.paired_difference(all_, none)
+    room = 1 - scores.wilson(1.0, 20)[0]
+    assert (same.value, same.low, same.high) == (0, -room, room) and 0.1 < room < 0.2
+    assert (more.value, more.low, more.high) == (1, 1 - room, 1)
+
+
 def test_a_paired_difference_averages_classes_of_a_noise():
     every = torch.tensor([[True, False], [True, True], [False, False]])
     found = scores.paired_difference(every, torch.tensor([True, True, False]))
