@@ -20,9 +20,9 @@
 #
 # The models are U-Nets of three widths, each trained on the first N images of CIFAR-10 for several
 # N, all for the same number of images seen. On the `laptop` profile they come from `zoo/regimes/`;
-# they work on 4×4 patches and saw 200,000 images each where the paper's saw 50 million, so read the
-# curves as what such a budget shows, with the paper's own behind them. A model that was not trained
-# yet is missing from every figure.
+# they work on 4×4 patches and saw 400,000 images each where the paper's saw 50 million, so read
+# the curves as what such a budget shows, with the paper's own behind them. A model that was not
+# trained yet is missing from every figure.
 
 # %% tags=["parameters"]
 profile: str = "laptop"

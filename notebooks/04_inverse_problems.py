@@ -132,8 +132,10 @@ drops, boxes = (inverse.curves(problems, lambda p: p.task.level, answers, featur
                                describe, sizes.resamples) for problems in (DROPS, BOXES))
 output.table(tables.over("quantity", drops), "tab_drop_rate")
 output.table(tables.over("quantity", boxes), "tab_box_size")
-output.figure(plots.curves(drops, "who", "x", "share of pixels lost"), "fig_drop_rate")
-output.figure(plots.curves(boxes, "who", "x", "side of the lost box, pixels"), "fig_box_size")
+output.figure(plots.curves(drops, "who", "x", "share of pixels lost", log_y=["residual"]),
+              "fig_drop_rate")
+output.figure(plots.curves(boxes, "who", "x", "side of the lost box, pixels", log_y=["residual"]),
+              "fig_box_size")
 
 # %% [markdown]
 # *distance* is one minus the cosine of the descriptors of restored image and truth, in the place of
@@ -151,7 +153,7 @@ zetas = inverse.curves(ZETAS, lambda p: p.zeta, answers, features, truth, groups
                        sizes.resamples)
 output.table(tables.over("quantity", zetas), "tab_step_size")
 output.figure(plots.curves(zetas, "who", "x", "step size $\\zeta$", log_x=True,
-                           title=MAIN.task.name), "fig_step_size")
+                           title=MAIN.task.name, log_y=["residual"]), "fig_step_size")
 
 # %% [markdown]
 # ### Explore: the step size

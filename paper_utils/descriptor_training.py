@@ -307,8 +307,6 @@ def normal(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
     return torch.randn(tuple(shape), generator=g, device=g.device)
 
 
-
-
 # --- command line -------------------------------------------------------------------------------
 
 def save(path: Path, recipe: Recipe, state: State, left_out: Tensor) -> dict:

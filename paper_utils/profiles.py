@@ -281,7 +281,7 @@ GRIDS = {
     # a patch of 4x4 pixels is 48 numbers: fewer channels would let noise through
     "laptop": Grid(
         widths=(48, 96, 192), images=_SUBSETS, halves=_SUBSETS[:-1], early=(64, 1024),
-        budgets=(50_000, 100_000), budget=200_000, batch=32, warmup=5_000, ema_half_life=5_000,
+        budgets=(50_000, 200_000), budget=400_000, batch=32, warmup=5_000, ema_half_life=5_000,
         network=dict(channel_mult=(1, 1), blocks=1, attention=(8,), patch=4), learning_rate=2e-3),
     "gpu": Grid(
         widths=(32, 64, 128), images=_SUBSETS, halves=_SUBSETS[:-1], early=(64, 1024),

@@ -354,6 +354,14 @@ def test_an_undecided_crossing_is_none(decided, verdict, measured):
     assert found.verdict.startswith(verdict) and found.measured == measured
 
 
+def test_a_mixture_that_crosses_at_higher_noise_alone():
+    errors = pd.DataFrame({"points": [8, 512] * 2, "sigma": [0.1, 0.1, 0.2, 0.2],
+                           "to empirical": [3., 3., 1., 3.], "to ground truth": [2., 1., 2., 1.]})
+    crossings = pd.DataFrame({"sigma": [0.1, 0.2], "crossing": [9.0, 40.0], "decided": True})
+    verdict = claims.mixture_crosses(errors, crossings).verdict
+    assert verdict == "partly: at sigma 0.2, not at the lowest"
+
+
 # --- section 4: students ------------------------------------------------------------------------
 
 @pytest.mark.parametrize("lowest, half_width, chance, verdict", [

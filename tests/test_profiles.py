@@ -126,7 +126,7 @@ def test_the_papers_grid_is_the_released_recipe():
 def test_a_run_passes_through_its_shorter_ones():
     specs = profiles.regime_specs("laptop")
     found = profiles.prefixes(specs["unet-96-n64"], specs)
-    assert found == {1563: "unet-96-n64@50000", 3125: "unet-96-n64@100000"}
+    assert found == {1563: "unet-96-n64@50000", 6250: "unet-96-n64@200000"}
     assert not profiles.prefixes(specs["unet-192-n64"], specs)
     assert not profiles.prefixes(specs["unet-48-n64-half1"], specs)
 
