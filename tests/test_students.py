@@ -276,7 +276,7 @@ def test_what_a_student_gains_is_the_difference_of_the_means():
 
 def test_the_teacher_gains_nothing_over_itself():
     row, *_ = students.gain_over_teacher(FILTERED, [TEACHER], ["a", "b"], 0.5).itertuples()
-    assert row.low == row.difference == row.high == 0  # paired: its own interval is wider
+    assert row.difference == 0 and -row.low == row.high < 0.1  # paired: its own interval is wider
 
 
 # --- another solver -----------------------------------------------------------------------------
