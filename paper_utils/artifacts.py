@@ -36,9 +36,9 @@ PATIENCE = 5.0   # seconds before that one says whom it waits for
 def remember(kind: str, spec: dict, compute: Callable[[], Tensors]) -> Tensors:
     """The artifact of this kind and specification, from the cache or else computed and kept.
 
-    spec: plain JSON values. The tensors are on the CPU. One that is there is read without its lock. A damaged artifact is set
-    aside with a warning and computed again. Raises UserError when it cannot be written (no space,
-    no permission).
+    spec: plain JSON values. The tensors are on the CPU. One that is there is read without its lock.
+    A damaged artifact is set aside with a warning and computed again. Raises UserError when it
+    cannot be written (no space, no permission).
     """
     path = path_of(kind, spec)
     with contextlib.suppress(UserError, OSError):  # or another process may be replacing it: below
@@ -63,8 +63,11 @@ def path_of(kind: str, spec: dict) -> Path:
 
 
 def write(path: Path, tensors: Tensors, metadata: dict[str, str]) -> str:
-    """Write a safetensors file in one move, its sha256 in a file beside it; returns the sha256."""
-    content = save({k: v.contiguous().cpu() for k, v in tensors.items()}, metadata)
+    """Write CPU tensors to a safetensors file in one move, its sha256 in a file beside it.
+
+    Returns the sha256.
+    """
+    content = save({k: v.contiguous() for k, v in tensors.items()}, metadata)
     digest = hashlib.sha256(content).hexdigest()
     replace_file(path.with_name(path.name + ".sha256"), f"{digest}\n".encode())
     replace_file(path, content)

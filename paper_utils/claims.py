@@ -470,11 +470,12 @@ def more_than_gaussian(rp: pd.DataFrame, gaussian: pd.DataFrame, what: str = "wi
 def mixture_crosses(errors: pd.DataFrame, crossings: pd.DataFrame) -> Claim:
     """From the empirical optimum to the ground truth, in a mixture of Gaussians."""
     lowest, found = errors.sigma.min(), crossings[crossings.crossing.notna() & crossings.decided]
+    decided = set(found.sigma)
     nearer = {sigma: (part["to ground truth"] < part["to empirical"]).tolist()
               for sigma, part in errors.sort_values("points").groupby("sigma")}
     leaves = [sigma for sigma, truth in nearer.items() if truth[-1] and not truth[0]]
-    others = ", ".join(f"{sigma:g}" for sigma in leaves if sigma in set(found.sigma))
-    verdict = ("reproduced" if lowest in leaves and lowest in set(found.sigma) else
+    others = ", ".join(f"{sigma:g}" for sigma in leaves if sigma in decided)
+    verdict = ("reproduced" if lowest in leaves and lowest in decided else
                "not decided: the two truths are nearer to each other than the network is to them"
                if lowest in leaves else
                f"partly: at sigma {others}, not at the lowest" if others else "not reproduced")

@@ -218,6 +218,7 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
             if shaded:
                 _regimes(axis, ticks)
             (_linear_axis if linear else _power_axis)(axis, ticks, x)
+            axis.set_ylim(-0.03, 1.03)
             axis.set_title(name, pad=14 if shaded else None)
             axis.set_ylabel((labels or {}).get(name, "score"))
             axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
@@ -263,7 +264,6 @@ def _power_axis(axis, ticks: Sequence[int], x: str) -> None:
     axis.set_xticks(ticks, [f"$2^{{{t.bit_length() - 1}}}$" if powers else f"{t:,}" for t in ticks])
     axis.minorticks_off()
     axis.set_xlabel({"images": "training images"}.get(x, x))
-    axis.set_ylim(-0.03, 1.03)
 
 
 def _ticks(axis, ticks: Sequence[float], log: bool = False) -> None:
@@ -281,7 +281,6 @@ def _ticks(axis, ticks: Sequence[float], log: bool = False) -> None:
 def _linear_axis(axis, ticks: Sequence[float], x: str) -> None:
     _ticks(axis, ticks)
     axis.set_xlabel({"guidance": "guidance weight"}.get(x, x))
-    axis.set_ylim(-0.03, 1.03)
 
 
 def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log_x: bool = False,

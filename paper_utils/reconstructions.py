@@ -205,8 +205,7 @@ def block_scores(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[s
     for block, pairs in pairs_of(groups).items():
         found = scores.proportion(hits(features, pairs, threshold), resamples)
         chance = hits(features, pairs, threshold, mixed).double().mean().item()
-        row = {"block": block, "score": found.value, "low": found.low, "high": found.high,
-               "n": found.n, "other images": chance}
+        row = found.row(block=block) | {"other images": chance}
         if elsewhere:
             fixed = hits(features, pairs, threshold, elsewhere)
             row["other noise"] = fixed.double().mean().item()

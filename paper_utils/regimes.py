@@ -87,7 +87,7 @@ def between_widths(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
         for a, b in combinations(cell.sort_values("width").itertuples(), 2):
             score, chance = scores.agreement(rows[a.model], rows[b.model], hits, resamples)
             found.append(score.row(images=images, pair=f"{a.width} / {b.width}",
-                                shuffled=chance))
+                                   shuffled=chance))
     return scores.table_of(found, "images", "pair", "shuffled")
 
 
@@ -140,7 +140,7 @@ def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],
         score, chance = scores.agreement(features[row.model][:len(rows)], other, hits, resamples)
         gap = (samples[row.model][:len(rows)].short() - rows.short()).abs().float().mean().item()
         found.append(score.row(images=row.images, width=row.width, shuffled=chance,
-                            distance=gap))
+                               distance=gap))
     return pd.DataFrame(found)
 
 
@@ -157,7 +157,7 @@ def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], threshold
             mine, theirs = features[row.model], features[other]
             score, chance = scores.agreement(mine, theirs, hits, resamples)
             found.append(score.row(images=row.images, width=row.width, shuffled=chance,
-                                cosine=(mine * theirs).sum(1).mean().item()))
+                                   cosine=(mine * theirs).sum(1).mean().item()))
     return scores.table_of(found, "images", "width", "shuffled", "cosine")
 
 

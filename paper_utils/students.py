@@ -188,7 +188,7 @@ def after_low_pass(features: Mapping[float, Mapping[str, Tensor]], names: Sequen
         pairs = list(combinations((rows[name] for name in others), 2))
         score, chance = scores.mean_agreement(pairs, hits, resamples)
         found.append(score.row(who="the others among themselves", width=width,
-                                    shuffled=chance))
+                               shuffled=chance))
     return scores.table_of(found, "who", "width", "shuffled")
 
 
