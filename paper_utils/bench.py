@@ -46,6 +46,7 @@ from paper_utils.descriptors import max_similarity
 from paper_utils.distillation import halvings
 from paper_utils.errors import UserError, check_device, exit_code
 from paper_utils.noise import stream
+from paper_utils.precision import bf16
 from paper_utils.samplers import Solver
 
 DIM = 1024
@@ -712,7 +713,7 @@ class Bare:
         self.network, self.device = run.denoiser.network, run.device.type
         self.noisy = some_noise(run.spec.batch).to(run.device)
         self.times = torch.zeros(run.spec.batch, device=run.device)
-        self.bf16 = run.spec.precision == "bf16"
+        self.half = run.spec.precision == "bf16"
 
     def steps(self, count: int) -> None:
         for _ in range(count):
@@ -725,7 +726,7 @@ class Bare:
         wait_for(self.device)
 
     def _answer(self) -> Tensor:
-        with torch.autocast(self.device, torch.bfloat16, self.bf16):
+        with bf16(self.device, self.half):
             return self.network(self.noisy, self.times)
 
 

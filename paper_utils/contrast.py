@@ -7,7 +7,6 @@ whatever kind, is a function of the same `NoiseBank` entry.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, prod
@@ -20,7 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from paper_utils.data import Images, to_unit
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import seed_of, stream
-from paper_utils.precision import exact
+from paper_utils.precision import bf16, exact
 
 LATENT = 128
 SHAPE = (3, 32, 32)
@@ -307,9 +306,7 @@ class _Bench:
         return torch.randn(self.spec.batch, LATENT, generator=generator).to(self.device)
 
     def autocast(self):
-        if self.spec.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return bf16(self.device.type, self.spec.precision == "bfloat16")
 
     def descend(self, name: str, loss: Tensor) -> None:
         adam = self.adams[name]

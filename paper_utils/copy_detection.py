@@ -27,6 +27,7 @@ from torch import Tensor
 
 from paper_utils import data, descriptors, noise
 from paper_utils.errors import UserError, exit_code, positive
+from paper_utils.precision import bf16
 
 LEFT_OUT = 5_000  # the last training images: never trained on by cifar-copy, so fit to calibrate on
 FALSE_POSITIVES = 5e-6
@@ -238,7 +239,8 @@ def run_benchmark(names: Iterable[str], n_queries: int = 1_000, n_distractors: i
 
     n_queries test images in ten distortions each, among n_distractors. `cache`: a folder that
     keeps the features of slow descriptors, piece by piece, so that a killed run goes on. half:
-    bfloat16 inside the networks. Raises UserError for unknown descriptors and sizes.
+    bfloat16 inside the networks, where the CPU has it. Raises UserError for unknown descriptors
+    and sizes.
     """
     import pandas as pd
 
@@ -257,7 +259,7 @@ def run_benchmark(names: Iterable[str], n_queries: int = 1_000, n_distractors: i
 def cached_features(descriptor: descriptors.Descriptor, cache: Path | None, half: bool,
                     progress: bool, images: Tensor, part: str, piece: int = 100) -> Tensor:
     """descriptors.features, kept in `cache` in pieces of 100 images where a cache is given."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+    with bf16("cpu", half):
         if cache is None or not len(images):
             return descriptors.features(descriptor, images, progress=progress)
         return torch.cat([_piece(descriptor, cache / f"{descriptor.name}-{part}-{k}.npy", rows)
@@ -294,7 +296,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--distractors", type=positive(int), default=10_000)
     parser.add_argument("--out", type=Path, default=Path("tab_copy_detection.csv"))
     parser.add_argument("--cache", type=Path, help="folder that keeps features between runs")
-    parser.add_argument("--half", action="store_true", help="bfloat16 inside the networks")
+    parser.add_argument("--half", action="store_true",
+                        help="bfloat16 inside the networks, where the CPU has it")
     asked = parser.parse_args(arguments)
     return exit_code(lambda: _measure(asked))
 

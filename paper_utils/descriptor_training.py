@@ -22,6 +22,7 @@ from paper_utils.copy_detection import (FALSE_POSITIVES, LEFT_OUT, pair_similari
                                         threshold_at)
 from paper_utils.descriptors import CopyNet, CopyNetSpec, write_weights
 from paper_utils.errors import check_device, exit_code, positive
+from paper_utils.precision import bf16
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def train(recipe: Recipe, images: Tensor) -> Iterator[State]:
         optimizer.param_groups[0]["lr"] = learning_rate(recipe, step)
         rows = batch_rows(len(images), recipe, step).to(device)
         views, sources = make_views(images[rows], recipe, step)
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.autocast):
+        with bf16(device.type, recipe.autocast):
             features = network(views.contiguous(memory_format=torch.channels_last))
         contrastive, entropy = losses(features.float(), sources, recipe.temperature)
         optimizer.zero_grad()

@@ -262,8 +262,8 @@ class Consistency(Objective):
 
 # What a specification calls an objective: ours by Song et al. 2023 and Song & Dhariwal 2024, whose
 # learned metric (LPIPS) is a download and left out. `cd` keeps 18 levels, as theirs on CIFAR-10;
-# the decay of its target is this project's choice. They train in float32 with RAdam; here it is Adam, and bf16 where the
-# specification says so.
+# the decay of its target is this project's choice. They train in float32 with RAdam; here it is
+# Adam, and bf16 where the specification says so.
 IMPROVED = dict(levels="doubling", first=10, last=1280, distance="pseudo-huber", lognormal=True)
 CONSISTENT = {
     "cd": dict(first=18, last=18, decay=0.95),

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from paper_utils import (artifacts, augmentation, data, denoisers, distillation, networks, noise,
-                         trainable)
+                         precision, trainable)
 from paper_utils.denoisers import CONSISTENCY, Framework, Preconditioned
 from paper_utils.distillation import Batch, Objective
 from paper_utils.errors import UserError, check_device
@@ -36,7 +36,8 @@ class Spec:
     images_seen is the training budget; warmup and ema_half_life are in images seen too, and nothing
     else depends on the budget: a run is a prefix of the same run with a larger one. images is the
     size of the nested subset, the first of the dataset (half 0) or of its second half (half 1).
-    precision 'bf16' autocasts the forward pass; weights, EMA and optimizer stay float32.
+    precision 'bf16' autocasts the forward pass where the device has it (precision.has_bf16), else
+    all is float32; weights, EMA and optimizer always are.
 
     augmentation is the probability of each kind of non-leaky augmentation; 0 for none.
 
@@ -105,7 +106,9 @@ class Spec:
 
 
 def build(spec: Spec, start: artifacts.Tensors | None = None) -> Preconditioned:
-    """The untrained denoiser of `spec`, initialised from its own seed; the CPU's global stream untouched.
+    """The untrained denoiser of `spec`, initialised from its own seed.
+
+    The global stream of the CPU is left as it was.
 
     start: the weights it starts from, by name; only what spec.trains chooses has requires_grad.
     Raises UserError where they belong to another architecture, or nothing is chosen.
@@ -242,11 +245,9 @@ class Training:
                      noise.seed_of(spec.run, "dropout", self.step), augment)
 
     def _loss(self, batch: Batch) -> Tensor:
-        bf16 = self.spec.precision == "bf16"
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(batch.seed)
-            # no cache: older torch keeps weights that were cast without a gradient (a target's)
-            with torch.autocast(self.device.type, torch.bfloat16, bf16, cache_enabled=False):
+            with precision.bf16(self.device.type, self.spec.precision == "bf16"):
                 return self.objective(self.denoiser, batch)
 
     def _average(self) -> None:
@@ -370,6 +371,9 @@ def train(spec: Spec, images: data.Images, checkpoint: Path | None = None, devic
     another architecture, for CUDA where there is none, and for compiled without a compiler.
     """
     check_device(device)
+    if spec.precision == "bf16" and not precision.has_bf16(torch.device(device).type):
+        warnings.warn("this CPU would emulate bfloat16, slower than float32: training in float32",
+                      stacklevel=2)
     training = Training(spec, images, device, start, compiled)
     if checkpoint:
         _go_on(training, Path(checkpoint))

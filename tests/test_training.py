@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from paper_utils import data, denoisers, noise, training
+from paper_utils import data, denoisers, noise, precision, training
 from paper_utils.denoisers import Preconditioned
 from paper_utils.errors import UserError
 from paper_utils.samplers import Solver
@@ -36,6 +36,11 @@ def finish(spec, images, checkpoint=None):
     for run in train(spec, images, checkpoint):
         torch.rand(3)
     return {k: v.clone() for k, v in run.state_dict().items()}
+
+
+def use_cpu(monkeypatch, capability):
+    """Let torch say that the CPU has these vector instructions."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
 
 
 def stop_at(step, spec, images, checkpoint):
@@ -238,10 +243,32 @@ def test_the_loss_on_four_images_approaches_the_closed_form_optimum(images):
         assert ours - best < 0.1 * (before - best), (sigma, best, ours, before)
 
 
+# --- precision ----------------------------------------------------------------------------------
+
+def test_a_cpu_that_would_emulate_bf16_trains_in_float32_and_says_so(images, monkeypatch):
+    half = replace(TINY, precision="bf16")
+    straight = finish(TINY, images)
+    use_cpu(monkeypatch, "AVX512")
+    rounded = finish(half, images)
+    assert not all(torch.equal(rounded[k], straight[k]) for k in straight)
+    use_cpu(monkeypatch, "AVX2")
+    with pytest.warns(UserWarning, match="would emulate bfloat16.*training in float32"):
+        assert_same(finish(half, images), straight)
+
+
+@pytest.mark.parametrize("device, capability, there", [
+    ("cpu", "AVX512", True), ("cpu", "SVE256", True), ("cpu", "AVX2", False),
+    ("cpu", "DEFAULT", False), ("cuda", "AVX2", True)])
+def test_bf16_where_the_device_has_it(monkeypatch, device, capability, there):
+    use_cpu(monkeypatch, capability)
+    assert precision.has_bf16(device) == there
+
+
 # --- resume -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_stopped_run_ends_with_the_same_bits(images, tmp_path, precision):
+def test_a_stopped_run_ends_with_the_same_bits(images, tmp_path, monkeypatch, precision):
+    use_cpu(monkeypatch, "AVX512")
     spec = replace(TINY, precision=precision)
     straight = finish(spec, images)
     for k, step in enumerate(random.Random(0).sample(range(1, 7), 2)):
