@@ -182,7 +182,7 @@ explore.hyperplane(planes, maps)
 output.table(tables.copy_detection(), "tab_copy_detection", digits=3).T
 
 # %%
-some = {name: images[name][:32] for name in diffusion}
+some = {name: images[name][:16] for name in diffusion}
 by_descriptor = tables.rp_by_descriptor(some, sizes.descriptors, sizes.resamples, device)
 output.table(by_descriptor, "tab_rp_by_descriptor")
 

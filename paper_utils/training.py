@@ -246,7 +246,7 @@ class Training:
 
     def _loss(self, batch: Batch) -> Tensor:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(batch.seed)
+            batch.seed_dropout()
             with precision.bf16(self.device.type, self.spec.precision == "bf16"):
                 return self.objective(self.denoiser, batch)
 
