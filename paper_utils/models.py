@@ -192,7 +192,8 @@ def contrast_model(name: str, spec: contrast.Spec, network: nn.Module, weights: 
         name=name, family=spec.kind.upper(), architecture=f"convolutional, width {spec.width}",
         framework=spec.kind.upper(), solver=None, evaluations=1,
         parameters=networks.count_parameters(network), images=images, images_seen=spec.images_seen,
-        identity={"weights": weights, "code": artifacts.code_version(contrast)}, generate=generate)
+        identity={"weights": weights, "code": artifacts.code_version(contrast, precision)},
+        generate=generate)
 
 
 def closed_forms(images: data.Images, bag: int, device: str = "cpu") -> dict[str, Model]:
@@ -294,7 +295,7 @@ def _recipe(spec: training.Spec, images: data.Images, start: artifacts.Tensors |
 def training_code() -> str:
     """A hash of the code that decides what a training makes."""
     return artifacts.code_version(training, denoisers, distillation, networks, samplers, trainable,
-                                  augmentation, noise, data)
+                                  augmentation, noise, data, precision)
 
 
 def train_all(specs: Mapping[str, training.Spec], images: data.Images | None = None,
@@ -348,7 +349,8 @@ def weights_of(path: str | Path, student: training.Spec | None = None) -> artifa
 def train_contrast(name: str, spec: contrast.Spec, images: data.Images,
                    device: str = "cpu") -> Model:
     """The trained GAN or VAE of `spec`, from the artifact store or else trained now."""
-    made = {"spec": asdict(spec), "images": images.hash, "code": artifacts.code_version(contrast)}
+    made = {"spec": asdict(spec), "images": images.hash,
+            "code": artifacts.code_version(contrast, precision)}
 
     def compute() -> artifacts.Tensors:
         for state in progress(contrast.train(spec, images, None, device), name, spec.steps, "step"):

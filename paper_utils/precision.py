@@ -1,5 +1,7 @@
 """Reference numbers are float32 and deterministic; TF32 and bfloat16 are for training."""
 
+import warnings
+
 import torch
 
 
@@ -20,6 +22,11 @@ def has_bf16(device: str) -> bool:
 def bf16(device: str, wanted: bool = True) -> torch.autocast:
     """A context that autocasts to bfloat16 where it is wanted and the device has it; see has_bf16.
 
-    It keeps no cache: older torch keeps weights that were cast without a gradient (a target's).
+    A warning says where it is wanted in vain. No cache is kept: older torch keeps weights that
+    were cast without a gradient (a target's).
     """
-    return torch.autocast(device, torch.bfloat16, wanted and has_bf16(device), cache_enabled=False)
+    there = has_bf16(device)
+    if wanted and not there:
+        warnings.warn("this CPU would emulate bfloat16, slower than float32: computing in float32",
+                      stacklevel=2)
+    return torch.autocast(device, torch.bfloat16, wanted and there, cache_enabled=False)

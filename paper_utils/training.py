@@ -371,9 +371,6 @@ def train(spec: Spec, images: data.Images, checkpoint: Path | None = None, devic
     another architecture, for CUDA where there is none, and for compiled without a compiler.
     """
     check_device(device)
-    if spec.precision == "bf16" and not precision.has_bf16(torch.device(device).type):
-        warnings.warn("this CPU would emulate bfloat16, slower than float32: training in float32",
-                      stacklevel=2)
     training = Training(spec, images, device, start, compiled)
     if checkpoint:
         _go_on(training, Path(checkpoint))

@@ -252,7 +252,7 @@ def test_a_cpu_that_would_emulate_bf16_trains_in_float32_and_says_so(images, mon
     rounded = finish(half, images)
     assert not all(torch.equal(rounded[k], straight[k]) for k in straight)
     use_cpu(monkeypatch, "AVX2")
-    with pytest.warns(UserWarning, match="would emulate bfloat16.*training in float32"):
+    with pytest.warns(UserWarning, match="would emulate bfloat16.*computing in float32"):
         assert_same(finish(half, images), straight)
 
 
