@@ -40,7 +40,7 @@ lab: $(READY)
 	$(RUN) -m jupyter lab notebooks
 
 bench: $(TESTS)
-	$(RUN) -m paper_utils.bench
+	$(RUN) -m benchmarks
 
 # the executed notebooks that nbval compares with
 references: $(READY)

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from paper_utils import bench, copy_detection, descriptor_training, errors, fleet, report
+import benchmarks.__main__ as bench
+from paper_utils import copy_detection, descriptor_training, errors, fleet, report
 from paper_utils.errors import UserError
 
 

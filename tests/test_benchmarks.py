@@ -6,42 +6,47 @@ import numpy as np
 import pytest
 import torch
 
-from paper_utils import bench
+from benchmarks import distillation, inverse, measuring, sampling, similarity, store, training
+from benchmarks.__main__ import show
+from benchmarks.measuring import Row, Size
+from paper_utils.errors import UserError
 
 
 def test_the_loop_is_the_definition():
-    samples, images = bench.unit_features(130, "a"), bench.unit_features(7, "b")
+    samples, images = similarity.unit_features(130, "a"), similarity.unit_features(7, "b")
     expected = [max(float(np.dot(x, y)) for y in images.numpy()) for x in samples.numpy()]
-    np.testing.assert_allclose(bench.mscore(samples.numpy(), images.numpy()), expected, atol=1e-6)
+    found = similarity.mscore(samples.numpy(), images.numpy())
+    np.testing.assert_allclose(found, expected, atol=1e-6)
     torch.testing.assert_close(samples.norm(dim=1), torch.ones(130))
 
 
 def test_works_take_turns():
     order = []
-    first, second = bench.in_turns(3, lambda: order.append("a"), lambda: order.append("b"))
+    first, second = measuring.in_turns(3, lambda: order.append("a"), lambda: order.append("b"))
     assert len(first) == len(second) == 3
     assert order.count("a") == order.count("b") == 3 and order[:4] in (list("abba"), list("baab"))
 
 
 def test_a_missed_target_is_said(capsys):
-    bench.show([bench.Row("GL", "60x", ">= 50x", True), bench.Row("ddim", "1.20", "<= 1.0", False)])
+    show([Row("GL", "60x", ">= 50x", True), Row("ddim", "1.20", "<= 1.0", False)])
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("target >= 50x: met") and second.endswith("target <= 1.0: MISSED")
 
 
 def test_the_readers_of_the_store_read_its_files_both_ways():
-    with bench.readers(2, count=2) as [two]:
-        for way in bench.WAYS:
+    with store.readers(2, count=2) as [two]:
+        for way in store.WAYS:
             two.read(way)
-        with pytest.raises(RuntimeError, match="a reader failed"):
-            two.read("unknown")
+        next(two.cache.rglob("*.safetensors")).write_bytes(b"damaged")
+        with pytest.raises(UserError, match="is damaged"):
+            two.read("plain")
 
 
 @pytest.mark.parametrize("slowness, met", [(1.09, True), (1.11, False)])
 def test_the_store_is_judged_by_plain_reading(monkeypatch, slowness, met):
-    monkeypatch.setattr(bench, "in_turns", lambda *_: [[slowness] * 3, [1.0] * 3, [0.5] * 3])
-    monkeypatch.setattr(bench, "readers", lambda *_, count: contextlib.nullcontext((None, None)))
-    eight, one = bench.store(bench.Size(stored=10))
+    monkeypatch.setattr(store, "in_turns", lambda *_: [[slowness] * 3, [1.0] * 3, [0.5] * 3])
+    monkeypatch.setattr(store, "readers", lambda *_, count: contextlib.nullcontext((None, None)))
+    eight, one = store.rows(Size(stored=10))
     assert eight.met == met and f"{slowness}x" in eight.measured
     assert "against 320 MiB/s" in eight.measured and one.measured == "80 MiB/s" and one.met
 
@@ -49,42 +54,47 @@ def test_the_store_is_judged_by_plain_reading(monkeypatch, slowness, met):
 def test_memory_is_that_of_the_process_itself():
     """The child's peak is not hidden by its parent's: 2,048 x 2,048 similarities are 16 MiB."""
     ballast = torch.zeros(200_000_000)
-    assert 12 * 2**20 < bench.extra_memory(2_100, 8_300) < 512 * 2**20
+    assert 12 * 2**20 < measuring.alone(similarity.memory, 2_100, 8_300) < 512 * 2**20
     del ballast
 
 
 def test_deepinv_takes_the_steps_of_algorithm_1():
     pytest.importorskip("deepinv")
-    both = bench.Inpainting(2, 3)
+    both = inverse.Inpainting(2, 3)
     ours, theirs = both.ours, both.deepinv()
     torch.testing.assert_close(ours(), theirs(), rtol=0, atol=1e-4)
     network = both.denoiser.network
-    assert bench.evaluations(network, ours) == bench.evaluations(network, theirs) == 3
+    assert measuring.evaluations(network, ours) == measuring.evaluations(network, theirs) == 3
 
 
 def test_without_deepinv_a_row_says_so(monkeypatch):
-    monkeypatch.setattr(bench, "find_spec", lambda _: None)
-    first, second = bench.invert(bench.Size(restored=1, restoring=1))
+    monkeypatch.setattr(inverse, "find_spec", lambda _: None)
+    first, second = inverse.rows(Size(restored=1, restoring=1))
     assert first.met and "pip install deepinv" in first.measured
     assert second.what == "reconstruction of 1 images, 1 steps" and second.met
 
 
+def test_models_train_at_once_and_each_has_its_rate():
+    first, second = training.concurrently(2, 1, "cpu")
+    assert first > 0 and second > 0
+
+
 @pytest.mark.parametrize("objective", ["progressive", "cd"])
 def test_a_step_of_distillation_and_its_bound_are_three_evaluations(objective):
-    ours = bench.distilled(bench.distillation_spec(objective, 2), "cpu")
-    run, bare = ours.run, bench.Bare(ours.run)
+    ours = distillation.distilled(distillation.distillation_spec(objective, 2), "cpu")
+    run, bare = ours.run, distillation.Bare(ours.run)
     denoisers = filter(None, (run.denoiser, run.objective.teacher, run.objective.target))
     found = [denoiser.network for denoiser in denoisers]
-    assert [sum(bench.evaluations(network, lambda: loop.steps(1)) for network in found)
+    assert [sum(measuring.evaluations(network, lambda: loop.steps(1)) for network in found)
             for loop in (ours, bare)] == [3, 3]
     assert all(p.grad is not None for p in run.denoiser.parameters())
-    assert bench.evaluations(run.denoiser.network, run.advance) == 1
+    assert measuring.evaluations(run.denoiser.network, run.advance) == 1
 
 
 @pytest.mark.parametrize("slowness, met", [(1.14, True), (1.16, False)])
 def test_distillation_is_judged_by_its_overhead(monkeypatch, slowness, met):
-    monkeypatch.setattr(bench, "in_turns", lambda *_: [[slowness] * 3, [1.0] * 3])
-    first, second, *rest = bench.distill(bench.Size(distilled=2, distilling=1), "cpu")
+    monkeypatch.setattr(distillation, "in_turns", lambda *_: [[slowness] * 3, [1.0] * 3])
+    first, second, *rest = distillation.rows(Size(distilled=2, distilling=1), "cpu")
     assert first.met == second.met == met and f"{slowness}x" in first.measured
     assert "(progressive)" in first.what and "(cd)" in second.what
     assert rest[0].measured.startswith(f"{5 * 96_000 * slowness / 2 / 60:.1f} min on ")
@@ -93,6 +103,6 @@ def test_distillation_is_judged_by_its_overhead(monkeypatch, slowness, met):
 
 def test_only_a_gpu_is_held_to_ten_minutes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
-    slow, fast = (bench.halving("laptop", rate, "cuda") for rate in (799, 801))
+    slow, fast = (distillation.halving("laptop", rate, "cuda") for rate in (799, 801))
     assert not slow.met and fast.met and "min on H200" in fast.measured
-    assert bench.halving("laptop", 799, "cpu").met
+    assert distillation.halving("laptop", 799, "cpu").met

@@ -1,0 +1,88 @@
+"""The store of artifacts against plain reading of its files."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.measuring import PROCESSES, Row, Size, in_turns, quartiles_over
+from paper_utils import artifacts
+from paper_utils.errors import UserError
+
+
+def kept(k: int) -> artifacts.Tensors:
+    """Artifact k of the benchmark, 4 MiB; computed only where it is not there yet."""
+    return artifacts.remember("bench", {"k": k}, lambda: {"x": torch.full((2**20,), float(k))})
+
+
+def plainly(k: int) -> artifacts.Tensors:
+    """The same from its file, with no more than the hash that tells whether it is damaged."""
+    path = artifacts.path_of("bench", {"k": k})
+    if artifacts.sha256(path) != path.with_name(path.name + ".sha256").read_text().strip():
+        raise UserError(f"{path} is damaged")
+    return load_file(path)
+
+
+WAYS = {"store": kept, "plain": plainly}
+
+
+class Readers:
+    """Processes that read the same `count` artifacts of the store in `cache` at the same time."""
+
+    def __init__(self, processes: int, count: int, cache: Path):
+        self.processes, self.count, self.cache = processes, count, cache
+        self.pool = ProcessPoolExecutor(processes, PROCESSES, _start,
+                                        (cache, PROCESSES.Barrier(processes)))
+
+    def read(self, way: str) -> None:
+        """Read all of them in every process; way: 'store' or 'plain'."""
+        for _ in self.pool.map(_read, [way] * self.processes, [self.count] * self.processes):
+            pass
+
+
+def _start(cache: Path, barrier) -> None:
+    global together
+    together = barrier  # before each reading, so that every process does one
+    os.environ["PAPER_UTILS_CACHE"] = str(cache)
+    torch.set_num_threads(1)
+
+
+def _read(way: str, count: int) -> None:
+    together.wait()
+    if any(float(WAYS[way](k)["x"][-1]) != k for k in range(count)):
+        raise RuntimeError("an artifact holds another's numbers")
+
+
+@contextlib.contextmanager
+def readers(*processes: int, count: int) -> Iterator[list[Readers]]:
+    """Readers of `count` artifacts in a store of their own, which have read them all once."""
+    with tempfile.TemporaryDirectory() as cache, contextlib.ExitStack() as stack:
+        groups = [Readers(n, count, Path(cache)) for n in processes]
+        for group in groups:
+            stack.enter_context(group.pool)
+            group.read("store")
+        yield groups
+
+
+def rows(size: Size) -> list[Row]:
+    """Time of eight concurrent readers over that of plain reading; one reader alone.
+
+    Missed when three rounds in four, or more, are beyond the target.
+    """
+    with readers(8, 1, count=size.stored) as (eight, one):
+        ours, plain, single = in_turns(size.repeats, lambda: eight.read("store"),
+                                       lambda: eight.read("plain"), lambda: one.read("store"))
+    low, ratio, high = quartiles_over(ours, plain)
+    what = f"store, {size.stored} artifacts of 4 MiB"
+    rates = [n * 4 * size.stored / median(times)
+             for n, times in ((8, ours), (8, plain), (1, single))]
+    return [Row(f"{what}, eight readers against plain reading",
+                f"{ratio:.2f}x the time (quartiles {low:.2f} to {high:.2f}; {rates[0]:.0f} against "
+                f"{rates[1]:.0f} MiB/s in total)", "<= 1.10x", low <= 1.10),
+            Row(f"{what}, one reader", f"{rates[2]:.0f} MiB/s", "none", True)]
