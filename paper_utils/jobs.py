@@ -45,16 +45,20 @@ Specs = dict[str, training.Spec | contrast.Spec]
 class Study:
     """The models of a notebook.
 
-    specs: those that it is the first to train; sampled: those whose samples a job makes; also:
-    further ones that it takes. sample makes the samples, evaluations is how often the network is
-    evaluated for those of one model.
+    specs: those that it is the first to train, by the name of a profile. A job makes the samples of
+    these and of `more`; `also` are further ones that it takes. sample makes the samples,
+    evaluations is how often the network is evaluated for those of one model.
     """
 
-    specs: Callable[[Profile], Specs]
-    sampled: Callable[[Profile], Iterable[str]]
+    specs: Callable[[str], Specs]
     sample: Callable[[dict[str, Model], Profile], object]
     evaluations: Callable[[training.Spec, Profile], float]
+    more: Callable[[Profile], Iterable[str]] = lambda profile: ()
     also: Callable[[Profile], Iterable[str]] = lambda profile: ()
+
+    def sampled(self, profile: Profile) -> list[str]:
+        """Names of the models whose samples a job makes."""
+        return [*self.specs(profile.name), *self.more(profile)]
 
 
 def _with_guidance(found: dict[str, Model], profile: Profile) -> None:
@@ -71,46 +75,27 @@ def _students(found: dict[str, Model], profile: Profile) -> None:
     students.sheets(found, profile)
 
 
-def _section_2(profile: Profile) -> Specs:
-    return profiles.specs(profile.name) | profiles.contrast_specs(profile.name)
-
-
-def _section_3(profile: Profile) -> Specs:
-    return profiles.regime_specs(profile.name)
-
-
-def _conditional(profile: Profile) -> Specs:
-    return profiles.conditional_specs(profile.name)
-
-
-def _fine_tuning(profile: Profile) -> Specs:
-    return profiles.fine_tuning_specs(profile.name)
-
-
-def _distillation(profile: Profile) -> Specs:
-    return profiles.distillation_specs(profile.name)
-
-
 STUDIES = {
     "unconditional": Study(
-        _section_2, lambda p: [*_section_2(p), *models.ONE_STEP], models.all_samples,
-        lambda spec, p: p.noises * spec.solver.evaluations),
+        lambda name: profiles.specs(name) | profiles.contrast_specs(name), models.all_samples,
+        lambda spec, p: p.noises * spec.solver.evaluations, more=lambda p: models.ONE_STEP),
     "two_regimes": Study(
-        _section_3, _section_3, regimes.samples,
+        profiles.regime_specs, regimes.samples,
         lambda spec, p: p.grid_noises * spec.solver.evaluations),
     "conditional": Study(
-        _conditional, _conditional, _with_guidance,
+        profiles.conditional_specs, _with_guidance,
         lambda spec, p: p.class_noises * spec.solver.evaluations
         * (spec.network_args["num_classes"] + 2 * len(conditional.WEIGHTS) - 2),
         also=lambda p: profiles.specs(p.name)),
     "inverse": Study(
-        lambda p: {}, lambda p: p.families, _restored,
-        lambda spec, p: 3 * p.measured * p.guided_steps * len(reconstructions.PROBLEMS)),
+        lambda name: {}, _restored,
+        lambda spec, p: 3 * p.measured * p.guided_steps * len(reconstructions.PROBLEMS),
+        more=lambda p: p.families),
     "fine_tuning": Study(
-        _fine_tuning, _fine_tuning, fine_tuning.samples,
+        profiles.fine_tuning_specs, fine_tuning.samples,
         lambda spec, p: p.transfer_noises * spec.solver.evaluations),
     "distillation": Study(
-        _distillation, _distillation, _students,
+        profiles.distillation_specs, _students,
         lambda spec, p: p.grid_noises * (spec.solver.evaluations + 2 * spec.solver.steps),
         also=lambda p: p.families),
 }
@@ -188,7 +173,7 @@ def build(profile: Profile) -> dict[str, Job]:
     needs = {section: _needed(study, profile, diffusion, longer)
              for section, study in STUDIES.items()}
     tasks = [_training(section, name, spec) for section, study in STUDIES.items()
-             for name, spec in study.specs(profile).items() if name not in longer]
+             for name, spec in study.specs(profile.name).items() if name not in longer]
     tasks += [_sampling(section, name, specs[name], profile, longer)
               for section, study in STUDIES.items() for name in study.sampled(profile)]
     jobs: dict[str, Job] = {}

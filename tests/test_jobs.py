@@ -246,9 +246,9 @@ AS_THE_NOTEBOOK = {
 @pytest.mark.parametrize("section", AS_THE_NOTEBOOK)
 def test_a_notebook_finds_all_that_it_takes(tiny, section, monkeypatch):
     study = jobs.STUDIES[section]
-    own = [name for name in study.specs(tiny) if "@" not in name] or list(tiny.families)
+    own = [name for name in study.specs(tiny.name) if "@" not in name] or list(tiny.families)
     jobs.run("train", section, own, tiny, "cpu")
-    jobs.run("sample", section, list(study.sampled(tiny)), tiny, "cpu")
+    jobs.run("sample", section, study.sampled(tiny), tiny, "cpu")
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(data, "to_bytes", lambda *_: pytest.fail("sampled again"))
     AS_THE_NOTEBOOK[section](tiny, data.load("bundled"))
