@@ -70,12 +70,12 @@ print("largest distance from the mean image:", round((constant - mean).abs().max
 #
 # | notebook | shows | `smoke` | `laptop` | `gpu` | `paper` |
 # |---|---|---|---|---|---|
-# | `01_unconditional` | section 2: do models agree, and with what? | 20 s | 5 min | 10 h | 748 h |
+# | `01_unconditional` | section 2: do models agree, and with what? | 20 s | 5 min | 11 h | 749 h |
 # | `02_two_regimes` | section 3: memorization and generalization | 20 s | 4 min | 2 h | 2373 h |
-# | `03_conditional` | appendix D: class-conditional models | 15 s | 30 s | 13 h | 552 h |
-# | `04_inverse_problems` | appendix F: deterministic DPS | 20 s | 2 min | 9 h | 414 h |
+# | `03_conditional` | appendix D: class-conditional models | 15 s | 30 s | 13 h | 554 h |
+# | `04_inverse_problems` | appendix F: deterministic DPS | 20 s | 2 min | 9 h | 415 h |
 # | `05_fine_tuning` | appendix G: fine-tuning some parameters | 10 s | 30 s | 1 h | 1648 h |
-# | `06_distillation` | students of one or few steps | 15 s | 1 min | 9 h | 756 h |
+# | `06_distillation` | students of one or few steps | 15 s | 1 min | 9 h | 757 h |
 # | `train` | trains, fine-tunes or distills one model | 10 s | 10 min | | |
 #
 # Every notebook takes the same `profile` parameter. `smoke` and `laptop` were measured on two

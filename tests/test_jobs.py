@@ -141,6 +141,12 @@ def test_a_multistage_network_costs_as_much_as_the_one_an_image_passes():
     assert jobs.cost(found["multistage"])[0] == jobs.cost(found["edm"])[0]
 
 
+def test_the_attention_of_every_decoder_block_is_counted():
+    spec = profiles.specs("smoke")["ddpm-vp"]
+    fewer = replace(spec, network_args=spec.network_args | {"decoder_attention": "last"})
+    assert jobs.cost(fewer)[0] < jobs.cost(spec)[0]
+
+
 def test_costs_grow_with_budget_and_width(built):
     profile, found = built
     specs = profiles.every_spec(profile.name)
