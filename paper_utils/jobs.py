@@ -111,7 +111,7 @@ def cost(spec: training.Spec | contrast.Spec) -> tuple[float, float, float]:
     """
     if isinstance(spec, contrast.Spec):
         return _contrast_cost(spec.kind, spec.width)
-    args = {key: value for key, value in spec.network_args.items() if key != "decoder_widths"}
+    args = dict(spec.network_args)
     kind = "unet" if args.pop("boundaries", None) else spec.network
     return _cost(kind, json.dumps(args))
 

@@ -164,13 +164,16 @@ class ResampleConv(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block (BigGAN style when it resamples), shifted by the embedding, then attention."""
+    """Residual block (BigGAN style when it resamples), shifted by the embedding, then attention.
+
+    Attention has one head.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, embedding: int, resample: str = "",
-                 attention: bool = False, heads: int = 1, dropout: float = 0.0,
-                 skip_scale: float = 1.0, taps: tuple[int, ...] = (1, 1)):
+                 attention: bool = False, dropout: float = 0.0, skip_scale: float = 1.0,
+                 taps: tuple[int, ...] = (1, 1)):
         super().__init__()
-        self.heads, self.dropout, self.skip_scale = heads, dropout, skip_scale
+        self.dropout, self.skip_scale = dropout, skip_scale
         self.resample = Resample(resample, taps) if resample else nn.Identity()
         self.norm0, self.conv0 = group_norm(inputs), conv(inputs, outputs)
         self.affine = linear(embedding, outputs)
@@ -194,7 +197,7 @@ class Block(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         tokens = self.norm2(x).flatten(2).transpose(1, 2)
-        h = self.proj(attend(self.qkv(tokens), self.heads))
+        h = self.proj(attend(self.qkv(tokens), 1))
         return h.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
@@ -245,27 +248,22 @@ class UNetFlags:
     embedding: str = "positional"       # or "fourier"
     channel_mult_noise: int = 1         # length of the noise embedding / width
     encoder: str = "standard"           # or "residual": the image enters again at every level
-    decoder: str = "standard"           # or "skip": every level adds to the output image
     decoder_attention: str = "last"     # or "all": the decoder blocks of a level that attend
     resampling: str = "block"           # or "conv", as in DDPM
     taps: tuple[int, ...] = (1, 1)      # resampling filter
     skip_scale: float = SQRT_HALF
     augment_dim: int = 0
-    heads: int = 1
     patch: int = 1
 
     def __post_init__(self) -> None:
         choose(self.embedding, ("positional", "fourier"), "embedding")
         choose(self.encoder, ("standard", "residual"), "encoder")
-        choose(self.decoder, ("standard", "skip"), "decoder")
         choose(self.decoder_attention, ("last", "all"), "decoder_attention")
         choose(self.resampling, ("block", "conv"), "resampling")
         divisor = self.patch * 2 ** (len(self.channel_mult) - 1)
         if self.image_size % divisor:
             raise UserError(f"image_size {self.image_size} must be a multiple of {divisor} "
                             f"(patch {self.patch}, {len(self.channel_mult)} levels)")
-        if any(self.width * mult % self.heads for mult in self.channel_mult):
-            raise UserError(f"heads {self.heads} must divide every level's width")
 
     @property
     def pixels(self) -> int:
@@ -277,7 +275,7 @@ class UNetFlags:
 
     def block(self, inputs: int, outputs: int, **kwargs) -> Block:
         return Block(inputs, outputs, embedding=4 * self.width, dropout=self.dropout,
-                     heads=self.heads, skip_scale=self.skip_scale, taps=self.taps, **kwargs)
+                     skip_scale=self.skip_scale, taps=self.taps, **kwargs)
 
     def resampler(self, channels: int, direction: str) -> nn.Module:
         if self.resampling == "conv":
@@ -333,37 +331,32 @@ def blurred_conv(inputs: int, outputs: int, taps: tuple[int, ...]) -> nn.Sequent
 class Decoder(nn.Module):
     """The encoder's features -> inner image. Its levels run from the deepest to the finest."""
 
-    def __init__(self, flags: UNetFlags, skip_channels: list[int], width: int | None = None):
+    def __init__(self, flags: UNetFlags, skip_channels: list[int]):
         super().__init__()
-        left, width = list(skip_channels), width or flags.width
-        channels = left[-1]
+        left, channels = list(skip_channels), skip_channels[-1]
         self.in0 = flags.block(channels, channels, attention=True)
         self.in1 = flags.block(channels, channels)
         self.up, self.blocks, self.head = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        self.grow = Resample("up", flags.taps)
         for level, mult in reversed(list(enumerate(flags.channel_mult))):
             deepest = level == len(flags.channel_mult) - 1
             self.up.append(None if deepest else flags.resampler(channels, "up"))
             blocks = nn.ModuleList()
             for index in range(flags.blocks + 1):
                 chosen = index == flags.blocks or flags.decoder_attention == "all"
-                inputs, channels = channels + left.pop(), width * mult
+                inputs, channels = channels + left.pop(), flags.width * mult
                 attention = chosen and flags.attends(level)
                 blocks.append(flags.block(inputs, channels, attention=attention))
             self.blocks.append(blocks)
-            speaks = level == 0 or flags.decoder == "skip"
-            self.head.append(image_head(channels, flags.pixels) if speaks else None)
+            self.head.append(None if level else image_head(channels, flags.pixels))
 
     def forward(self, skips: list[Tensor], emb: Tensor) -> Tensor:
-        left, image = list(skips), None
+        left = list(skips)
         x = self.in1(self.in0(left[-1], emb), emb)
-        for up, blocks, head in zip(self.up, self.blocks, self.head):
+        for up, blocks in zip(self.up, self.blocks):
             x = x if up is None else up(x, emb)
             for block in blocks:
                 x = block(torch.cat([x, left.pop()], 1), emb)
-            if head is not None:
-                image = head(x) if image is None else self.grow(image) + head(x)
-        return image
+        return self.head[-1](x)
 
 
 def image_head(channels: int, outputs: int) -> nn.Sequential:
@@ -392,21 +385,19 @@ class MultistageUNet(nn.Module):
     """One encoder, one decoder per interval of noise (Zhang et al. 2024, multi-stage framework).
 
     `boundaries`: increasing noise labels; decoder k has boundaries[k-1] < label <= boundaries[k].
-    `decoder_widths`: a base width for each decoder (default: the encoder's). The rest: UNetFlags.
-    Raises UserError where the two do not fit together.
+    The rest: UNetFlags. Raises UserError where the boundaries do not increase.
     """
 
-    def __init__(self, boundaries: tuple[float, ...], decoder_widths: tuple[int, ...] | None = None,
-                 **flags):
+    def __init__(self, boundaries: tuple[float, ...], **flags):
         super().__init__()
         flags = UNetFlags(**flags)
-        widths = decoder_widths or (flags.width,) * (len(boundaries) + 1)
-        if list(boundaries) != sorted(set(boundaries)) or len(widths) != len(boundaries) + 1:
-            raise UserError("boundaries must increase, with one more decoder width than boundaries")
+        if list(boundaries) != sorted(set(boundaries)):
+            raise UserError(f"boundaries {boundaries} must increase")
         self.patch, self.num_classes = flags.patch, flags.num_classes
         self.has_null_class = flags.label_dropout > 0
         self.embedding, self.encoder = flags.make_embedding(), Encoder(flags)
-        self.decoders = nn.ModuleList(Decoder(flags, self.encoder.skip_channels, w) for w in widths)
+        self.decoders = nn.ModuleList(Decoder(flags, self.encoder.skip_channels)
+                                      for _ in range(len(boundaries) + 1))
         self.register_buffer("boundaries", torch.tensor(boundaries, dtype=torch.float32))
 
     def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None,

@@ -18,7 +18,6 @@ MAKERS = {
     "ddpm": lambda **k: UNet(**DDPM | TINY | k),
     "ddpm++": lambda **k: UNet(**DDPMPP | TINY | k),
     "ncsn++": lambda **k: UNet(**NCSNPP | TINY | k),
-    "skip": lambda **k: UNet(**NCSNPP | TINY | dict(decoder="skip", heads=2) | k),
     "patch": lambda **k: UNet(**DDPMPP | TINY | dict(patch=2, dropout=0.1) | k),
     "multistage": lambda **k: MultistageUNet(boundaries=(-0.5, 0.5), **TINY | k),
     "uvit": lambda **k: UViT(**TOKENS | k),
@@ -169,7 +168,7 @@ def test_uvit_joins_mirror_blocks():
 # --- multi-stage
 
 def test_multistage_rows_go_to_their_own_decoder():
-    network = awake(MAKERS["multistage"](decoder_widths=(8, 16, 24))).eval()
+    network = awake(MAKERS["multistage"]()).eval()
     x, _ = batch()
     t = torch.tensor([0.0, 0.9, -0.7, 0.5, 0.6, -0.5])  # a boundary ends its interval
     mixed = network(x, t)
@@ -396,7 +395,6 @@ def test_diffusers_network_takes_the_interface():
     (lambda: build("dit", pach=8), "did you mean 'patch'"),
     (lambda: UNet(embedding="forier"), "did you mean 'fourier'"),
     (lambda: UNet(image_size=30), "multiple of 4"),
-    (lambda: UNet(width=32, heads=3), "must divide"),
     (lambda: UViT(depth=3), "must be even"),
     (lambda: DiT(dim=100, heads=6), "must divide"),
     (lambda: MultistageUNet(boundaries=(1.0, 0.0)), "must increase"),
