@@ -4,7 +4,7 @@ Samples of a conditional model are [n, classes, 3, H, W]: every noise with every
 them are [n, classes, d].
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -19,10 +19,10 @@ from paper_utils.errors import UserError
 from paper_utils.models import Model
 from paper_utils.noise import stream
 from paper_utils.profiles import Profile
+from paper_utils.scores import Hits
 
 WEIGHTS = (0.0, 1.0, 1.5, 2.0, 4.0)  # of guidance; 1 is none, 0 the model without a class
 GAUSSIAN = "gaussian-cond"
-Hits = Callable[[Tensor, Tensor], Tensor]
 
 
 # --- the models ---------------------------------------------------------------------------------
@@ -175,9 +175,8 @@ def between(unconditional: Mapping[str, Tensor], conditional: Mapping[str, Tenso
             n = len(theirs)
             hits = best_class(mine[:n], theirs)[1] > threshold
             chance = best_class(mine[:n], elsewhere(theirs))[1] > threshold
-            found = scores.proportion(hits, resamples)
-            rows.append((name, other, found.value, found.low, found.high,
-                         chance.double().mean().item(), n))
+            rows.append(scores.proportion(hits, resamples).row(
+                model=name, other=other, random=chance.double().mean().item()))
     columns = ["model", "other", "score", "low", "high", "random", "n"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -206,8 +205,8 @@ def winning_classes(unconditional: Mapping[str, Tensor], conditional: Mapping[st
     """
     rows = []
     for name, winner in winners(unconditional, conditional, twin).items():
-        found = [scores.proportion(winner == k, resamples) for k in range(len(names))]
-        rows += [(name, label, s.value, s.low, s.high, s.n) for label, s in zip(names, found)]
+        rows += [scores.proportion(winner == k, resamples).row(
+            "share", **{"model": name, "class": label}) for k, label in enumerate(names)]
     return pd.DataFrame(rows, columns=["model", "class", "share", "low", "high", "n"])
 
 
@@ -226,10 +225,9 @@ def same_winner(unconditional: Mapping[str, Tensor], conditional: Mapping[str, T
     """
     rows = []
     for (a, one), (b, two) in combinations(winners(unconditional, conditional, twin).items(), 2):
-        found = scores.proportion(one == two, resamples)
         share = [w.bincount(minlength=conditional[a].shape[1]) / len(w) for w in (one, two)]
-        rows.append((a, b, found.value, found.low, found.high, (share[0] @ share[1]).item(),
-                     found.n))
+        rows.append(scores.proportion(one == two, resamples).row(
+            model=a, other=b, chance=(share[0] @ share[1]).item()))
     return pd.DataFrame(rows, columns=["model", "other", "score", "low", "high", "chance", "n"])
 
 
@@ -245,9 +243,9 @@ def carried_over(conditional: Mapping[str, Tensor], unconditional: Mapping[str, 
         n = len(conditional[a])
         mine = hits(conditional[a], conditional[b])
         theirs = hits(unconditional[twin[a]][:n], unconditional[twin[b]][:n])
-        gap = scores.paired_difference(mine, theirs, resamples)
-        rows.append((a, b, mine.double().mean().item(), theirs.double().mean().item(), gap.value,
-                     gap.low, gap.high, n))
+        rows.append(scores.paired_difference(mine, theirs, resamples).row(
+            "difference", model=a, other=b, score=mine.double().mean().item(),
+            twins=theirs.double().mean().item()))
     columns = ["model", "other", "score", "twins", "difference", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
 

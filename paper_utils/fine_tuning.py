@@ -113,9 +113,9 @@ def shared_start(table: pd.DataFrame, features: Mapping[str, Tensor], threshold:
         if way != "scratch" and None not in runs:
             first, same, other = (features[name] for name in runs)
             hits = [scores.copies(first, second, threshold) for second in (same, other)]
-            gap = scores.paired_difference(*hits, resamples)
-            rows.append((way, images, *(h.double().mean().item() for h in hits), gap.value,
-                         gap.low, gap.high, gap.n))
+            mean = [h.double().mean().item() for h in hits]
+            rows.append(scores.paired_difference(*hits, resamples).row(
+                "difference", way=way, images=images, same=mean[0], different=mean[1]))
     columns = ["way", "images", "same", "different", "difference", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -8,7 +8,7 @@ Each level is checked on what is there, by the cheapest comparison that could fa
 import hashlib
 import json
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from paper_utils.models import BANK, Model
 from paper_utils.noise import NoiseBank
 from paper_utils.paths import ROOT
 from paper_utils.profiles import Profile
-from paper_utils.scores import Score
+from paper_utils.scores import Hits, Score
 
 COMMITTED = "figures/laptop/claims.json"
 NOISES = 64  # whose bits are compared
@@ -48,7 +48,7 @@ def same_noise(bank: NoiseBank = BANK) -> Row:
 
 
 def same_scores(here: Mapping[str, Tensor], there: Mapping[str, Tensor],
-                hits: Callable[[Tensor, Tensor], Tensor] = scores.close, resamples: int = 1_000,
+                hits: Hits = scores.close, resamples: int = 1_000,
                 where: str = "this machine") -> Row:
     """MAE scores of every two models on samples of two machines, uint8 [n, C, H, W] by name.
 
@@ -66,8 +66,8 @@ def same_scores(here: Mapping[str, Tensor], there: Mapping[str, Tensor],
             "yes" if not apart else f"no: {apart} of {len(pairs)} apart")
 
 
-def _score(rows: Mapping[str, Tensor], pair: tuple[str, str],
-           hits: Callable[[Tensor, Tensor], Tensor], resamples: int) -> Score:
+def _score(rows: Mapping[str, Tensor], pair: tuple[str, str], hits: Hits,
+           resamples: int) -> Score:
     return scores.agreement(*(rows[name] for name in pair), hits, resamples)[0]
 
 

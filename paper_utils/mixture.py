@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from paper_utils import data, models
 from paper_utils.denoisers import Denoiser, GaussianDenoiser, MixtureDenoiser, OptimalDenoiser
 from paper_utils.noise import stream
+from paper_utils.scores import rms
 from paper_utils.training import Spec
 
 
@@ -90,14 +90,9 @@ def errors(study: Study, networks: Mapping[int, Denoiser], device: str = "cpu") 
         for sigma in study.sigmas:
             noisy = clean + sigma * eps
             ours, copy, exact = (d(noisy, sigma).cpu() for d in (network, optimum, truth))
-            rows.append((n, sigma, rms(ours - copy), rms(ours - exact), rms(copy - exact)))
+            rows.append((n, sigma, *map(rms, (ours - copy, ours - exact, copy - exact))))
     columns = ["points", "sigma", "to empirical", "to ground truth", "between them"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def rms(difference: Tensor) -> float:
-    """Root mean square of all entries."""
-    return difference.square().mean().sqrt().item()
 
 
 def crossings(table: pd.DataFrame, sigmas: Sequence[float]) -> pd.DataFrame:

@@ -227,7 +227,7 @@ def family_gap(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str
     rows = []
     for block in filter(pairs.get, BLOCKS[:2]):
         gap = scores.paired_difference(hits(features, pairs[block], threshold), across, resamples)
-        rows.append((block, gap.value, gap.low, gap.high, gap.n))
+        rows.append(gap.row("difference", block=block))
     return pd.DataFrame(rows, columns=["block", "difference", "low", "high", "n"])
 
 
@@ -276,7 +276,7 @@ def errors(problem: Problem, answers: Mapping[str, Tensor], features: Mapping[st
         for quantity in QUANTITIES:
             values = torch.stack([found[name][quantity].double() for name in names]).mean(0)
             mean = scores.average(values, resamples)
-            rows.append((who, quantity, mean.value, mean.low, mean.high))
+            rows.append(mean.row(who=who, quantity=quantity))
     return pd.DataFrame(rows, columns=["who", "quantity", "score", "low", "high"])
 
 
@@ -339,8 +339,8 @@ def with_ancestral_noise(deterministic: Mapping[str, Tensor],
     table = []
     for (solver, runs), found in rows.items():
         score = scores.proportion(torch.stack(found, 1), resamples)
-        table.append((solver, runs, score.value, score.low, score.high, score.n))
-    return pd.DataFrame(table, columns=["solver", "runs", "score", "low", "high", "n"])
+        table.append(score.row(solver=solver, runs=runs))
+    return pd.DataFrame(table)
 
 
 def solvers(model: Model, images: data.Images, describe: Descriptor, evaluations: int,
@@ -459,7 +459,7 @@ def against_the_posterior(images: data.Images,
     flows = torch.cat([part.flow(80 * noise[k:k + 1], 80, 0) for k, part in enumerate(exact)])
 
     def row(what: str, steps: int | None, zeta: float | None, x: Tensor) -> tuple:
-        return what, steps, zeta, _rms(x, means), _rms(x, flows)
+        return what, steps, zeta, scores.rms(x - means), scores.rms(x - flows)
 
     rows = [row("exact flow of the posterior", None, None, flows),
             row("prior, not guided", None, None, prior.flow(80 * noise, 80, 0))]
@@ -469,7 +469,3 @@ def against_the_posterior(images: data.Images,
             answer = inverse.reconstruct(prior, measurement, operator, noise, guidance)
             rows.append(row("Algorithm 1", many, zeta, answer.double()))
     return pd.DataFrame(rows, columns=["what", "steps", "zeta", "to mean", "to flow"])
-
-
-def _rms(a: Tensor, b: Tensor) -> float:
-    return (a - b).square().mean().sqrt().item()

@@ -5,7 +5,7 @@ with samples or features by model name and return tables; a cell that was not tr
 grid and so in no table.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
 
@@ -20,8 +20,7 @@ from paper_utils.models import Model
 from paper_utils.noise import stream
 from paper_utils.precision import exact
 from paper_utils.profiles import Profile
-
-Hits = Callable[[Tensor, Tensor], Tensor]
+from paper_utils.scores import Hits
 
 
 # --- the models ---------------------------------------------------------------------------------
@@ -220,7 +219,7 @@ def denoiser_distances(networks: Mapping[int, Denoiser], images: data.Images, pi
         for sigma in sigmas:
             noisy = clean + sigma * eps
             answer = network(noisy, sigma)
-            rows += [(n, name, sigma, (answer - form(noisy, sigma)).square().mean().sqrt().item())
+            rows += [(n, name, sigma, scores.rms(answer - form(noisy, sigma)))
                      for name, form in forms.items()]
     return pd.DataFrame(rows, columns=["images", "form", "sigma", "distance"])
 

@@ -18,6 +18,8 @@ from paper_utils.noise import stream
 
 MAE_THRESHOLD = 15.0  # on the 0..255 scale, strict (paper, section 2)
 
+Hits = Callable[[Tensor, Tensor], Tensor]  # which of two models' rows agree: bool [n] or [n, C]
+
 
 @dataclass(frozen=True)
 class Score:
@@ -31,9 +33,9 @@ class Score:
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
-    def row(self, **where) -> dict:
-        """A row of a table: the columns `where`, then score, low, high, n."""
-        return where | {"score": self.value, "low": self.low, "high": self.high, "n": self.n}
+    def row(self, name: str = "score", /, **where) -> dict:
+        """A row of a table: the columns `where`, then that of the score, `name`, low, high, n."""
+        return where | {name: self.value, "low": self.low, "high": self.high, "n": self.n}
 
 
 def table_of(rows: list[dict], *where: str) -> pd.DataFrame:
@@ -131,20 +133,19 @@ def shuffled(rows: Tensor) -> Tensor:
     return rows.roll(max(len(rows) // 2, 1), 0)
 
 
-def agreement(mine: Tensor, theirs: Tensor, hits: Callable[[Tensor, Tensor], Tensor],
+def agreement(mine: Tensor, theirs: Tensor, hits: Hits,
               resamples: int = 1_000) -> tuple[Score, float]:
     """How often two models' rows agree on the same noises, and its chance level: `shuffled`."""
     chance = hits(mine, shuffled(theirs)).double().mean().item()
     return proportion(hits(mine, theirs), resamples), chance
 
 
-def over_pairs(pairs: Iterable[tuple[Tensor, Tensor]],
-               hits: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def over_pairs(pairs: Iterable[tuple[Tensor, Tensor]], hits: Hits) -> Tensor:
     """Which of n noises each of several pairs of models' rows agrees on: [n, pairs]."""
     return torch.stack([hits(mine, theirs) for mine, theirs in pairs], 1)
 
 
-def mean_agreement(pairs: Sequence[tuple[Tensor, Tensor]], hits: Callable[[Tensor, Tensor], Tensor],
+def mean_agreement(pairs: Sequence[tuple[Tensor, Tensor]], hits: Hits,
                    resamples: int = 1_000) -> tuple[Score, float]:
     """`agreement` in the mean over several pairs, all pairs of a noise drawn together."""
     chance = over_pairs([(mine, shuffled(theirs)) for mine, theirs in pairs], hits)
@@ -176,17 +177,16 @@ def nearest_ratio(images: Tensor, training: Tensor, block: int = 4096) -> Tensor
     return best[:, 0] / best[:, 1].clamp(min=1e-6)
 
 
-def pairwise(rows: Mapping[str, Tensor], hits: Callable[[Tensor, Tensor], Tensor],
-             resamples: int = 1_000) -> pd.DataFrame:
+def pairwise(rows: Mapping[str, Tensor], hits: Hits, resamples: int = 1_000) -> pd.DataFrame:
     """Every pair of models: columns model, other, score, low, high, shuffled, n.
 
-    rows: by model, features or images; hits: which of two models' rows agree, [n] bool.
-    `shuffled` is the same score on mismatched noises: what two unrelated samples would reach.
+    rows: by model, features or images. `shuffled` is the same score on mismatched
+    noises: what two unrelated samples would reach.
     """
     table = []
     for a, b in combinations(rows, 2):
         found, chance = agreement(rows[a], rows[b], hits, resamples)
-        table.append((a, b, found.value, found.low, found.high, chance, found.n))
+        table.append(found.row(model=a, other=b, shuffled=chance))
     columns = ["model", "other", "score", "low", "high", "shuffled", "n"]
     return pd.DataFrame(table, columns=columns)
 
@@ -202,6 +202,11 @@ def frechet(a: Tensor, b: Tensor) -> float:
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
     return ((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item()
+
+
+def rms(difference: Tensor) -> float:
+    """Root mean square of all entries."""
+    return difference.square().mean().sqrt().item()
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:

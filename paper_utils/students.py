@@ -6,7 +6,7 @@ A run is a model with a number of steps. A table of runs has a row for each: run
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
 
@@ -19,6 +19,7 @@ from paper_utils.descriptors import Descriptor
 from paper_utils.models import BANK, Model
 from paper_utils.profiles import Profile
 from paper_utils.samplers import Solver
+from paper_utils.scores import Hits
 
 TEACHER = "teacher"
 UNDISTILLED = "teacher, DDIM"
@@ -26,7 +27,6 @@ CONSISTENT = ("cd", "ct", "ict")
 FEW = (1, 2, 4)  # steps that consistency models are sampled with
 WIDTHS = (0.0, 0.5, 1.0, 1.5, 2.0)  # of the low-pass filters, in pixels
 
-Hits = Callable[[Tensor, Tensor], Tensor]
 Groups = Mapping[str, Sequence[str]]
 
 
@@ -163,7 +163,7 @@ def low_pass(images: Tensor, width: float) -> Tensor:
 
 def sharpness(images: Tensor, width: float = 1.0) -> float:
     """Root mean square, in 8-bit levels, of what a low-pass filter takes away."""
-    return (images.float() - low_pass(images, width).float()).square().mean().sqrt().item()
+    return scores.rms(images.float() - low_pass(images, width).float())
 
 
 # --- is it blur? --------------------------------------------------------------------------------
@@ -208,6 +208,5 @@ def gain_over_teacher(features: Mapping[float, Mapping[str, Tensor]], names: Seq
                   for name in (TEACHER, *names)}
         for name in names:
             gap = scores.paired_difference(agreed[name], agreed[TEACHER], resamples)
-            found.append({"who": name, "width": width, "difference": gap.value, "low": gap.low,
-                          "high": gap.high, "n": gap.n})
+            found.append(gap.row("difference", who=name, width=width))
     return pd.DataFrame(found, columns=["who", "width", "difference", "low", "high", "n"])

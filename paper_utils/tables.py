@@ -77,8 +77,7 @@ def gl_table(features: Mapping[str, Tensor], training: Mapping[str, Tensor], thr
     """
     found = {name: scores.gl(rows, training[name], threshold, resamples)
              for name, rows in features.items()}
-    return pd.DataFrame([(name, s.value, s.low, s.high, s.n) for name, s in found.items()],
-                        columns=["model", "GL", "low", "high", "n"])
+    return pd.DataFrame([score.row("GL", model=name) for name, score in found.items()])
 
 
 def model_table(found: Mapping[str, Model], features: Mapping[str, Tensor], gl: pd.DataFrame,
