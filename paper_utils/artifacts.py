@@ -105,6 +105,16 @@ def _is_pickle(path: Path) -> bool:
     return start == b"PK" or start[:1] == b"\x80"
 
 
+def float32(tensors: Tensors) -> Tensors:
+    """The same tensors, those of floating-point numbers in single precision."""
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def below(prefix: str, tensors: Tensors) -> Tensors:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def sha256(path: Path) -> str:
     """Hex sha256 of a file."""
     with path.open("rb") as file:

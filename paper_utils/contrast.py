@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from paper_utils.artifacts import below
 from paper_utils.data import Images, to_unit
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import seed_of, stream
@@ -254,7 +255,7 @@ def trained(spec: Spec, state: State) -> nn.Module:
     """The averaged (EMA) generator or decoder of a training state, in evaluation mode."""
     model = build(spec.kind, spec.width)
     wanted = model.state_dict()
-    model.load_state_dict({k: v for k, v in _below("average", state).items() if k in wanted})
+    model.load_state_dict({k: v for k, v in below("average.", state).items() if k in wanted})
     return model
 
 
@@ -290,8 +291,8 @@ class _Bench:
     @torch.no_grad()
     def _load(self, state: State) -> None:
         for name, net in self.nets.items():
-            net.load_state_dict(_below(name, state))
-            _load_adam(self.adams[name], _below(f"adam.{name}", state))
+            net.load_state_dict(below(f"{name}.", state))
+            _load_adam(self.adams[name], below(f"adam.{name}.", state))
         for key, average in self.average.items():
             average.copy_(state[f"average.{key}"])
 
@@ -337,11 +338,6 @@ class _Bench:
                 average.lerp_(self.source[key], weight)
             else:
                 average.copy_(self.source[key])
-
-
-def _below(prefix: str, state: State) -> State:
-    """The entries under `prefix.`, with the prefix cut off."""
-    return {k[len(prefix) + 1:]: v for k, v in state.items() if k.startswith(prefix + ".")}
 
 
 def _load_adam(adam: torch.optim.Adam, flat: State) -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paper_utils import data, noise
+from paper_utils import data, noise, zoo
 from paper_utils.copy_detection import (FALSE_POSITIVES, LEFT_OUT, pair_similarities,
                                         threshold_at)
 from paper_utils.descriptors import CopyNet, CopyNetSpec, write_weights
@@ -316,8 +316,7 @@ def save(path: Path, recipe: Recipe, state: State, left_out: Tensor) -> dict:
     The threshold is the cosine that FALSE_POSITIVES of all pairs of left-out images exceed.
     """
     network = CopyNet(recipe.network)
-    network.load_state_dict({k: v.cpu().half().float() if v.is_floating_point() else v.cpu()
-                             for k, v in state.network.state_dict().items()})
+    network.load_state_dict(zoo.halved(state.network.state_dict()))
     found = calibrate(network.eval(), left_out)
     made = found | {"name": "cifar-copy", "licence": "MIT", "recipe": asdict(recipe),
                     "trained_on": "CIFAR-10 train images 0 to 44999",

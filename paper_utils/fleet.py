@@ -131,8 +131,7 @@ def _start(path: Path, known: dict[str, training.Spec]) -> artifacts.Tensors:
     tensors, _ = artifacts.load_tensors(path)
     if int(tensors["step"]) < (steps := known[path.stem].steps):
         raise UserError(f"{path} is at step {int(tensors['step'])} of {steps}: finish it first")
-    return {k: v.float() if v.is_floating_point() else v
-            for k, v in zoo.halved(training.below("ema.", tensors)).items()}
+    return artifacts.float32(zoo.halved(artifacts.below("ema.", tensors)))
 
 
 def _shipped_start(path: Path, spec: training.Spec) -> artifacts.Tensors:
@@ -210,7 +209,7 @@ def slim(options: argparse.Namespace) -> None:
         if target.resolve() == path.resolve():
             raise UserError(f"{path} would replace itself, and the run could not go on: give --out "
                             "another folder")
-        if not (averaged := training.below("ema.", tensors)):
+        if not (averaged := artifacts.below("ema.", tensors)):
             raise UserError(f"{path} has no averaged weights (a GAN or VAE): take it as it is")
         kept = {f"ema.{k}": v for k, v in zoo.halved(averaged).items()} | {"step": tensors["step"]}
         artifacts.replace_file(target, artifacts.save(kept, metadata))
@@ -236,7 +235,7 @@ def add(options: argparse.Namespace) -> None:
         name, weights = options.checkpoint.stem, contrast.trained(spec, tensors).state_dict()
     else:
         spec = training.Spec.from_json(metadata["spec"])
-        name, weights = options.checkpoint.stem, training.below("ema.", tensors)
+        name, weights = options.checkpoint.stem, artifacts.below("ema.", tensors)
     if int(tensors["step"]) < spec.steps:
         raise UserError(f"{options.checkpoint} is at step {int(tensors['step'])} of {spec.steps}: "
                         "finish its training first")

@@ -282,7 +282,7 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
 
     tensors = artifacts.remember("model", made, compute)
     denoiser = training.build(spec)
-    denoiser.network.load_state_dict(training.below("network.", tensors))
+    denoiser.network.load_state_dict(artifacts.below("network.", tensors))
     return diffusion(spec, denoiser.to(device).eval(), path.stem), tensors["loss"]
 
 
@@ -340,10 +340,10 @@ def weights_of(path: str | Path, student: training.Spec | None = None) -> artifa
                           path.parent, start=row.start)
         return trainable.merged(whole.denoiser().network).state_dict()
     for prefix in ("ema.", "network."):
-        if inside := training.below(prefix, tensors):
+        if inside := artifacts.below(prefix, tensors):
             tensors = inside
             break
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    return artifacts.float32(tensors)
 
 
 def train_contrast(name: str, spec: contrast.Spec, images: data.Images,

@@ -17,12 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from paper_utils import (artifacts, augmentation, data, denoisers, distillation, networks, noise,
                          precision, trainable)
+from paper_utils.artifacts import below
 from paper_utils.denoisers import CONSISTENCY, Framework, Preconditioned
 from paper_utils.distillation import Batch, Objective
 from paper_utils.errors import UserError, check_device
@@ -354,10 +354,6 @@ def check_compiler(device: torch.device) -> None:
                         "without")
 
 
-def below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
 def train(spec: Spec, images: data.Images, checkpoint: Path | None = None, device: str = "cpu",
           start: artifacts.Tensors | None = None, compiled: bool = False) -> Iterator[Training]:
     """Train `spec` on `images` (exactly spec.images of them); yields after every step.
@@ -415,10 +411,8 @@ def save_checkpoint(training: Training, path: Path, spec: Spec | None = None) ->
 def load_checkpoint(training: Training, path: Path) -> None:
     """Restore a run; UserError when the file is damaged or belongs to another specification."""
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            state = {k: file.get_tensor(k) for k in file.keys()}
-    except (SafetensorError, OSError) as error:
+        state, metadata = artifacts.load_tensors(path)
+    except UserError as error:
         raise DamagedCheckpoint(f"checkpoint {path} is damaged ({error}): move it away to train "
                                 "from the start") from None
     if not metadata.keys() >= {"spec", "subset"} or "step" not in state:

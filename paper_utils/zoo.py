@@ -54,8 +54,7 @@ class Entry:
         """float32 tensors and the specification from the metadata; UserError if damaged."""
         path = self._whole(folder / self.weights, self.weights_sha256)
         tensors, metadata = artifacts.load_tensors(path)
-        floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-        return floats, json.loads(metadata["spec"])
+        return artifacts.float32(tensors), json.loads(metadata["spec"])
 
     def load_sheet(self, folder: Path = FOLDER) -> Tensor:
         """The samples, uint8 [noises, 3, 32, 32], row k from noise k; UserError if damaged.

@@ -102,7 +102,7 @@ def test_what_trained_ships_and_the_rest_comes_from_the_start(runs, way, capsys)
     again = data.to_bytes(found[row.name].generate(BANK[:3]))
     assert (again.short() - row.load_sheet(runs / "zoo").short()).abs().max() <= 1
     trained = artifacts.load_tensors(runs / f"{way}-n4.safetensors")[0]
-    full = training.below("ema.", trained)
+    full = artifacts.below("ema.", trained)
     mine = found[row.name].denoiser().network.state_dict()
     assert max((mine[k] - full[k]).abs().max() for k in mine) < 1e-3
 
