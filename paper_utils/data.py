@@ -43,6 +43,23 @@ def to_bytes(images: Tensor) -> Tensor:
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def tiled(images: Tensor, columns: int = 32) -> np.ndarray:
+    """uint8 [N, 3, H, W] -> one picture [rows*H, columns*W, 3], row by row, black where N ends."""
+    n, channels, height, width = images.shape
+    rows = -(-n // columns)
+    cells = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
+    cells[:n] = images
+    grid = cells.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    return grid.reshape(rows * height, columns * width, channels).numpy()
+
+
+def untiled(picture: np.ndarray, columns: int = 32) -> Tensor:
+    """The inverse of `tiled` for square images: uint8 [rows*columns, 3, side, side]."""
+    side = picture.shape[1] // columns
+    grid = torch.from_numpy(picture).view(-1, side, columns, side, 3).permute(0, 2, 4, 1, 3)
+    return grid.reshape(-1, 3, side, side).contiguous()
+
+
 @dataclass(frozen=True)
 class Images:
     """Labelled 8-bit images. pixels: uint8 [N, 3, H, W]; labels: int64 [N]; name says which.
@@ -157,11 +174,10 @@ def _images(pixels: np.ndarray, labels: np.ndarray, name: str) -> Images:
 
 def _load_bundled(split: str, cache: Path) -> Images:
     """One lossless sheet, 16 rows of 32 images: 256 training images, then 256 test images."""
-    sheet = np.array(Image.open(BUNDLED)).reshape(16, 32, 32, 32, 3)
-    pixels = sheet.transpose(0, 2, 1, 3, 4).reshape(512, 32, 32, 3)
-    labels = np.array(json.loads(BUNDLED.with_suffix(".json").read_text()))
+    pixels = untiled(np.array(Image.open(BUNDLED)))
+    labels = torch.tensor(json.loads(BUNDLED.with_suffix(".json").read_text()))
     rows = slice(0, 256) if split == "train" else slice(256, 512)
-    return _images(pixels[rows], labels[rows], f"bundled-{split}")
+    return Images(pixels[rows], labels[rows], f"bundled-{split}")
 
 
 _LOADERS = {"cifar10": _load_cifar10, "cifar100": _load_cifar100, "bundled": _load_bundled}
@@ -293,26 +309,18 @@ def pack(folder: Path, images: int = 10_000) -> list[Path]:
     np.save(folder / "labels.npy", train.labels.numpy().astype(np.uint8))
     paths = []
     for k, part in enumerate(train.pixels.split(images)):
-        side = int(len(part) ** 0.5)
-        grid = part.view(side, side, 3, 32, 32).permute(0, 3, 1, 4, 2).reshape(32 * side, -1, 3)
         paths.append(folder / f"train_{k}.webp")
-        Image.fromarray(grid.numpy()).save(paths[-1], lossless=True, method=0)
+        picture = Image.fromarray(tiled(part, int(len(part) ** 0.5)))
+        picture.save(paths[-1], lossless=True, method=0)
     return paths
 
 
 def unpack(folder: Path, cache: Path | None = None) -> None:
     """Put the sheets that `pack` wrote into the cache; UserError if they are not CIFAR-10."""
-    cache = cache or cache_dir()
-    parts = []
-    for path in sorted(folder.glob("train_*.webp")):
-        sheet = np.array(Image.open(path))
-        side = len(sheet) // 32
-        parts.append(sheet.reshape(side, 32, side, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3))
-    if not parts or not (folder / "labels.npy").exists():
+    sheets = [np.array(Image.open(path)) for path in sorted(folder.glob("train_*.webp"))]
+    if not sheets or not (folder / "labels.npy").exists():
         raise UserError(f"{folder} has no train_*.webp with labels.npy: make them by `fleet pack`")
-    pixels, labels = np.concatenate(parts), np.load(folder / "labels.npy")
+    images = torch.cat([untiled(sheet, len(sheet) // 32) for sheet in sheets])
+    pixels, labels = images.permute(0, 2, 3, 1).numpy(), np.load(folder / "labels.npy")
     _check(pixels, labels, "train", str(folder))
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix="unpack-") as scratch:
-        np.savez(Path(scratch) / "train.npz", pixels=pixels, labels=labels)
-        (Path(scratch) / "train.npz").replace(cache / "cifar10_train.npz")
+    _keep("cifar10", lambda scratch: {"train": (pixels, labels)}, cache or cache_dir())

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from paper_utils import artifacts
+from paper_utils import artifacts, data
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import NoiseBank
 from paper_utils.paths import ROOT
@@ -26,7 +26,6 @@ FOLDER = ROOT / "zoo"
 REGIMES, CONDITIONAL, FINE_TUNING, DISTILLATION, INVERSE = (
     FOLDER / name for name in ("regimes", "conditional", "fine_tuning", "distillation", "inverse"))
 FOLDERS = (FOLDER, REGIMES, CONDITIONAL, FINE_TUNING, DISTILLATION, INVERSE)
-COLUMNS = 32
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Entry:
             if image.text.get("bank") != self.bank:
                 raise UserError(f"{path} is from {image.text.get('bank')}, not {self.bank}: "
                                 f"restore it with `git checkout -- {_in_repository(path)}`")
-            images = unpack(np.array(image))
+            images = data.untiled(np.array(image))
             if self.classes:
                 return images[:self.noises * self.classes].unflatten(0, (-1, self.classes))
             return images[:self.noises]
@@ -157,28 +156,11 @@ def _toml(found: dict[str, Entry]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def pack(samples: Tensor) -> np.ndarray:
-    """uint8 [N, 3, H, W] -> one picture [rows*H, 32*W, 3], row by row, black where N ends."""
-    n, channels, height, width = samples.shape
-    rows = -(-n // COLUMNS)
-    cells = torch.zeros(rows * COLUMNS, channels, height, width, dtype=torch.uint8)
-    cells[:n] = samples
-    grid = cells.view(rows, COLUMNS, channels, height, width).permute(0, 3, 1, 4, 2)
-    return grid.reshape(rows * height, COLUMNS * width, channels).numpy()
-
-
-def unpack(picture: np.ndarray) -> Tensor:
-    """The inverse of `pack`: uint8 [rows*H, 32*W, 3] -> [rows*32, 3, H, W], square images."""
-    side = picture.shape[1] // COLUMNS
-    grid = torch.from_numpy(picture).view(-1, side, COLUMNS, side, 3).permute(0, 2, 4, 1, 3)
-    return grid.reshape(-1, 3, side, side).contiguous()
-
-
 def _png(samples: Tensor, name: str, bank: NoiseBank, made: str) -> bytes:
     text = PngImagePlugin.PngInfo()
     for key, value in {"model": name, "bank": bank.name, "noises": f"0:{len(samples)}",
                        "made": made}.items():
         text.add_text(key, value)
-    buffer = BytesIO()
-    Image.fromarray(pack(samples.flatten(0, -4))).save(buffer, "PNG", pnginfo=text, optimize=True)
+    buffer, picture = BytesIO(), Image.fromarray(data.tiled(samples.flatten(0, -4)))
+    picture.save(buffer, "PNG", pnginfo=text, optimize=True)
     return buffer.getvalue()

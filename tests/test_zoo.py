@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from paper_utils import artifacts, models, profiles, tables, zoo
+from paper_utils import artifacts, data, models, profiles, tables, zoo
 from paper_utils.errors import UserError
 from paper_utils.noise import NoiseBank
 from paper_utils.training import Spec
@@ -41,15 +41,15 @@ def folder(tmp_path):
 # --- the round trip -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 64, 100])
-def test_unpack_undoes_pack(n):
-    sheet = zoo.pack(pictures(n))
+def test_untiled_undoes_tiled(n):
+    sheet = data.tiled(pictures(n))
     assert sheet.shape == (-(-n // 32) * 32, 1024, 3)
-    found = zoo.unpack(sheet)
+    found = data.untiled(sheet)
     assert torch.equal(found[:n], pictures(n)) and not found[n:].any()
 
 
 def test_a_sheet_is_read_like_a_page():
-    sheet = zoo.pack(pictures(70))
+    sheet = data.tiled(pictures(70))
     for k in (0, 1, 31, 32, 69):
         y, x = 32 * (k // 32), 32 * (k % 32)
         assert (sheet[y:y + 32, x:x + 32] == pictures(70)[k].permute(1, 2, 0).numpy()).all()
