@@ -154,7 +154,7 @@ planes = {name: models.hyperplane_samples(everything[name], sizes.hyperplane) fo
 maps = {name: scores.hyperplane_map(*(descriptors.features(describe, part) for part in plane))
         for name, plane in planes.items()}
 points = f"{sizes.hyperplane} x {sizes.hyperplane} noises; full colour: cosine 1, white: 0"
-output.figure(plots.hyperplane_maps(maps, (-0.5, 1.5), points), "fig_hyperplane")
+output.figure(plots.hyperplane_maps(maps, points), "fig_hyperplane")
 
 # %% [markdown]
 # ### Explore: the noise hyperplane

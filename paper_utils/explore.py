@@ -22,6 +22,7 @@ from torch import Tensor
 
 from paper_utils import plots, regimes
 from paper_utils.errors import UserError
+from paper_utils.noise import EXTENT
 from paper_utils.reconstructions import Problem
 
 COLUMNS = 5  # pairs of images beside each other
@@ -113,52 +114,50 @@ def _png(figure: Figure) -> bytes:
 # --- section 2 ----------------------------------------------------------------------------------
 
 def hyperplane(planes: Mapping[str, tuple[Tensor, Tensor]],
-               maps: Mapping[str, tuple[Tensor, Tensor]],
-               extent: tuple[float, float] = (-0.5, 1.5)) -> Any:
+               maps: Mapping[str, tuple[Tensor, Tensor]]) -> Any:
     """Move over the noise hyperplane: every model's map of it, and its image at the point.
 
     planes: by model what models.hyperplane_samples gives; maps: what scores.hyperplane_map does.
     Raises UserError where there is no model.
     """
-    points = _points(_some(planes), extent).tolist()
+    points = _points(_some(planes)).tolist()
     axis = partial(Control, values=points, start=len(points) // 2, text="{:.2f}")
-    return interact(partial(hyperplane_at, planes, maps, extent=extent),
+    return interact(partial(hyperplane_at, planes, maps),
                     alpha=axis("\N{GREEK SMALL LETTER ALPHA}"),
                     beta=axis("\N{GREEK SMALL LETTER BETA}"))
 
 
 def hyperplane_at(planes: Mapping[str, tuple[Tensor, Tensor]],
-                  maps: Mapping[str, tuple[Tensor, Tensor]], alpha: float, beta: float,
-                  extent: tuple[float, float] = (-0.5, 1.5)) -> Figure:
+                  maps: Mapping[str, tuple[Tensor, Tensor]], alpha: float, beta: float) -> Figure:
     """The state (alpha, beta) of `hyperplane`: the point of the grid that is nearest to it.
 
     Raises UserError off the plane.
     """
-    low, high = extent
+    low, high = EXTENT
     if not (low <= alpha <= high and low <= beta <= high):
         raise UserError(f"({alpha:g}, {beta:g}) is off the plane: choose {low:g} to {high:g}")
-    points = _points(_some(planes), extent)
+    points = _points(_some(planes))
     column, row = ((points - value).abs().argmin().item() for value in (alpha, beta))
     pairs = {name: (plots.shaded(*maps[name])[::-1], _picture(images[row * len(points) + column]))
              for name, (_, images) in planes.items()}
     figure, axis = _pairs(pairs, "Each model's map of the plane, and its image at "
                                  f"$\\alpha$ = {points[column]:.2f}, $\\beta$ = {points[row]:.2f}")
     for x, y in _places(len(pairs)):
-        _corners(axis, x, y, len(points), extent)
+        _corners(axis, x, y, len(points))
         axis.plot(x + (column + 0.5) / len(points), y + (row + 0.5) / len(points), "s", ms=8,
                   mfc="none", mec="black", mew=1.8)
     return figure
 
 
-def _points(planes: Mapping[str, tuple[Tensor, Tensor]], extent: tuple[float, float]) -> Tensor:
+def _points(planes: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
     """The grid's alphas, which are its betas: [g]."""
     _, images = next(iter(planes.values()))
-    return torch.linspace(*extent, round(len(images) ** 0.5))
+    return torch.linspace(*EXTENT, round(len(images) ** 0.5))
 
 
-def _corners(axis: Axes, x: float, y: float, grid: int, extent: tuple[float, float]) -> None:
+def _corners(axis: Axes, x: float, y: float, grid: int) -> None:
     """Mark the three noises on a map whose lower left is (x, y), each in its cell."""
-    low, high = extent
+    low, high = EXTENT
     for alpha, beta, colour, label in ((0, 0, plots.CORNERS[0], "1"), (1, 0, plots.CORNERS[1], "2"),
                                        (0, 1, plots.CORNERS[2], "3")):
         across, up = (((v - low) / (high - low) * (grid - 1) + 0.5) / grid for v in (alpha, beta))

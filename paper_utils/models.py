@@ -19,7 +19,7 @@ from paper_utils import (artifacts, augmentation, contrast, data, denoisers, dis
                          local_score, networks, noise, precision, profiles, samplers, trainable,
                          training, zoo)
 from paper_utils.errors import UserError, check_device
-from paper_utils.noise import NoiseBank, hyperplane
+from paper_utils.noise import EXTENT, NoiseBank, hyperplane
 from paper_utils.profiles import Profile
 from paper_utils.progress import progress
 from paper_utils.samplers import Solver
@@ -492,12 +492,12 @@ def assembled(name: str, kind: str, values: dict, weights: dict[str, Tensor], wh
 
 # --- samples ------------------------------------------------------------------------------------
 
-def samples(model: Model, n: int, start: int = 0, bank: NoiseBank | None = None) -> Tensor:
+def samples(model: Model, n: int, start: int = 0) -> Tensor:
     """The model's 8-bit images of noises start..start+n-1: uint8 [n, 3, 32, 32], an artifact.
 
-    Of a conditional model [n, classes, 3, 32, 32]. bank: by default the one of the model's shape.
+    Of a conditional model [n, classes, 3, 32, 32]. The noises have the model's shape.
     """
-    bank = bank or NoiseBank(shape=model.shape)
+    bank = NoiseBank(shape=model.shape)
     spec = {"model": model.identity, "bank": bank.name, "noises": [start, start + n]}
 
     def compute() -> artifacts.Tensors:
@@ -532,16 +532,15 @@ def rows_to_show(model: Model, images: Tensor) -> dict[str, Tensor]:
     return {f"{model.name}, {data.CLASSES[c]}": images[:, k] for k, c in enumerate(model.classes)}
 
 
-def hyperplane_samples(model: Model, grid: int, extent: tuple[float, float] = (-0.5, 1.5),
-                       bank: NoiseBank = BANK) -> tuple[Tensor, Tensor]:
+def hyperplane_samples(model: Model, grid: int) -> tuple[Tensor, Tensor]:
     """The model's images on the plane through noises 0, 1, 2, an artifact.
 
     Returns the corners' images uint8 [3, 3, 32, 32] and the grid's [grid * grid, 3, 32, 32].
     """
-    spec = {"model": model.identity, "bank": bank.name, "grid": grid, "extent": extent}
+    spec = {"model": model.identity, "bank": BANK.name, "grid": grid, "extent": EXTENT}
 
     def compute() -> artifacts.Tensors:
-        noise = torch.cat([bank[:3], hyperplane(bank[:3], grid, *extent)])
+        noise = torch.cat([BANK[:3], hyperplane(BANK[:3], grid)])
         return {"images": data.to_bytes(model.generate(noise, f"{model.name}, plane"))}
 
     images = artifacts.remember("hyperplane", spec, compute)["images"]

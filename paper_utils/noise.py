@@ -19,6 +19,9 @@ def stream(*key: object, device: str | torch.device = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(seed_of(*key))
 
 
+EXTENT = (-0.5, 1.5)  # of the noise hyperplane in alpha and beta; the paper's was not seen
+
+
 @dataclass(frozen=True)
 class NoiseBank:
     """Unit normal noises every model shares (the paper compares models on the same noises).
@@ -66,15 +69,14 @@ def successor(noise: Tensor, step: int) -> Tensor:
     return torch.from_numpy(np.stack(rows)).to(noise) if rows else noise
 
 
-def hyperplane(corners: Tensor, grid: int, low: float = -0.5, high: float = 1.5) -> Tensor:
+def hyperplane(corners: Tensor, grid: int, extent: tuple[float, float] = EXTENT) -> Tensor:
     """Noises on the plane through three corners, [grid * grid, C, H, W], beta major.
 
-    eps(alpha, beta) = eps1 + alpha (eps2 - eps1) + beta (eps3 - eps1), alpha and beta from `low` to
-    `high` (paper, section 2; its range was not seen). Divided by its standard deviation
-    sqrt((1-alpha-beta)^2 + alpha^2 + beta^2), so every point is a unit normal noise.
-    corners: [3, C, H, W].
+    eps(alpha, beta) = eps1 + alpha (eps2 - eps1) + beta (eps3 - eps1), alpha and beta over `extent`
+    (paper, section 2). Divided by its standard deviation sqrt((1-alpha-beta)^2 + alpha^2 + beta^2),
+    so every point is a unit normal noise. corners: [3, C, H, W].
     """
-    steps = torch.linspace(low, high, grid)
+    steps = torch.linspace(*extent, grid)
     beta, alpha = torch.meshgrid(steps, steps, indexing="ij")
     weights = torch.stack([1 - alpha - beta, alpha, beta], -1).view(-1, 3)
     weights = weights / weights.norm(dim=1, keepdim=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from paper_utils import artifacts, profiles
 from paper_utils.errors import UserError, choose
+from paper_utils.noise import EXTENT
 from paper_utils.paths import ROOT
 
 pd.set_option("display.max_colwidth", None)  # a notebook shows a claim to its end
@@ -437,14 +438,13 @@ def mixture_errors(table: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
-def hyperplane_maps(maps: Mapping[str, tuple[Tensor, Tensor]], extent: tuple[float, float],
-                    note: str = "") -> Figure:
+def hyperplane_maps(maps: Mapping[str, tuple[Tensor, Tensor]], note: str = "") -> Figure:
     """The noise hyperplane, a panel per model: which corner each point's image is most like.
 
     maps: name -> (winner [g, g] in 0..2, similarity [g, g]); rows are beta, columns alpha, both
-    over `extent`. The paler the colour, the less similar.
+    over noise.EXTENT. The paler the colour, the less similar.
     """
-    low, high = extent
+    low, high = EXTENT
     columns = min(len(maps), 5)
     rows = -(-len(maps) // columns)
     with plt.rc_context(STYLE):

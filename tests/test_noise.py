@@ -93,7 +93,7 @@ def test_hyperplane_passes_through_its_corners():
 
 def test_hyperplane_is_the_plane_divided_by_its_deviation():
     corners = NoiseBank()[:3].double()
-    points = hyperplane(corners.float(), 4, -1, 2).double().view(4, 4, 3, 32, 32)
+    points = hyperplane(corners.float(), 4, (-1, 2)).double().view(4, 4, 3, 32, 32)
     for i, beta in enumerate((-1, 0, 1, 2)):
         for j, alpha in enumerate((-1, 0, 1, 2)):
             eps = corners[0] + alpha * (corners[1] - corners[0]) + beta * (corners[2] - corners[0])
