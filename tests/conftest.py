@@ -33,6 +33,13 @@ def random_model():
     return make
 
 
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache of this test's own; the user's is never written."""
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(autouse=True)
 def _same_global_seed() -> None:
     torch.manual_seed(0)

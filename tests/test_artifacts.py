@@ -22,15 +22,10 @@ from filelock import SoftFileLease
 from paper_utils import artifacts
 from paper_utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 FORK = multiprocessing.get_context("fork")
 SPEC = {"n": 3, "seed": 0}
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache of this test's own; the user's is never written."""
-    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 class Counter:

@@ -15,14 +15,11 @@ from paper_utils.models import BANK
 from paper_utils.samplers import SAMPLERS, Solver, sample
 from paper_utils.training import Spec
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 TINY = Spec("tiny-cond", "unet", dict(width=8, channel_mult=(1,), blocks=1, attention=(), patch=4,
                                       num_classes=10, label_dropout=0.1),
             images=16, solver=Solver("heun", 3))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

@@ -18,19 +18,14 @@ from PIL import Image
 from paper_utils import data
 from paper_utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 FULL = all((data.cache_dir() / f"cifar10_{split}.npz").exists() for split in data.SHA256)
 FULL_CACHE = data.cache_dir()
 BUNDLED_SHA256 = {
     "train": "dfebd6af6165d640cbabfd3b119ba82c26edd719a14caa1a019228c2d64f437d",
     "test": "a1da7259f46ea7183c88ffa1e3f6777480c26bf5927d416771f3b410fc27b3fc",
 }
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache of this test's own; the user's is never written."""
-    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def one_line(failure: pytest.ExceptionInfo) -> str:

@@ -12,12 +12,9 @@ from paper_utils import scores, tables, training, zoo
 from paper_utils.errors import UserError
 from paper_utils.models import BANK
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 SPECS = profiles.fine_tuning_specs("smoke")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
 
 
 def directions(n: int, seed: int) -> torch.Tensor:

@@ -7,13 +7,10 @@ import torch
 from paper_utils import mixture
 from paper_utils.denoisers import OptimalDenoiser
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 TINY = mixture.Study((4, 16), points_seen=64 * 20, dim=3, components=2, width=16, batch=64,
                      tested=200, sigmas=(0.1, 1.0))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
 
 
 def test_points_are_of_the_scale_the_preconditioning_expects():

@@ -15,16 +15,11 @@ from paper_utils.noise import NoiseBank
 from paper_utils.samplers import Solver
 from paper_utils.training import Spec
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 BANK = NoiseBank()
 TINY = Spec("tiny", "unet", dict(width=8, channel_mult=(1, 1), blocks=1, attention=(8,), patch=2),
             images=16, images_seen=48, batch=8, warmup=1, solver=Solver("heun", 4))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache of this test's own; the user's is never written."""
-    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="module")

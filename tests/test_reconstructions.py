@@ -17,15 +17,12 @@ from paper_utils.models import BANK
 from paper_utils.reconstructions import MAIN, PROBLEMS, TASKS, Problem
 from paper_utils.training import Spec
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 TINY = Spec("tiny", "unet", dict(width=8, channel_mult=(1,), blocks=1, attention=(), patch=4),
             images=16)
 GROUPS = {"U-Net": ["a", "b"], "transformer": ["c", "d"]}
 PIXELS = Descriptor("pixels", 3072, 0.9, lambda x: normalize(x.flatten(1).float() - 127.5))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

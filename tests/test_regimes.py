@@ -11,12 +11,9 @@ from paper_utils.errors import UserError
 from paper_utils.models import Model
 from paper_utils.training import Spec
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 SMOKE = profiles.get("smoke")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
 
 
 def fake(width: int, n: int, half: int = 0, seen: int = 100) -> tuple[str, Model]:

@@ -17,7 +17,6 @@ from paper_utils.samplers import Solver
 from paper_utils.students import TEACHER
 
 SMOKE = profiles.get("smoke")
-CHAIN = ["progressive-4", "progressive-2", "progressive-1"]
 ONE, TWO = torch.eye(80).split(40)  # 40 noises whose features are alike in no two places
 copies = partial(scores.copies, threshold=0.5)
 

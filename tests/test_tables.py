@@ -10,12 +10,7 @@ from paper_utils.descriptors import Descriptor
 from paper_utils.errors import UserError
 from paper_utils.models import Model
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache of this test's own; the user's is never written."""
-    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def fake(name: str, shift: float = 0.0) -> Model:
