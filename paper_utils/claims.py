@@ -882,8 +882,8 @@ def blur_explains(gains: pd.DataFrame, sharp: Mapping[str, float]) -> Claim:
 
 
 def distillation(rp: pd.DataFrame, others: Sequence[str], with_teacher: pd.DataFrame,
-                 undistilled: str, gains: pd.DataFrame, sharp: Mapping[str, float],
-                 control: str = "gaussian") -> list[Claim]:
+                 undistilled: str, gains: pd.DataFrame,
+                 sharp: Mapping[str, float]) -> list[Claim]:
     """The claims on distilled students; others: models of many steps that no student saw.
 
     Raises UserError where the progressive student of one step or `ct` is missing.
@@ -896,7 +896,7 @@ def distillation(rp: pd.DataFrame, others: Sequence[str], with_teacher: pd.DataF
     names = [name for name in sharp if name != "teacher"]
     return [progressive_agrees(progressive), consistency_agrees_less(ct, progressive),
             students_of_each_other(rp, others),
-            more_than("RP of students", across(rp, names, others), across(rp, names, [control]),
+            more_than("RP of students", across(rp, names, others), across(rp, names, ["gaussian"]),
                       "the Gaussian denoiser"),
             distilling_helps(with_teacher, undistilled), blur_explains(gains, sharp)]
 

@@ -197,8 +197,7 @@ def subvp() -> Framework:
                      _epsilon_weight, 0.002, 152.0)
 
 
-def discrete(alphas_cumprod: Tensor, prediction: str = "epsilon", name: str = "vp-discrete",
-             label: str = "VP, discrete") -> Framework:
+def discrete(alphas_cumprod: Tensor, prediction: str = "epsilon") -> Framework:
     """A discrete-time VP process of T steps (Ho et al. 2020; every diffusers DDPM scheduler).
 
     alphas_cumprod: [T] decreasing; prediction: 'epsilon', 'v_prediction' or 'sample'. The network
@@ -219,8 +218,8 @@ def discrete(alphas_cumprod: Tensor, prediction: str = "epsilon", name: str = "v
         return sigmas.to(quantile.device)[rows].to(quantile.dtype)
 
     coefficients, weight = _PREDICTIONS[prediction]
-    return Framework(name, label, lambda s: (*coefficients(s), index(s)), noise_level, weight,
-                     low, high)
+    return Framework("vp-discrete", "VP, discrete", lambda s: (*coefficients(s), index(s)),
+                     noise_level, weight, low, high)
 
 
 def _v_coefficients(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -476,12 +475,12 @@ class GaussianDenoiser:
         """
         size = pixels[0].numel()
         if len(pixels) < size:
-            x = pixels.flatten(1).float() / 127.5 - 1
+            x = data.to_unit(pixels).flatten(1)
             _, values, vectors = torch.linalg.svd(x - x.mean(0), full_matrices=False)
             return cls(x.mean(0).view_as(pixels[0]), values**2 / len(x), vectors.T)
         total, product = torch.zeros(size).double(), torch.zeros(size, size).double()
         for part in pixels.split(block):
-            x = part.flatten(1).float() / 127.5 - 1
+            x = data.to_unit(part).flatten(1)
             total += x.double().sum(0)
             product += (x.T @ x).double()
         mean = total / len(pixels)

@@ -71,9 +71,7 @@ def features(descriptor: Descriptor, images: Tensor, batch: int = 256,
     """Descriptors of images uint8 [N, 3, H, W] -> float32 [N, dim], `batch` images at a time."""
     found = torch.empty(len(images), descriptor.dim)
     starts = range(0, len(images), batch)
-    if progress:
-        starts = shown(starts, descriptor.name, len(starts))
-    for start in starts:
+    for start in shown(starts, descriptor.name if progress else "", len(starts)):
         found[start:start + batch] = descriptor(images[start:start + batch])
     return found
 

@@ -6,6 +6,7 @@ start from nothing are the contrast. A table of models has a row for each: model
 ('', 'seed1' or 'other', see profiles.fine_tuning_specs) and how many parameters trained.
 """
 
+import re
 from collections.abc import Mapping
 from functools import partial
 
@@ -59,10 +60,10 @@ def grid(found: Mapping[str, Model]) -> pd.DataFrame:
     for name, model in found.items():
         if name in BASES:
             continue
-        way, images, *run = name.rsplit("-n", 1)[0], *name.rsplit("-n", 1)[1].split("-")
+        way, images, run = re.fullmatch(r"(.+)-n(\d+)-?(.*)", name).groups()
         network = model.denoiser().network
         count = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        rows.append((name, way, int(images), "".join(run), model.images_seen, count))
+        rows.append((name, way, int(images), run, model.images_seen, count))
     columns = ["model", "way", "images", "run", "images seen", "trained parameters"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -178,7 +178,7 @@ def reconstruct(denoiser: Denoiser, measurement: Measurement, operator: Physics,
               _of_rows(denoiser, measurement.y, operator, noise, guidance, start, batch))
     total = len(starts) * guidance.solver.steps
     parts = [state.u[:len(noise) - start] for start, state in
-             (shown(states, progress, total, "step") if progress else states) if state.sigma == 0]
+             shown(states, progress, total, "step") if state.sigma == 0]
     return torch.cat(parts).float()
 
 

@@ -341,7 +341,7 @@ def bands(panels: Mapping[str, Mapping[str, pd.DataFrame]], ylabel: str,
     return figure
 
 
-def against_known_posterior(table: pd.DataFrame, title: str = "") -> Figure:
+def against_known_posterior(table: pd.DataFrame) -> Figure:
     """Distance of Algorithm 1 to the exact answers: of reconstructions.against_the_posterior."""
     panels = {"to mean": "to the posterior mean", "to flow": "to the exact flow, same noise"}
     runs, known = table[table.zeta.notna()], table[table.zeta.isna()].set_index("what")
@@ -359,7 +359,6 @@ def against_known_posterior(table: pd.DataFrame, title: str = "") -> Figure:
             axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
                         bbox_to_anchor=(0.5, -0.19))
         axes[0].set_ylabel("RMS distance")
-        figure.suptitle(title or None, fontsize=10)
         sns.despine(figure)
     return figure
 
@@ -381,9 +380,8 @@ def shares(table: pd.DataFrame, x: str, by: str, chance: float, ylabel: str,
     return figure
 
 
-def gallery(found: Mapping[str, tuple[Tensor, Tensor]], columns: int = 10,
-            title: str = "") -> Figure:
-    """Per row two strips: samples, and under each the training image most similar to it.
+def gallery(found: Mapping[str, tuple[Tensor, Tensor]], title: str = "") -> Figure:
+    """Per row two strips of ten: samples, and under each the training image most similar to it.
 
     found: row label -> (samples, nearest images), uint8 [n, 3, H, W] each.
     """
@@ -391,10 +389,10 @@ def gallery(found: Mapping[str, tuple[Tensor, Tensor]], columns: int = 10,
     for name, (made, near) in found.items():
         strips[name], strips[f"nearest ({name})"] = made, near
     labels = {name: "nearest" if name.startswith("nearest") else name for name in strips}
-    return sample_grid(strips, columns, title, labels)
+    return sample_grid(strips, 10, title, labels)
 
 
-def distances_against_sigma(table: pd.DataFrame, title: str = "") -> Figure:
+def distances_against_sigma(table: pd.DataFrame) -> Figure:
     """Distance of networks to closed forms against sigma: a panel per form, a curve per size."""
     forms = list(dict.fromkeys(table.form))
     with plt.rc_context(STYLE):
@@ -410,12 +408,11 @@ def distances_against_sigma(table: pd.DataFrame, title: str = "") -> Figure:
                      xlabel="noise level $\\sigma$")
         axes.flat[0].set_ylabel("RMS difference of denoisers")
         axes.flat[-1].legend(frameon=False, fontsize=7)
-        figure.suptitle(title, fontsize=10)
         sns.despine(figure)
     return figure
 
 
-def mixture_errors(table: pd.DataFrame, title: str = "") -> Figure:
+def mixture_errors(table: pd.DataFrame) -> Figure:
     """The crossing: error to either truth against the number of points, a panel per sigma."""
     sigmas = sorted(table.sigma.unique())
     columns = ("to empirical", "to ground truth", "between them")
@@ -433,7 +430,6 @@ def mixture_errors(table: pd.DataFrame, title: str = "") -> Figure:
             axis.minorticks_off()
         axes[0].set_ylabel("RMS error per coordinate")
         axes[0].legend(frameon=False, fontsize=7)
-        figure.suptitle(title, fontsize=10)
         sns.despine(figure)
     return figure
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from paper_utils import augmentation, contrast, distillation, networks
+from paper_utils import augmentation, contrast, distillation, networks, trainable
 from paper_utils.denoisers import CONSISTENCY
 from paper_utils.errors import UserError, choose
 from paper_utils.samplers import Solver
@@ -345,7 +345,7 @@ class Transfer:
     learning_rate: float = 1e-3
 
 
-WAYS = ("scratch", "all", "attention", "last", "low-rank")  # of learning the target
+WAYS = ("scratch", *trainable.WAYS)  # of learning the target
 SPLIT = ("cifar10:0-4", "cifar10:5-9")  # where CIFAR-100 cannot be had
 TRANSFERS = {
     "smoke": Transfer(

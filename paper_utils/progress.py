@@ -17,12 +17,15 @@ T = TypeVar("T")
 
 def progress(items: Iterable[T], title: str, total: int, unit: str = "batch",
              note: Callable[[T], str] = lambda item: "") -> Iterator[T]:
-    """Pass `items` through and show how many of `total` are done; note: what to say of an item."""
+    """Pass `items` through and show how many of `total` are done, or nothing without a title.
+
+    note: what to say of an item.
+    """
     how = choose(os.environ.get("PAPER_UTILS_PROGRESS", "bar"), ("bar", "lines", "off"),
                  "PAPER_UTILS_PROGRESS")
-    if how == "bar":
-        return _bar(items, title, total, unit, note)
-    return _lines(items, title, total, unit, note) if how == "lines" else iter(items)
+    if how == "off" or not title:
+        return iter(items)
+    return (_bar if how == "bar" else _lines)(items, title, total, unit, note)
 
 
 def _bar(items: Iterable[T], title: str, total: int, unit: str,

@@ -311,10 +311,11 @@ def shown_measurement(problem: Problem, truth: Tensor) -> Tensor:
 
 # --- what determinism buys ----------------------------------------------------------------------
 
-def ancestral_runs(found: Mapping[str, Model], images: data.Images, steps: int,
-                   problem: Problem = MAIN) -> dict[tuple[str, int], Tensor]:
-    """Stochastic DPS: (model, seed of its fresh noise) -> restored images; the same first noise."""
-    return {(name, seed): answer(model, problem, images, steps, ancestral=seed)
+def ancestral_runs(found: Mapping[str, Model], images: data.Images,
+                   steps: int) -> dict[tuple[str, int], Tensor]:
+    """Stochastic DPS of MAIN: (model, seed of its fresh noise) -> restored images uint8
+    [n, 3, H, W]; the same first noise."""
+    return {(name, seed): answer(model, MAIN, images, steps, ancestral=seed)
             for name, model in found.items() for seed in (0, 1)}
 
 

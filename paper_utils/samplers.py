@@ -190,7 +190,7 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
         raise UserError(f"{len(labels)} labels for {len(noise)} noises: give one for each")
     sampler, parts = SAMPLERS[solver.sampler], []
     rows = range(0, len(noise), batch)
-    for start in shown(rows, progress, len(rows)) if progress else rows:
+    for start in shown(rows, progress, len(rows)):
         part = noise[start:start + batch]
         conditioned = denoiser if labels is None else \
             partial(denoiser, labels=labels[start:start + batch])

@@ -5,6 +5,7 @@ A run is a model with a number of steps. A table of runs has a row for each: run
 """
 
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -54,8 +55,7 @@ def table_of_runs(made: Mapping[str, Model]) -> pd.DataFrame:
     """Columns run, series, steps, evaluations; the teacher by Heun has the series 'teacher'."""
     rows = []
     for name, model in made.items():
-        series = name.rsplit(" ", 1)[0] if name[-1].isdigit() and " " in name else name
-        series = "progressive" if name.startswith("progressive") else series
+        series = re.sub(r"[ -]\d+$", "", name)  # the steps end a name
         rows.append((name, series, model.solver.steps, model.evaluations))
     return pd.DataFrame(rows, columns=["run", "series", "steps", "evaluations"])
 
