@@ -193,15 +193,12 @@ def split_images(n_queries: int, n_distractors: int) -> tuple[Tensor, Tensor, Te
     return test[:n_queries], test[LEFT_OUT:][:half], left_out[:half]
 
 
-Embed = Callable[[Tensor, str], Tensor]
-
-
-def measure(embed: Embed, sources: Tensor, distractors: Tensor, left_out: Tensor) -> dict:
-    """One descriptor's row. embed(images, part) -> unit rows; `part` names the set of images."""
-    calibration = embed(left_out, "left-out")
-    originals, others = embed(sources, "sources"), embed(distractors, "distractors")
+def measure(embed: Callable[[Tensor], Tensor], sources: Tensor, distractors: Tensor,
+            left_out: Tensor) -> dict:
+    """One descriptor's row. embed: images uint8 [N, 3, H, W] -> unit rows [N, D]."""
+    originals, others, calibration = map(embed, (sources, distractors, left_out))
     references = torch.cat([originals, others, calibration])
-    copies = {name: embed(distort(sources, name), name) for name in TRANSFORMS}
+    copies = {name: embed(distort(sources, name)) for name in TRANSFORMS}
     threshold = threshold_at(pair_similarities(calibration), FALSE_POSITIVES)
     test = torch.cat([originals, others])
     nearest = descriptors.max_similarity(originals, torch.cat([others, calibration]))
@@ -234,13 +231,11 @@ def share_above(similarities: Tensor, threshold: float) -> float:
 
 
 def run_benchmark(names: Iterable[str], n_queries: int = 1_000, n_distractors: int = 10_000,
-                  cache: Path | None = None, half: bool = False, progress: bool = False):
+                  half: bool = False):
     """A pandas.DataFrame, a row per descriptor: µAP, recall, thresholds, false positives, speed.
 
-    n_queries test images in ten distortions each, among n_distractors. `cache`: a folder that
-    keeps the features of slow descriptors, piece by piece, so that a killed run goes on. half:
-    bfloat16 inside the networks, where the CPU has it. Raises UserError for unknown descriptors
-    and sizes.
+    n_queries test images in ten distortions each, among n_distractors. half: bfloat16 inside the
+    networks, where the CPU has it. Raises UserError for unknown descriptors and sizes.
     """
     import pandas as pd
 
@@ -248,7 +243,7 @@ def run_benchmark(names: Iterable[str], n_queries: int = 1_000, n_distractors: i
     parts = split_images(n_queries, n_distractors)
     rows = {}
     for descriptor in loaded:
-        embed = partial(cached_features, descriptor, cache, half, progress)
+        embed = partial(kept_features, descriptor, half)
         rows[descriptor.name] = {
             "queries": n_queries * len(TRANSFORMS), "references": n_queries + n_distractors,
             **measure(embed, *parts),
@@ -256,25 +251,14 @@ def run_benchmark(names: Iterable[str], n_queries: int = 1_000, n_distractors: i
     return pd.DataFrame(rows).T.rename_axis("descriptor")
 
 
-def cached_features(descriptor: descriptors.Descriptor, cache: Path | None, half: bool,
-                    progress: bool, images: Tensor, part: str, piece: int = 100) -> Tensor:
-    """descriptors.features, kept in `cache` in pieces of 100 images where a cache is given."""
+def kept_features(descriptor: descriptors.Descriptor, half: bool, images: Tensor,
+                  piece: int = 50) -> Tensor:
+    """descriptors.features of uint8 [N, 3, H, W]; an artifact a piece, so a killed run goes on."""
+    from paper_utils import tables  # with pandas, which training the descriptor does without
+
+    parts = (data.Images(rows, torch.zeros(len(rows)), "") for rows in images.split(piece))
     with bf16("cpu", half):
-        if cache is None or not len(images):
-            return descriptors.features(descriptor, images, progress=progress)
-        return torch.cat([_piece(descriptor, cache / f"{descriptor.name}-{part}-{k}.npy", rows)
-                          for k, rows in enumerate(images.split(piece))])
-
-
-def _piece(descriptor: descriptors.Descriptor, path: Path, images: Tensor) -> Tensor:
-    if path.exists() and len(kept := np.load(path)) == len(images):
-        return torch.from_numpy(kept).float()
-    found = descriptors.features(descriptor, images, batch=25)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part.npy")
-    np.save(part, found.numpy())
-    part.replace(path)
-    return found
+        return torch.cat([tables.features_of(descriptor, part) for part in parts])
 
 
 def images_per_second(descriptor: descriptors.Descriptor, images: Tensor) -> float:
@@ -295,7 +279,6 @@ def main(arguments: list[str] | None = None) -> int:
                         help="test images (x 10 distortions)")
     parser.add_argument("--distractors", type=positive(int), default=10_000)
     parser.add_argument("--out", type=Path, default=Path("tab_copy_detection.csv"))
-    parser.add_argument("--cache", type=Path, help="folder that keeps features between runs")
     parser.add_argument("--half", action="store_true",
                         help="bfloat16 inside the networks, where the CPU has it")
     asked = parser.parse_args(arguments)
@@ -304,8 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _measure(asked: Namespace) -> None:
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    table = run_benchmark(asked.names, asked.queries, asked.distractors, asked.cache, asked.half,
-                          progress=True)
+    table = run_benchmark(asked.names, asked.queries, asked.distractors, asked.half)
     table.to_csv(asked.out)
     print(table.T.to_string(float_format="{:.4g}".format))
 

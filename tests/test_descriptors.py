@@ -296,7 +296,7 @@ def little_cifar(monkeypatch, real):
     monkeypatch.setattr(copy_detection, "LEFT_OUT", 60)
 
 
-def test_benchmark_prefers_a_descriptor_that_looks(little_cifar, tmp_path):
+def test_benchmark_prefers_a_descriptor_that_looks(little_cifar, cache, tmp_path):
     out = tmp_path / "table.csv"
     copy_detection.main(["cifar-copy", "pixels", "--queries", "20", "--distractors", "120",
                          "--out", str(out)])
@@ -308,15 +308,21 @@ def test_benchmark_prefers_a_descriptor_that_looks(little_cifar, tmp_path):
     assert (table["references"] == 140).all() and (table["queries"] == 200).all()
 
 
-def test_features_are_kept_and_used_again(tmp_path, real):
+def test_features_are_kept_and_used_again_by_the_same_descriptor(cache, real):
     calls = []
-    embed = lambda images: calls.append(len(images)) or images.flatten(1)[:, :8]  # noqa: E731
-    fake = descriptors.Descriptor("fake", 8, 0.5, embed)
-    args = (fake, tmp_path, False, False)
-    first = copy_detection.cached_features(*args, real[:130], "part")
-    assert sum(calls) == 130
-    again = copy_detection.cached_features(*args, real[:130], "part")
-    assert sum(calls) == 130 and torch.equal(first, again)
+
+    def fake(first: int) -> descriptors.Descriptor:
+        def embed(images):
+            calls.append(len(images))
+            return images.flatten(1)[:, first:first + 8]
+
+        return descriptors.Descriptor("fake", 8, 0.5, embed)
+
+    one, other = (copy_detection.kept_features(fake(k), False, real[:130]) for k in (0, 8))
+    assert not torch.equal(one, other)  # other weights under the same name
+    calls.clear()
+    again = copy_detection.kept_features(fake(0), False, real[:130])
+    assert max(calls) == 4 and torch.equal(one, again)
 
 
 @pytest.mark.parametrize("sizes", [(0, 100), (5_001, 100), (10, 10_002), (10, 2)])
