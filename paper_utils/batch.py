@@ -49,10 +49,12 @@ class Batch:
 
     @property
     def target(self) -> str:
+        """The rule of the Snakefile that is asked for."""
         return "shard" if self.shard else "report" if self.with_report else "figures"
 
     @property
     def folder(self) -> Path:
+        """Where the executed notebooks are."""
         return ROOT / "figures" / self.profile / "executed"
 
     def command(self, *more: str) -> list[str]:

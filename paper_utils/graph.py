@@ -49,7 +49,7 @@ class Job:
 
     @property
     def given_up(self) -> Path:
-        """Is there while a share has tried it in vain, so that other shares need not wait."""
+        """A file that exists while a share has tried this job in vain: other shares do not wait."""
         return self.marker.with_suffix(".failed")
 
     def minutes(self, device: str) -> float:

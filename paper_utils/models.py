@@ -1,4 +1,4 @@
-"""The models of section 2, each one a function from the shared noise to an image.
+"""Models, each one a function from the shared noise to an image, and their samples.
 
 A model may be trained on the spot, loaded from zoo/, or closed-form; what compares them does not
 know which.

@@ -3,8 +3,9 @@
 Every network is called as `network(x, noise_label, labels=None)`: x [B, C, H, W], noise_label [B]
 float (whatever c_noise(sigma) gives), labels int64 [B], where `num_classes` is the null class, for
 which None stands too; it returns a tensor like x. `has_null_class` tells whether it trains with
-label dropout, so that the null class means something. `build(arch, **kwargs)` makes one by name. On
-a CPU they train fastest in channels_last under bfloat16 autocast.
+label dropout, so that the null class means something. `build(arch, **kwargs)` makes one by name.
+They train fastest in channels_last, under bfloat16 autocast where the device has it
+(precision.has_bf16).
 """
 
 import inspect
@@ -43,10 +44,12 @@ def xavier(layer: nn.Module, gain: float = 1.0) -> nn.Module:
 
 
 def linear(inputs: int, outputs: int, gain: float = 1.0, bias: bool = True) -> nn.Linear:
+    """A linear layer initialised as the U-Nets' are, see `xavier`."""
     return xavier(nn.Linear(inputs, outputs, bias=bias), gain)
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, gain: float = 1.0, **kwargs) -> nn.Conv2d:
+    """A convolution that keeps the size, initialised as the U-Nets' are, see `xavier`."""
     return xavier(nn.Conv2d(inputs, outputs, kernel, **{"padding": kernel // 2, **kwargs}), gain)
 
 
@@ -66,6 +69,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 def group_norm(channels: int) -> GroupNorm:
+    """Groups of at least 4 channels, at most 32 groups, as in SongUNet."""
     return GroupNorm(min(32, max(1, channels // 4)), channels, eps=1e-6)
 
 
@@ -360,6 +364,7 @@ class Decoder(nn.Module):
 
 
 def image_head(channels: int, outputs: int) -> nn.Sequential:
+    """Features [B, channels, H, W] -> the output image; 0 before training."""
     return nn.Sequential(group_norm(channels), nn.SiLU(), conv(channels, outputs, gain=0.0))
 
 
@@ -432,11 +437,13 @@ class Attention(nn.Module):
 
 
 def mlp(dim: int, ratio: float, approximate: str = "none") -> nn.Sequential:
+    """The feed-forward part of a transformer block; approximate: of GELU, 'none' or 'tanh'."""
     hidden = int(dim * ratio)
     return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(approximate), nn.Linear(hidden, dim))
 
 
 def patchify(channels: int, dim: int, patch: int) -> nn.Conv2d:
+    """Image [B, C, H, W] -> patch embeddings [B, dim, H / patch, W / patch]."""
     return nn.Conv2d(channels, dim, patch, stride=patch)
 
 
@@ -448,6 +455,7 @@ def unpatchify(tokens: Tensor, patch: int) -> Tensor:
 
 
 def check_tokens(image_size: int, patch: int, dim: int, heads: int) -> None:
+    """UserError where the sizes of a transformer do not divide."""
     if image_size % patch or dim % heads or dim % 4:
         raise UserError(f"patch {patch} must divide image_size {image_size}, "
                         f"and heads {heads} and 4 must divide dim {dim}")

@@ -37,6 +37,7 @@ class Output:
 
     @classmethod
     def of(cls, profile: str) -> "Output":
+        """That of a profile; UserError for an unknown one."""
         return cls(FIGURES / choose(profile, profiles.PROFILES, "profile"))
 
     def figure(self, figure: Figure, name: str) -> Figure:

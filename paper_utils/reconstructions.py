@@ -53,6 +53,7 @@ class Problem:
         return ELSEWHERE if self.other_noise else 0
 
     def guidance(self, steps: int, **changes) -> Guidance:
+        """Algorithm 1 of this problem in `steps` steps. changes: of the Guidance."""
         solver = Solver("dpm-solver-1", steps, "karras", 0.01, 80)
         return replace(Guidance(30 / steps * self.zeta, solver, "variance-preserving"), **changes)
 

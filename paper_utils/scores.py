@@ -39,7 +39,7 @@ class Score:
 
 
 def table_of(rows: list[dict], *where: str) -> pd.DataFrame:
-    """The rows; without any, an empty table with the columns that tell where they would be."""
+    """A table of `Score.row`s; of none, one with the columns `where`, score, low, high, n."""
     return pd.DataFrame(rows, columns=None if rows else [*where, "score", "low", "high", "n"])
 
 
@@ -141,7 +141,7 @@ def agreement(mine: Tensor, theirs: Tensor, hits: Hits,
 
 
 def over_pairs(pairs: Iterable[tuple[Tensor, Tensor]], hits: Hits) -> Tensor:
-    """Which of n noises each of several pairs of models' rows agrees on: [n, pairs]."""
+    """bool [n, pairs]: whether the two models of each pair agree on each of n noises."""
     return torch.stack([hits(mine, theirs) for mine, theirs in pairs], 1)
 
 

@@ -83,8 +83,10 @@ def samples(made: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
 
 def group_score(one: Tensor, others: Sequence[Tensor], hits: Hits,
                 resamples: int = 1_000) -> tuple[scores.Score, float]:
-    """How often a model agrees with each of several on the same noises, in the mean, and the same
-    for shuffled noises."""
+    """Mean agreement of one model with several on the same noises, and its chance level.
+
+    one, others: features [n, d] or images [n, 3, H, W], whatever `hits` takes.
+    """
     return scores.mean_agreement([(one, other) for other in others], hits, resamples)
 
 

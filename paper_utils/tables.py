@@ -1,4 +1,4 @@
-"""The tables of section 2, from samples and features; each returns a DataFrame."""
+"""Tables of models, what a table is made from (features of a dataset), and the checks of sheets."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -93,6 +93,7 @@ class Spec:
         return images.half(1, self.images) if self.half else images.first(self.images)
 
     def to_json(self) -> str:
+        """What the metadata of a file of weights holds; `from_json` reads it."""
         return json.dumps(asdict(self))
 
     def is_recorded_as(self, values: dict) -> bool:
@@ -101,6 +102,7 @@ class Spec:
 
     @classmethod
     def from_json(cls, text: str) -> "Spec":
+        """The specification in such a text; fields of another version are left out."""
         values = {k: v for k, v in json.loads(text).items() if k in {f.name for f in fields(cls)}}
         return cls(**values | {"solver": Solver(**values["solver"])})
 
@@ -272,6 +274,7 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from the tensors of `state_dict`."""
         self.denoiser.network.load_state_dict(below("network.", state))
         self.ema.network.load_state_dict(below("ema.", state))
         if self.objective.target is not None:
