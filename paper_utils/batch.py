@@ -5,8 +5,6 @@
 See workflow/Snakefile for the graph and workflow/profiles/ for where it runs.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import fcntl

@@ -6,8 +6,6 @@
 Exit code 0: done. 1: a notebook failed. 2: a mistake on the command line or in a parameter.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import contextlib

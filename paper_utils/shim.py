@@ -7,8 +7,6 @@ everything except detection. ``import paper_utils`` arranges this for the first 
 torchvision that follows, and costs nothing until then.
 """
 
-from __future__ import annotations
-
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
