@@ -85,8 +85,8 @@ print("largest distance from the mean image:", round((constant - mean).abs().max
 # models, so the sum is less. Batches run by `papermill notebooks/01_unconditional.ipynb out.ipynb
 # -p profile gpu`, or all of them by `make report PROFILE=gpu`.
 #
-# What came of it, as the notebooks of this profile left it when they last ran; their tables have
-# the rule behind each verdict and what was measured, `make report` makes a page of it all.
+# The results so far, from the last run of each notebook with this profile. Its tables have the rule
+# behind each verdict and what was measured; `make report` makes a page of it all.
 
 # %% tags=["nbval-ignore-output"]
 claims.overview(output.folder)

@@ -83,7 +83,8 @@ for name in models.CLOSED_FORMS:
     against[name] = regimes.with_closed_form(grid, images, features, theirs, describe,
                                              sizes.resamples)
     output.table(against[name], f"tab_rp_with_{name}")
-output.table(rp, "tab_rp_against_images")
+by_pixels = regimes.between_widths(grid, images, scores.close, sizes.resamples)
+output.table(rp.assign(**{"MAE score": by_pixels.score}), "tab_rp_against_images")
 output.table(gl, "tab_gl_against_images")
 nested = regimes.cells(gl)
 curves = {"RP between widths": regimes.beside_control(rp, against["gaussian"]),

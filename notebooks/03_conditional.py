@@ -82,12 +82,15 @@ output.figure(plots.sample_grid(row, columns=11, heads=["no class", *data.CLASSE
 # ## RP_cond
 #
 # Averaged over all classes of a noise; the intervals resample noises. Beside it RP of the
-# unconditional twins on the same noises, and the difference of the two.
+# unconditional twins on the same noises, and the difference of the two. The column *other class*
+# of the table is the same score with another class for the second model: how much of RP_cond
+# comes from the noise and not from the class.
 
 # %%
 features = {name: conditional.features(describe, rows) for name, rows in images.items()}
 plain = {name: descriptors.features(describe, rows) for name, rows in unconditional.items()}
 rp_cond = scores.pairwise(features, copies, sizes.resamples)
+rp_cond["other class"] = conditional.other_class(rp_cond, features, copies)
 rp_plain = scores.pairwise(plain, copies, sizes.resamples)
 compared = [*twin.values(), "gaussian"]
 rp_twins = claims.among(rp_plain, compared)

@@ -37,6 +37,7 @@ from dataclasses import replace
 
 from paper_utils import claims, data, descriptors, explore, models, plots, profiles, run, tables
 from paper_utils import reconstructions as inverse
+from paper_utils import zoo
 from paper_utils.reconstructions import BOXES, DROPS, MAIN, TASKS, ZETAS
 
 run.check_parameters()
@@ -100,9 +101,16 @@ blocks = tables.over("task", {p.task.name: inverse.block_scores(
 gaps = tables.over("task", {p.task.name: inverse.family_gap(
     features[p.name], groups, describe.threshold, sizes.resamples) for p in TASKS})
 output.table(gaps, "tab_family_gap")
+free = {name: descriptors.features(describe, rows) for name, rows in
+        models.shipped_samples(found, zoo.FOLDER, sizes.noises, sizes.shipped).items()}
+free_gap = inverse.family_gap(free, groups, describe.threshold, sizes.resamples)
+output.table(free_gap, "tab_family_gap_without_measurement")
 output.table(blocks, "tab_rp_blocks")
 
 # %% [markdown]
+# The difference within a family and across, by task, and before it the same of the unconditional
+# samples of these eight models: how far the families are apart where nothing is measured.
+#
 # Is it the family? Two seeds of one recipe are always inside one, and the DiTs share a framework
 # that no U-Net has. So the same differences from pairs of different frameworks alone, and at the
 # largest step size, where they are largest.
@@ -121,12 +129,14 @@ output.table(apart, "tab_family_gap_apart")
 #
 # ## From easy to hard
 #
-# More lost pixels, a larger box, and last the largest step size.
+# More lost pixels, a larger box, and last the largest step size. The last row is the Gaussian
+# denoiser.
 
 # %%
 hard = {p.name: inverse.pairwise(features[p.name], describe, sizes.resamples)
         for p in (*DROPS, *BOXES, ZETAS[-1])}
-output.figure(plots.heatmaps(hard, list(found), 0.0, note, groups, columns=4),
+output.table(tables.over("problem", hard), "tab_rp_difficulty")
+output.figure(plots.heatmaps(hard, [*found, "gaussian"], 0.0, note, groups, columns=4),
               "fig_rp_difficulty")
 drops, boxes = (inverse.curves(problems, lambda p: p.task.level, answers, features, truth, groups,
                                describe, sizes.resamples) for problems in (DROPS, BOXES))

@@ -40,7 +40,7 @@ study = profiles.transfer(profile, pretraining)
 output = plots.Output.of(profile)
 describe = descriptors.load(descriptor, device)
 target = data.load(study.target)
-which = f"pre-trained on {study.base}, fine-tuned on {study.target}"
+which = f"pre-trained on {data.title(study.base)}, fine-tuned on {data.title(study.target)}"
 print(which)
 
 # %% [markdown]

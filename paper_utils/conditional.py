@@ -187,6 +187,20 @@ def best_class(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     return best.indices, best.values
 
 
+def other_class(pairs: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits) -> pd.Series:
+    """Of pairs of models how often the same noise with another class gives the same image.
+
+    rows: features [n, classes, d] by model. The mean over every class and every other one, a
+    baseline of RP_cond: what of it is the noise's.
+    """
+    def share(mine: Tensor, theirs: Tensor) -> float:
+        others = [hits(mine, theirs.roll(k, 1)) for k in range(1, mine.shape[1])]
+        return torch.stack(others).double().mean().item()
+
+    return pd.Series([share(rows[row.model], rows[row.other]) for row in pairs.itertuples()],
+                     pairs.index, float)
+
+
 def elsewhere(rows: Tensor) -> Tensor:
     """For every noise as many rows from random other noises and classes: [n, C, d] -> the same."""
     n, classes, _ = rows.shape

@@ -135,6 +135,11 @@ def load(name: str = "cifar10", split: str = "train", cache: Path | None = None)
     return whole.classes(*_class_range(part)) if part else whole
 
 
+def title(name: str) -> str:
+    """The name of a dataset as a figure has it: 'cifar10:0-4' is 'CIFAR-10, classes 0-4'."""
+    return name.replace("cifar", "CIFAR-").replace(":", ", classes ")
+
+
 def _class_range(text: str) -> tuple[int, int]:
     """'0-4' -> (0, 4)."""
     if not re.fullmatch(r"\d+-\d+", text):

@@ -195,12 +195,13 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
     x: the column on the horizontal axis, in powers of two unless `linear`. paper: panel -> the
     paper's curves (columns x, by, score), drawn pale and dashed. labels: panel -> its vertical
     axis. shaded: mark the paper's two regimes. What was not measured is not drawn, nor bridged by
-    its neighbours.
+    its neighbours. A colour means the same curve in every panel.
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(4.1 * len(panels) + 0.3, 4.0),
                                     layout="constrained", squeeze=False)
         sizes = sorted(set().union(*(table[x] for table in panels.values())))
+        looks = _looks(key for table in panels.values() for key in table.get(by, ()))
         for axis, (name, table) in zip(axes.flat, panels.items()):
             if not len(table):
                 axis.text(0.5, 0.5, "not trained yet", ha="center", transform=axis.transAxes)
@@ -211,12 +212,11 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
             if published is not None:
                 ticks = sorted({*ticks, *published[x]})
                 _pale_curves(axis, published, by, x)
-            looks = _looks(table[by])
             for k, (key, curve) in enumerate(table.groupby(by, sort=False)):
                 whole = curve.set_index(x).reindex(sizes).reset_index()
                 label = f"{by} {key}" if isinstance(key, int) else str(key)
                 # where curves coincide, each shows around the next
-                _curve(axis, whole, x, label, *looks[key], size=max(7 - k, 2))
+                _curve(axis, whole, x, label, *looks[key], size=max(7 - k, 3.5))
             if shaded:
                 _regimes(axis, ticks)
             (_linear_axis if linear else _power_axis)(axis, ticks, x)
@@ -252,7 +252,7 @@ def _pale_curves(axis, published: pd.DataFrame, by: str, x: str) -> None:
 def _regimes(axis, ticks: Sequence[int]) -> None:
     """The paper's two regimes, shaded and named above the axis."""
     low, high = min(ticks) / 1.3, max(ticks) * 1.3
-    for name, start, stop, colour in (("memorization", low, MEMORIZATION, "#F4E3C1"),
+    for name, start, stop, colour in (("paper: memorization", low, MEMORIZATION, "#F4E3C1"),
                                       ("generalization", GENERALIZATION, high, "#D5E8F0")):
         if low <= start < stop <= high:
             axis.axvspan(start, stop, color=colour, alpha=0.55, lw=0, zorder=0)
@@ -307,7 +307,8 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
                 axis.set_yscale("log", base=2)
                 axis.yaxis.set_major_formatter("{x:g}")
             elif {"low", "high"} <= set(table) and table.score.between(0, 1).all():
-                axis.set_ylim(-0.03, 1.03)
+                bottom = np.floor(10 * table.low.min()) / 10 if table.low.min() > 0.5 else 0.0
+                axis.set_ylim(bottom - 0.03 * (1 - bottom), 1 + 0.03 * (1 - bottom))
             shown |= dict(zip(*reversed(axis.get_legend_handles_labels())))
         figure.legend(shown.values(), shown, frameon=False, fontsize=7.5, ncols=2 * len(panels),
                       loc="outside lower center")
@@ -356,7 +357,7 @@ def against_known_posterior(table: pd.DataFrame) -> Figure:
                 if row[column] > 0:
                     axis.axhline(row[column], color="0.35", lw=1, ls=style, label=what)
             _ticks(axis, sorted(runs.zeta.unique()), log=True)
-            axis.set(title=label, xlabel="step size $\\zeta$ (of 30 steps)", ylim=(0, None))
+            axis.set(title=label, xlabel="step size $\\zeta$ (scaled as for 30 steps)", ylim=(0, None))
             axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
                         bbox_to_anchor=(0.5, -0.19))
         axes[0].set_ylabel("RMS distance")

@@ -86,8 +86,8 @@ GRADES = ("Grades of what the paper says: S read in a source, F measured from a 
 
 
 def _verdict_part(found: list[Page], folder: Path, jobs: Mapping[str, Job]) -> str:
-    lines = ["## Verdicts", "", "Every rule was written down before its numbers were seen; a claim "
-             f"opens to its rule and all that was measured. {GRADES}"]
+    lines = ["## Verdicts", "", f"{claims.RULES} A claim opens to its rule and all that was "
+             f"measured. {GRADES}"]
     known = {page.name: page for page in found}
     for section, rows in claims.load(folder).items():
         page = known[claims.SECTIONS[section]]
@@ -168,7 +168,8 @@ def ledger(found: list[Page], folder: Path, jobs: Mapping[str, Job], device: str
         rows.append((page.name, state, graph.hours(needed, device),
                      *(sum(row[key] for row in used) / 60 if used else math.nan
                        for key in ("minutes", "CPU minutes")),
-                     *measured, ", ".join(name for name, _ in page.figures)))
+                     *measured, ", ".join(name for name, _ in page.figures
+                                          if not page.there or (folder / f"{name}.png").exists())))
     return pd.DataFrame(rows, columns=["notebook", "state", "models, estimated hours",
                                        "used", "of it CPU hours", "notebook, minutes",
                                        "CPU minutes", "peak memory, GiB", "figures"])

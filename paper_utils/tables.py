@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from statistics import median
 
 import pandas as pd
 from torch import Tensor
@@ -96,6 +97,44 @@ def model_table(found: Mapping[str, Model], features: Mapping[str, Tensor], gl: 
     held_out = {"model": "real images", "architecture": "held-out CIFAR-10", "GL": gl["held-out"],
                 distance: scores.frechet(real[:cut], real[cut:])}
     return pd.concat([table, pd.DataFrame([held_out])], ignore_index=True)
+
+
+def rp_by_threshold(features: Mapping[str, Tensor], control: Tensor, own: float,
+                    thresholds: Sequence[float] = (0.6, 0.85, 0.9)) -> pd.DataFrame:
+    """RP of every pair of models where copies are told by other cosines than the descriptor's own.
+
+    features: of the models; control: of the Gaussian denoiser. Columns: threshold, lowest, median
+    and highest RP over pairs, median RP with the control, the highest RP of shuffled noises.
+    """
+    rows = []
+    for threshold in sorted({own, *thresholds}):
+        copies = partial(scores.copies, threshold=threshold)
+        pairs = scores.pairwise(features, copies, 1)
+        with_control = [copies(one, control).double().mean().item() for one in features.values()]
+        rows.append({"threshold": threshold, "lowest RP": pairs.score.min(),
+                     "median RP": pairs.score.median(), "highest RP": pairs.score.max(),
+                     "median with the Gaussian denoiser": median(with_control),
+                     "highest shuffled": pairs.shuffled.max()})
+    return pd.DataFrame(rows)
+
+
+def between_seeds(features: Mapping[str, Tensor], seeds: Sequence[tuple[str, str]],
+                  hits: scores.Hits, resamples: int = 1_000) -> pd.DataFrame:
+    """What a second seed of one recipe changes: RP of either seed's model with every other one.
+
+    Columns: model, seed (its twin), other, score, of the twin, difference, low, high, n; the
+    interval is over noises.
+    """
+    rows = []
+    for one, twin in seeds:
+        for other in features.keys() - {one, twin}:
+            mine, theirs = (hits(features[name], features[other]) for name in (one, twin))
+            rows.append(scores.paired_difference(theirs, mine, resamples).row(
+                "difference", model=one, seed=twin, other=other, score=mine.double().mean().item(),
+                twin=theirs.double().mean().item()))
+    columns = ["model", "seed", "other", "score", "twin", "difference", "low", "high", "n"]
+    table = pd.DataFrame(rows, columns=columns).sort_values(["model", "difference", "other"])
+    return table.rename(columns={"twin": "of the twin"}).reset_index(drop=True)
 
 
 def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str],

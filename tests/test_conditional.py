@@ -276,9 +276,9 @@ def test_a_hub_that_has_no_such_pipeline_is_one_line(tmp_path):
 # --- claims -------------------------------------------------------------------------------------
 
 def pairs(low: float, high: float, chance: float = 0.0, names=("a", "b")):
-    return pd.DataFrame([(*names, (low + high) / 2, low, high, chance, chance, 100)],
+    return pd.DataFrame([(*names, (low + high) / 2, low, high, chance, chance, 0.25, 100)],
                         columns=["model", "other", "score", "low", "high", "shuffled", "random",
-                                 "n"])
+                                 "other class", "n"])
 
 
 def gap(difference: float, half: float):
@@ -295,11 +295,28 @@ def gap(difference: float, half: float):
     (0.0, 0.05, 0.6, "not reproduced")])
 def test_carrying_over_is_judged_by_the_twins(difference, half, chance, verdict):
     claim = claims.carries_over(gap(difference, half), pairs(0.5, 0.7, chance))
-    assert claim.verdict == verdict
+    assert claim.verdict == verdict and "another class 0.25 to 0.25" in claim.measured
+
+
+def test_pairs_without_the_budget_of_their_twins_are_counted():
+    rp = pd.concat([pairs(0.5, 0.7), pairs(0.2, 0.3, names=("a", "c"))])
+    verdict = claims.carries_over(gap(0.0, 0.05), rp).verdict
+    assert verdict == "reproduced by the 1 of 2 pairs with the budget of their twins"
+
+
+def test_another_class_from_the_same_noise():
+    """The models make one image a class; the third's are the first's of the class before."""
+    rows = torch.eye(4).expand(3, 4, 4)
+    features = {"a": rows, "b": rows, "c": rows.roll(1, 1)}
+    equal = lambda one, other: (one == other).all(-1)  # noqa: E731
+    table = scores.pairwise(features, equal, 1)
+    assert table.score.tolist() == [1.0, 0.0, 0.0]
+    assert conditional.other_class(table, features, equal).tolist() == [0.0, 1 / 3, 1 / 3]
 
 
 @pytest.mark.parametrize("low, random, verdict", [
-    (0.8, 0.2, "reproduced"), (0.3, 0.2, "partly: above chance"), (0.1, 0.2, "not reproduced")])
+    (0.8, 0.2, "reproduced"), (0.6, 0.2, "partly: lower than two unconditional models"),
+    (0.6, 0.4, "not reproduced"), (0.1, 0.2, "not reproduced")])
 def test_between_is_judged_by_random_samples_and_by_unconditional_models(low, random, verdict):
     claim = claims.one_class_is_the_unconditional(pairs(low, 0.95, random), pairs(0.8, 0.9))
     assert claim.verdict == verdict and "recalled" in claim.statement

@@ -212,6 +212,8 @@ def test_partial_fine_tuning_with_few_images(rp, gl, verdict):
     claim = claims.partial_with_few(pairs, copied, still, bases)
     assert claim.verdict == verdict and "recalled" in claim.statement
     assert "started from RP 0.40" in claim.measured and "0.70 [0.60, 0.80]" in claim.measured
+    stayed = claims.partial_with_few(pairs, copied, curve({("attention", 16): 0.91}), bases)
+    assert stayed.verdict == "not decided: 'attention' did not leave the network it started from"
     missing = claims.partial_with_few(pairs[pairs.way != "attention"], copied, still, bases)
     assert missing.verdict == "not decided: not trained yet"
 

@@ -256,8 +256,11 @@ def blocks(score: float, other: float) -> pd.DataFrame:
 @pytest.mark.parametrize("lows, verdict", [
     ((0.2, 0.3, 0.11, 0.4), "reproduced"),
     ((0.2, 0.3, 0.05, 0.4), "partly: lower across on 2 of 2 tasks, by more than 0.1 on 1"),
-    ((0.2, -0.1, 0.05, 0.4), "partly: lower across on 1 of 2 tasks, by more than 0.1 on 0"),
-    ((-0.2, 0.3, 0.2, -0.1), "not reproduced")])
+    ((0.2, 0.09, 0.05, -0.4),
+     "not reproduced: lower across on 1 of 2 tasks, by more than 0.1 on none"),
+    ((0.2, -0.1, 0.11, 0.4), "partly: lower across on 1 of 2 tasks, by more than 0.1 on 1"),
+    ((-0.2, 0.3, 0.2, -0.1),
+     "not reproduced: lower across on 0 of 2 tasks, by more than 0.1 on none")])
 def test_families_differ_where_both_families_are_above(lows, verdict):
     assert claims.families_differ(gaps(*lows), blocks(0.5, 0.1)).verdict == verdict
 

@@ -117,3 +117,29 @@ def test_rp_under_every_descriptor(monkeypatch):
     assert table.loc["colour", "highest RP"] == 1 and table.loc["colour", "noises"] == 20
     assert table.loc["colour", "lowest RP"] < 1 and table.loc["colour", "highest shuffled"] < 1
     assert any(name.startswith("absent (") for name in table.index)
+
+
+# --- what RP hangs on ---------------------------------------------------------------------------
+
+def test_rp_at_other_thresholds():
+    """Cosines .8 between the models and .96 and .6 with the control, on every noise."""
+    def at(cosine: float) -> torch.Tensor:
+        return torch.tensor([[cosine, (1 - cosine**2) ** 0.5]]).expand(5, 2)
+
+    found = tables.rp_by_threshold({"a": at(1.0), "b": at(0.8)}, at(0.6), own=0.7,
+                                   thresholds=(0.5, 0.9))
+    assert found.threshold.tolist() == [0.5, 0.7, 0.9]
+    assert found["median RP"].tolist() == [1.0, 1.0, 0.0]
+    assert found["median with the Gaussian denoiser"].tolist() == [1.0, 0.5, 0.5]
+
+
+def test_what_a_second_seed_changes():
+    same = torch.eye(4)
+    half = torch.cat([same[:2], -same[2:]])
+    features = {"a": same, "a-seed1": half, "b": same, "c": half}
+    equal = lambda one, other: (one == other).all(-1)  # noqa: E731
+    found = tables.between_seeds(features, [("a", "a-seed1")], equal).set_index("other")
+    assert found.score.to_dict() == {"b": 1.0, "c": 0.5}
+    assert found["of the twin"].to_dict() == {"b": 0.5, "c": 1.0}
+    assert found.difference.to_dict() == {"b": -0.5, "c": 0.5} and set(found.n) == {4}
+    assert tables.between_seeds(features, [], equal).empty
