@@ -247,7 +247,7 @@ def test_pipelines_are_compared_on_noises_of_one_shape_and_by_name(dit, capsys):
 
 def test_a_dit_agrees_with_diffusers_own_sampler(dit):
     """The same latents, class and DDIM steps, without guidance, through diffusers' scheduler."""
-    from diffusers import DDIMScheduler, DiTTransformer2DModel
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
 
     transformer = DiTTransformer2DModel.from_pretrained(dit, subfolder="transformer").eval()
     scheduler = DDIMScheduler.from_pretrained(dit, subfolder="scheduler", clip_sample=False,
@@ -261,7 +261,11 @@ def test_a_dit_agrees_with_diffusers_own_sampler(dit):
             x = scheduler.step(eps, t, x).prev_sample
     alphas = scheduler.alphas_cumprod[scheduler.timesteps].double()
     sigmas = torch.cat([((1 - alphas) / alphas).sqrt(), torch.zeros(1, dtype=torch.float64)])
-    denoiser, _ = denoisers.from_diffusers_dit(str(dit))
+    denoiser, decode = denoisers.from_diffusers_dit(str(dit))
+    vae = AutoencoderKL.from_pretrained(dit, subfolder="vae").eval()
+    with torch.no_grad():
+        image = vae.decode(noise / vae.config.scaling_factor).sample
+    torch.testing.assert_close(decode(noise), image)
     u0 = (1 + sigmas[0] ** 2).sqrt() * noise  # diffusers starts at x, we at u = x / s
     with torch.no_grad():
         *_, u = SAMPLERS["euler"](partial(denoiser, labels=label), (u0 / sigmas[0]).double(), sigmas)

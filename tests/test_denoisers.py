@@ -1,6 +1,7 @@
 """Frameworks against their published definitions, closed forms against brute force."""
 
 import math
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -418,3 +419,32 @@ def test_per_class_sends_each_row_to_its_part():
         denoisers.PerClass(parts)(u, sigma, torch.tensor([0, 2, 1]))
     with pytest.raises(UserError, match="give it labels"):
         denoisers.PerClass(parts)(u, sigma)
+
+
+def of_time(t: float) -> float:
+    """sigma of VP at time t: alpha^2 = exp(-integral of beta), sigma^2 = 1 / alpha^2 - 1."""
+    return math.sqrt(math.expm1(beta_integral(t)))
+
+
+def subvp_of_time(t: float) -> float:
+    """The same of sub-VP: (1 - alpha^2) / alpha."""
+    return (1 - math.exp(-beta_integral(t))) * math.exp(beta_integral(t) / 2)
+
+
+DDPM_ALPHAS = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+LEVELS = {  # quantile -> sigma, as published
+    "vp": lambda q: of_time(1e-5 + q * (1 - 1e-5)),
+    "subvp": lambda q: subvp_of_time(5e-3 + q * (1 - 5e-3)),
+    "vp-discrete": lambda q: (1 / DDPM_ALPHAS[int(1000 * q)] - 1).sqrt().item(),
+    "ve": lambda q: 0.02 * (100 / 0.02) ** q,
+    "edm": lambda q: math.exp(-1.2 + 1.2 * NormalDist().inv_cdf(q)),
+    "v": lambda q: math.tan((1 - q) * math.atan(0.002) + q * math.atan(80)),
+    "x0": lambda q: math.tan((1 - q) * math.atan(0.002) + q * math.atan(80)),
+}
+
+
+@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("quantile", [0.01, 0.25, 0.5, 0.9, 0.999])
+def test_training_draws_the_frameworks_own_noise_levels(name, quantile):
+    found = framework(name).noise_level(torch.tensor([quantile], dtype=torch.float64)).item()
+    assert found == pytest.approx(LEVELS[name](quantile), rel=1e-6)

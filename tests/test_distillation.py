@@ -478,3 +478,15 @@ def test_the_fresh_noise_depends_on_its_row_alone():
     flat = torch.stack([noise.flatten(), fresh.flatten(), successor(noise, 1).flatten()])
     torch.testing.assert_close(torch.corrcoef(flat), torch.eye(3), atol=0.01, rtol=0)
     assert fresh.std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_consistency_training_takes_every_level_but_the_lowest():
+    """Of 5 levels the upper one of a pair is each of four, for a quarter of the quantiles each."""
+    one, seen = student("edm-consistency"), []
+    one.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    objective = Consistency(one, None, first=5, last=5)
+    quantile = (torch.arange(8) + 0.5) / 8
+    objective(one, Batch(points(8), normal(8, 4, 1, 1), quantile))
+    low, high = seen
+    levels = objective.noise_levels(0).float().repeat_interleave(2)
+    assert torch.equal(low, levels[:8]) and torch.equal(high, levels[2:])

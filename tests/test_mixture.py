@@ -72,3 +72,14 @@ def test_where_nothing_crosses_nothing_is_decided():
     table = pd.DataFrame({"points": [4, 64], "sigma": 0.1, "to empirical": 1.0,
                           "to ground truth": 2.0, "between them": 9.0})
     assert mixture.crossings(table, [0.1]).decided.tolist() == [False]
+
+
+def test_the_perceptron_sees_the_noise_level():
+    from paper_utils.networks import MLP
+
+    torch.manual_seed(0)
+    network = MLP(4, 16)
+    torch.nn.init.normal_(network.leave.weight)
+    x = torch.randn(1, 4, 1, 1)
+    one, other = (network(x, torch.tensor([level])) for level in (0.1, 0.4))
+    assert (one - other).abs().max() > 1e-3

@@ -403,3 +403,23 @@ def test_mistakes_are_told_in_one_line(call, told):
     with pytest.raises(UserError) as error:
         call()
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+# --- embeddings ---------------------------------------------------------------------------------
+
+def test_a_class_joins_the_embedding_as_in_edm():
+    """A one-hot row scaled to unit variance over the classes; the null class adds nothing."""
+    network = awake(UNet(**DDPMPP | TINY | dict(num_classes=4, label_dropout=0.1))).eval()
+    embed, seen = network.embedding, []
+    handle = embed.label.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    embed(torch.zeros(3), torch.tensor([1, 3, 4]), None)
+    handle.remove()
+    expected = torch.zeros(3, 4)
+    expected[0, 1] = expected[1, 3] = 2.0
+    assert torch.equal(seen[0], expected)
+
+
+def test_fourier_frequencies_are_normal_with_a_scale_of_16():
+    torch.manual_seed(0)
+    freqs = UNet(**NCSNPP | TINY | dict(width=256)).embedding.freqs / (2 * torch.pi)
+    assert freqs.std().item() == pytest.approx(16, rel=0.25)

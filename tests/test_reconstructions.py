@@ -318,3 +318,10 @@ def test_what_determinism_buys():
     assert claims.determinism(table).verdict == "yes"
     table.loc[2, ["low", "high"]] = (0.65, 0.95)
     assert claims.determinism(table).verdict == "no"
+
+
+def test_quartiles_have_their_names():
+    values = torch.arange(5.0)[None].expand(2, 5)
+    found = inverse._quartiles(torch.tensor([2.0, 1.0]), values)
+    assert found.low.tolist() == [1, 1] and found["median"].tolist() == [2, 2]
+    assert found.high.tolist() == [3, 3]

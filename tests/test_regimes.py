@@ -95,7 +95,7 @@ def test_agreement_with_a_closed_form():
     describe = regimes.Descriptor("angle", 2, 0.9, lambda images: unit(
         *images.float().mean((1, 2, 3)).tolist()))
     mine = torch.full((4, 3, 2, 2), 100, dtype=torch.uint8)
-    theirs = {2: mine[:2] - 10, 4: mine[:2] - 60}
+    theirs = {2: mine[:2] - 10, 4: mine[:2] + 60}  # no wrapping below 0
     features = dict.fromkeys(GRID, unit(100, 100, 100, 100))
     found = regimes.with_closed_form(regimes.grid(GRID), dict.fromkeys(GRID, mine), features,
                                      theirs, describe, 50).set_index(["images", "width"])

@@ -201,3 +201,44 @@ def test_reference_numbers_are_exact_with_cudnn_on():
 
     samplers.sample(spy, noise()[:1], Solver("euler", 1))
     assert seen == [(True, True, False)]
+
+
+# --- what a step of a sampler takes -------------------------------------------------------------
+
+def test_the_multistep_solver_extrapolates_by_the_ratio_of_its_steps():
+    """A denoiser that is linear in log sigma, on levels of very different steps: DPM-Solver++(2M)
+    takes the slope of D from the last step to the middle of this one."""
+    sigmas = torch.tensor([16.0, 8.0, 1.0, 0.5, 0.01], dtype=torch.float64)
+    answers = iter([0.0, 1.0, 4.0, 5.0])  # D = -log2(sigma / 16): its slope is 1 in every step
+    states = list(SAMPLERS["dpm-multistep-2"](
+        lambda u, sigma: torch.full_like(u, next(answers)), noise(), sigmas))
+    u = 16 * noise()
+    for state, clean, here, there in zip(states, (0, 1, 4, 5), sigmas, sigmas[1:]):
+        target = clean + ((here / there).log2() / 2 if here < 16 else 0)
+        u = target + there / here * (u - target)
+        torch.testing.assert_close(state, u)
+
+
+def test_consistency_sampling_draws_another_noise_at_every_step():
+    seen = []
+    sigmas = torch.tensor([80.0, 10.0, 10.0, 10.0, 0.0], dtype=torch.float64)
+    list(SAMPLERS["consistency"](lambda u, sigma: seen.append(u / sigma) or torch.zeros_like(u),
+                                 noise(), sigmas))
+    assert len(seen) == 4
+    for k, one in enumerate(seen):
+        assert all((one - other).abs().max() > 1 for other in seen[:k])
+
+
+def test_every_batch_has_its_own_labels():
+    def told(u, sigma, labels):
+        return labels.view(-1, 1, 1, 1).expand_as(u).to(u)
+
+    labels = torch.tensor([3, 1, 4, 1, 5])
+    found = samplers.sample(told, torch.randn(5, 3, 4, 4), Solver(steps=2), labels, batch=2)
+    assert found[:, 0, 0, 0].tolist() == labels.tolist()
+
+
+def test_the_state_is_kept_in_double_precision():
+    kinds = []
+    samplers.sample(lambda u, sigma: kinds.append(u.dtype) or u, torch.randn(2, 3, 4, 4))
+    assert set(kinds) == {torch.float64}

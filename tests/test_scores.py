@@ -296,3 +296,14 @@ def test_a_paired_difference_averages_classes_of_a_noise():
     assert found.value == pytest.approx((-0.5 + 0 + 0) / 3) and found.n == 3
     with pytest.raises(UserError, match="3 noises and 2 do not pair"):
         scores.paired_difference(every, torch.tensor([True, True]))
+
+
+def test_the_interval_of_a_mean_is_that_of_its_noises():
+    """Twice the standard error, nearly; and all noises count, not the first ones alone."""
+    values = torch.cat([torch.zeros(200), torch.randn(200, generator=torch.Generator()
+                                                      .manual_seed(3)) + 1])
+    found = scores.average(values)
+    error = values.std().item() / 20
+    assert found.value == pytest.approx(values.mean().item()) and found.n == 400
+    assert found.high - found.value == pytest.approx(1.96 * error, rel=0.15)
+    assert found.value - found.low == pytest.approx(1.96 * error, rel=0.15)

@@ -77,6 +77,22 @@ def test_the_order_is_that_of_the_run_and_of_nothing_else():
     assert batch_rows("a/0", 4, 8, 100).tolist() == first[4]
 
 
+def test_a_batch_is_made_of_unit_noise_spread_levels_and_the_images_labels(images):
+    spec = replace(TINY, batch=24, network_args=TINY.network_args | {"num_classes": 10})
+    run = Training(spec, images)
+    found = []
+    for run.step in range(3):
+        rows, batch = batch_rows(spec.run, run.step, 24, 24), run._draw()
+        assert torch.equal(batch.labels, images.labels[rows])
+        assert torch.equal(batch.clean, data.to_unit(images.pixels[rows]))
+        assert batch.eps.std().item() == pytest.approx(1, abs=0.03)
+        assert abs(batch.eps.mean().item()) < 0.02
+        level = batch.quantile.sort().values  # one in every 24th, all shifted by one random number
+        assert ((24 * level).floor() == torch.arange(24)).all()
+        found.append(24 * level[0].item())
+    assert len(set(found)) == 3 and max(found) - min(found) > 0.05
+
+
 def test_global_generators_are_left_alone(images):
     state = torch.get_rng_state()
     training.build(TINY)
