@@ -75,15 +75,15 @@ def _students(found: dict[str, Model], profile: Profile) -> None:
     students.sheets(found, profile)
 
 
-STUDIES = {
+STUDIES = {  # specs are looked up when called
     "unconditional": Study(
         lambda name: profiles.specs(name) | profiles.contrast_specs(name), models.all_samples,
         lambda spec, p: p.noises * spec.solver.evaluations, more=lambda p: models.ONE_STEP),
     "two_regimes": Study(
-        profiles.regime_specs, regimes.samples,
+        lambda name: profiles.regime_specs(name), regimes.samples,
         lambda spec, p: p.grid_noises * spec.solver.evaluations),
     "conditional": Study(
-        profiles.conditional_specs, _with_guidance,
+        lambda name: profiles.conditional_specs(name), _with_guidance,
         lambda spec, p: p.class_noises * spec.solver.evaluations
         * (spec.network_args["num_classes"] + 2 * len(conditional.WEIGHTS) - 2),
         also=lambda p: profiles.specs(p.name)),
@@ -92,10 +92,10 @@ STUDIES = {
         lambda spec, p: 3 * p.measured * p.guided_steps * len(reconstructions.PROBLEMS),
         more=lambda p: p.families),
     "fine_tuning": Study(
-        profiles.fine_tuning_specs, fine_tuning.samples,
+        lambda name: profiles.fine_tuning_specs(name), fine_tuning.samples,
         lambda spec, p: p.transfer_noises * spec.solver.evaluations),
     "distillation": Study(
-        profiles.distillation_specs, _students,
+        lambda name: profiles.distillation_specs(name), _students,
         lambda spec, p: p.grid_noises * (spec.solver.evaluations + 2 * spec.solver.steps),
         also=lambda p: p.families),
 }
