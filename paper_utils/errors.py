@@ -29,10 +29,12 @@ def check_device(device):
     import torch
 
     try:
-        torch.device(device)
+        kind = torch.device(device).type
     except RuntimeError:
-        raise UserError(f"unknown device {device!r}: use 'cpu', 'cuda' or 'cuda:1'") from None
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise UserError(f"unknown device {device!r}: use 'cpu', 'cuda' or 'cuda:1'")
+    if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device!r} was asked for, but this machine has no CUDA GPU: "
                         "use device='cpu'")
     return device

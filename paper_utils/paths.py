@@ -12,4 +12,4 @@ def cache_dir() -> Path:
     PAPER_UTILS_CACHE if set, else paper_utils below XDG_CACHE_HOME or ~/.cache.
     """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("PAPER_UTILS_CACHE") or Path(home) / "paper_utils")
+    return Path(os.environ.get("PAPER_UTILS_CACHE") or Path(home) / "paper_utils").expanduser()

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import benchmarks.__main__ as bench
 from paper_utils import copy_detection, descriptor_training, errors, fleet, report
 from paper_utils.errors import UserError
+from paper_utils.paths import cache_dir
 
 
 def raises(error):
@@ -56,6 +58,7 @@ def test_a_count_that_is_not_above_zero_is_refused_at_once(main, words, capsys):
 @pytest.mark.parametrize(("main", "words", "said"), [
     (bench.main, ["--device", "tpu"], "unknown device 'tpu'"),
     (descriptor_training.main, ["--device", "tpu"], "unknown device 'tpu'"),
+    (bench.main, ["--device", "mps"], "unknown device 'mps'"),  # has no float64
     (copy_detection.main, ["cifar-cpy", "--out", "OUT/t.csv"], "did you mean 'cifar-copy'"),
     (report.main, ["--profile", "smok"], "did you mean 'smoke'")])
 def test_a_mistake_is_one_line_and_exit_code_2(main, words, said, tmp_path, capsys):
@@ -71,3 +74,8 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
                            "--out", tmp_path / "file" / "x"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_the_cache_may_be_named_from_home(monkeypatch):
+    monkeypatch.setenv("PAPER_UTILS_CACHE", "~/somewhere")
+    assert cache_dir() == Path.home() / "somewhere"
