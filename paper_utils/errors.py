@@ -11,6 +11,10 @@ SHOWN = 30  # names in a message; all of a grid of models would be hundreds
 class UserError(ValueError):
     """A mistake the user can mend; its message is one line that says how."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows, and so JupyterLab and papermill: the line without the frames."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def choose(name: str, valid: Iterable[str], what: str) -> str:
     """Return `name` if it is one of `valid`, else raise UserError with the nearest valid name."""

@@ -76,15 +76,18 @@ def train_one(name: str, profile: str, device: str, out: Path, deadline: float,
         runs = _diffusion(diffusion[name], images, path, device, diffusion, compiled)
     else:
         runs = _contrast(profiles.contrast_specs(profile)[name], images, path, device)
-    saved = time.time()
+    saved, step = time.time(), 0
     for step, steps, loss, save in runs:
         late = time.time() > deadline or stopped()
         if late or time.time() - saved > 60 or step == steps:
+            training.check_loss(name, step, loss)
             save()
             saved = time.time()
             print(f"{name:<14} step {step:>7,} of {steps:,}  loss {float(loss):.4f}", flush=True)
         if late:
             return
+    if not step:
+        print(f"{name:<14} was finished before: {path}", flush=True)
 
 
 def _orphaned() -> bool:
@@ -152,9 +155,8 @@ def _contrast(spec: contrast.Spec, images: data.Images, path: Path, device: str)
             raise UserError(f"checkpoint {path} belongs to another specification: give this run a "
                             "folder of its own")
     for state in contrast.train(spec, images, state, device):
-        losses = [v for k, v in state.items() if k.startswith("loss")]
         content = lambda: artifacts.save({k: v.contiguous() for k, v in state.items()}, metadata)
-        yield (int(state["step"]), spec.steps, sum(losses),
+        yield (int(state["step"]), spec.steps, contrast.loss(state),
                lambda: artifacts.replace_file(path, content()))
 
 
@@ -241,6 +243,8 @@ def add(options: argparse.Namespace) -> None:
                         "finish its training first")
     section = section_of(name)
     folder = section.folder
+    if not options.replace:
+        _check_replaced(name, folder, spec, values)
     start = metadata.get("start", "")
     if start:  # only what trained, on top of its start
         chosen = training.trained_names(training.build(spec).network)
@@ -256,6 +260,18 @@ def add(options: argparse.Namespace) -> None:
     zoo.add(name, kind, samples, BANK, options.made, weights, values, folder,
             metadata.get("subset", ""), start)
     print(f"{name}: weights and {noises} samples added to {folder.name}/")
+
+
+def _check_replaced(name: str, folder: Path, spec: training.Spec | contrast.Spec,
+                    values: dict) -> None:
+    row = zoo.entries(folder).get(name) if (folder / "zoo.toml").exists() else None
+    if not row or not row.weights:
+        return
+    recorded = row.load_weights(folder)[1]
+    same = spec.is_recorded_as(recorded) if isinstance(spec, training.Spec) else recorded == values
+    if not same:
+        raise UserError(f"{folder.name}/ has another recipe for {name} ({row.made}): give "
+                        "--replace to put this one in its place")
 
 
 def closed(options: argparse.Namespace) -> None:
@@ -317,7 +333,7 @@ def main(arguments: list[str] | None = None) -> int:
     actions = parser.add_subparsers(required=True)
     training_ = actions.add_parser("train")
     training_.add_argument("models", nargs="+")
-    training_.add_argument("--profile", default="gpu")
+    training_.add_argument("--profile", required=True)
     training_.add_argument("--device", default="cpu")
     training_.add_argument("--out", type=Path, default=Path("runs"))
     training_.add_argument("--minutes", type=positive(float), default=float("inf"))
@@ -331,6 +347,7 @@ def main(arguments: list[str] | None = None) -> int:
     slimming.set_defaults(action=slim)
     adding = actions.add_parser("add")
     adding.add_argument("checkpoint", type=Path)
+    adding.add_argument("--replace", action="store_true", help="a model of another recipe too")
     adding.set_defaults(action=add)
     sheets = {}
     for action in (closed, guided, restored):

@@ -262,18 +262,23 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
 
     def compute() -> artifacts.Tensors:
         checkpoint, saved = path.with_name(f"{path.stem}.checkpoint"), time.monotonic()
-        losses = torch.full((spec.steps,), torch.nan)  # the steps of a killed run stay so
+        # on its device, for a step need not wait for it; the steps of a killed run stay NaN
+        losses = torch.full((spec.steps,), torch.nan, device=device)
 
         def result() -> artifacts.Tensors:
             return {f"network.{k}": v for k, v in run.ema.network.state_dict().items()} | {
                 "loss": losses[:run.step]}
 
         runs = training.train(spec, images, checkpoint, device, start)
-        for run in progress(runs, spec.name, spec.steps, "step", lambda r: f"loss {r.loss:.4f}"):
+        for run in progress(runs, spec.name, spec.steps, "step", lambda r: f"loss {r.loss:.4f}",
+                            lambda r: r.step):
             losses[run.step - 1] = run.loss
+            due = time.monotonic() - saved > 60
+            if due or run.step in ends or run.step == spec.steps:
+                training.check_loss(spec.name, run.step, run.loss)
             if run.step in ends:
                 artifacts.remember("model", _recipe(ends[run.step], images, start), result)
-            if run.step < spec.steps and time.monotonic() - saved > 60:
+            if due and run.step < spec.steps:
                 training.save_checkpoint(run, checkpoint)
                 saved = time.monotonic()
         for path_done in (checkpoint, training.previous(checkpoint)):
@@ -355,6 +360,7 @@ def train_contrast(name: str, spec: contrast.Spec, images: data.Images,
     def compute() -> artifacts.Tensors:
         for state in progress(contrast.train(spec, images, None, device), name, spec.steps, "step"):
             pass
+        training.check_loss(name, spec.steps, contrast.loss(state))
         return contrast.trained(spec, state).state_dict()
 
     network = contrast.build(spec.kind, spec.width)

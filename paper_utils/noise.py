@@ -1,11 +1,14 @@
 """Noise that depends on nothing but its name: the noise bank and the named random streams."""
 
 import hashlib
+import operator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from paper_utils.errors import UserError
 
 
 def seed_of(*key: object) -> int:
@@ -41,12 +44,16 @@ class NoiseBank:
     def __getitem__(self, index: int | slice) -> Tensor:
         """bank[k] -> [*shape]; bank[i:j] -> [j-i, *shape], float32. Slices need a stop.
 
-        Raises IndexError for a negative index or a slice without an end: the bank has no last one.
+        Raises UserError for a negative index and for a slice without an end, since the bank has no
+        last one, and for any other index.
         """
-        if isinstance(index, int):
-            return self._draw(index)
+        if hasattr(index, "__index__"):  # of numpy too
+            return self._draw(operator.index(index))
+        if not isinstance(index, slice):
+            raise UserError(f"the noise bank takes a number or a slice, not {index!r}: stack "
+                            "bank[k] for each k of others")
         if index.stop is None or index.stop < 0 or (index.start or 0) < 0:
-            raise IndexError("the noise bank is endless: ask for bank[i:j] with 0 <= i <= j")
+            raise UserError("the noise bank is endless: ask for bank[i:j] with 0 <= i <= j")
         numbers = range(index.start or 0, index.stop, index.step or 1)
         if not numbers:
             return torch.empty(0, *self.shape)
@@ -54,7 +61,7 @@ class NoiseBank:
 
     def _draw(self, k: int) -> Tensor:
         if k < 0:
-            raise IndexError("the noise bank is endless: noises are numbered from 0")
+            raise UserError("the noise bank is endless: noises are numbered from 0")
         generator = np.random.Generator(np.random.Philox(key=[self.seed, k]))
         return torch.from_numpy(generator.standard_normal(self.shape, dtype=np.float32))
 

@@ -184,8 +184,12 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
     """x0 [B, C, H, W] float32 at the end of the ODE, the state kept in float64.
 
     noise: [B, C, H, W] unit normal; labels: [B] or None; progress: a title for a progress bar.
-    Raises UserError unless there is a label for every noise, or none at all.
+    Raises UserError for noise of another shape, unless there is a label for every noise or none at
+    all, and where the denoiser does not answer with finite numbers in the shape of u.
     """
+    if noise.ndim != 4:
+        raise UserError(f"noise is [B, C, H, W], not {list(noise.shape)}: bank[k:k+1] is one of the"
+                        " bank's noises")
     if labels is not None and len(labels) != len(noise):
         raise UserError(f"{len(labels)} labels for {len(noise)} noises: give one for each")
     sampler, parts = SAMPLERS[solver.sampler], []
@@ -195,8 +199,31 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
         conditioned = denoiser if labels is None else \
             partial(denoiser, labels=labels[start:start + batch])
         with exact():
-            parts.append(_last(sampler(conditioned, part.double(), solver.sigmas.to(part.device))))
+            x0 = _last(sampler(partial(_answer, conditioned), part.double(),
+                               solver.sigmas.to(part.device)))
+        if not x0.isfinite().all():
+            raise UserError("this denoiser made samples that are not finite numbers: look at its "
+                            "weights, and at its answers for sigma from "
+                            f"{solver.sigma_max:g} down to {solver.sigma_min:g}")
+        parts.append(x0)
     return torch.cat(parts).float() if parts else noise.float()
+
+
+def _answer(denoiser: Denoiser, u: Tensor, sigma: Tensor) -> Tensor:
+    """D(u; sigma), looked at: anybody's function may stand here."""
+    try:
+        clean = denoiser(u, sigma)
+    except RuntimeError as error:
+        if "ouble" in str(error):
+            error.add_note("u and sigma are float64 here: give a network of single precision "
+                           "u.float() and sigma.float()")
+        raise
+    shape = getattr(clean, "shape", None)
+    if shape != u.shape:
+        found = type(clean).__name__ if shape is None else list(shape)
+        raise UserError(f"a denoiser answers with an image for each u, {list(u.shape)}: this one's "
+                        f"answer is {found}")
+    return clean
 
 
 def every_class(denoiser: Denoiser, noise: Tensor, solver: Solver, classes: Sequence[int],

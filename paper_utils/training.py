@@ -378,6 +378,13 @@ def train(spec: Spec, images: data.Images, checkpoint: Path | None = None, devic
         yield training
 
 
+def check_loss(name: str, step: int, loss: Tensor | float) -> None:
+    """UserError where a training has diverged, before its weights are kept."""
+    if not math.isfinite(loss):
+        raise UserError(f"{name} has diverged (at step {step:,} its loss is {float(loss)}), and "
+                        "nothing was saved since: train with a smaller learning_rate")
+
+
 def previous(checkpoint: Path) -> Path:
     """Where the checkpoint before the last one is kept."""
     return checkpoint.with_name(checkpoint.name + ".previous")

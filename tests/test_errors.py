@@ -32,6 +32,15 @@ def test_success_is_silent_and_a_defect_keeps_its_traceback(capsys):
         errors.exit_code(lambda: 1 / 0)
 
 
+def test_ipython_shows_the_line_of_a_mistake_and_no_frames(capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    shell.user_ns["UserError"] = UserError
+    shell.run_cell("def deep():\n    raise UserError('give 1 to 4')\ndeep()")
+    assert capsys.readouterr().out.strip() == "UserError: give 1 to 4"
+
+
 def test_of_hundreds_of_names_the_nearest_and_the_first_are_shown():
     valid = [f"model-{k}" for k in range(200)]
     with pytest.raises(UserError, match="did you mean 'model-150'.*model-29 and 170 more$"):
@@ -41,8 +50,8 @@ def test_of_hundreds_of_names_the_nearest_and_the_first_are_shown():
 
 
 @pytest.mark.parametrize(("main", "words"), [
-    (fleet.main, ["train", "edm", "--at-once", "0"]),
-    (fleet.main, ["train", "edm", "--minutes", "-1"]),
+    (fleet.main, ["train", "edm", "--profile", "smoke", "--at-once", "0"]),
+    (fleet.main, ["train", "edm", "--profile", "smoke", "--minutes", "-1"]),
     (fleet.main, ["train", "edm", "--minutes", "nan"]),
     (fleet.main, ["add", "x.safetensors", "--made", "x", "--noises", "-3"]),
     (descriptor_training.main, ["--steps", "-3"]),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from paper_utils import artifacts, data, fleet, models, zoo
+from paper_utils import artifacts, contrast, data, fleet, models, training, zoo
 from paper_utils.errors import UserError
 from paper_utils.noise import NoiseBank
 
@@ -112,6 +112,41 @@ def test_an_unknown_model_is_one_line(capsys):
     assert fleet.main(["train", "emd", "--profile", "smoke"]) == 2
     error = capsys.readouterr().err
     assert "did you mean 'edm'" in error and error.count("\n") == 1
+
+
+def test_a_finished_training_says_so(folder, capsys):
+    for _ in range(2):
+        fleet.train_one("edm", "smoke", "cpu", folder, forever())
+    *_, trained, again = capsys.readouterr().out.splitlines()
+    assert "step" in trained and again.startswith("edm ") and "was finished before" in again
+
+
+@pytest.mark.parametrize("name", ["edm", "vae-8"])
+def test_a_diverged_training_keeps_the_checkpoint_it_had(name, folder, monkeypatch):
+    fleet.train_one(name, "smoke", "cpu", folder, 0.0)
+    before = (folder / f"{name}.safetensors").read_bytes()
+    nothing = torch.tensor(torch.nan)
+    monkeypatch.setattr(training.Denoising, "__call__", lambda *_: nothing.clone().requires_grad_())
+    monkeypatch.setattr(contrast, "loss", lambda state: nothing)
+    with pytest.raises(UserError, match=f"{name} has diverged .*smaller learning_rate"):
+        fleet.train_one(name, "smoke", "cpu", folder, forever())
+    assert (folder / f"{name}.safetensors").read_bytes() == before
+
+
+def test_a_model_of_another_recipe_is_replaced_only_when_asked(folder, monkeypatch, capsys):
+    fleet.train_one("edm", "smoke", "cpu", folder, forever())
+    add = ["add", str(folder / "edm.safetensors"), "--made", "by a test", "--noises", "5"]
+    assert fleet.main(add) == fleet.main(add) == 0  # the same again
+    row = zoo.entries(folder / "zoo")["edm"]
+    weights, values = row.load_weights(folder / "zoo")
+    zoo.add("edm", "diffusion", row.load_sheet(folder / "zoo"), NoiseBank(), "before", weights,
+            values | {"learning_rate": 0.5}, folder / "zoo")
+    capsys.readouterr()
+    assert fleet.main(add) == 2
+    assert "has another recipe for edm (before): give --replace" in capsys.readouterr().err
+    assert zoo.entries(folder / "zoo")["edm"].made == "before"
+    assert fleet.main([*add, "--replace"]) == 0
+    assert zoo.entries(folder / "zoo")["edm"].made == "by a test"
 
 
 def test_a_slim_checkpoint_enters_the_zoo_as_the_whole_one_does(folder, capsys):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from paper_utils.errors import UserError
 from paper_utils.noise import NoiseBank, hyperplane, seed_of, stream
 
 
@@ -60,8 +61,15 @@ def test_shape_and_name_of_a_bank():
 
 @pytest.mark.parametrize("index", [-1, slice(2, None), slice(None, -1), slice(-2, 3)])
 def test_the_bank_has_no_end(index):
-    with pytest.raises(IndexError, match="endless"):
+    with pytest.raises(UserError, match="endless"):
         NoiseBank()[index]
+
+
+def test_other_integers_are_numbers_too_and_other_indices_one_line():
+    bank = NoiseBank(3, (1, 8, 8))
+    assert torch.equal(bank[np.int64(3)], bank[3])
+    with pytest.raises(UserError, match=r"a number or a slice, not \[1, 2\]"):
+        bank[[1, 2]]
 
 
 def test_streams_reproduce_and_differ_by_key():

@@ -242,3 +242,30 @@ def test_the_state_is_kept_in_double_precision():
     kinds = []
     samplers.sample(lambda u, sigma: kinds.append(u.dtype) or u, torch.randn(2, 3, 4, 4))
     assert set(kinds) == {torch.float64}
+
+
+@pytest.mark.parametrize("answer, said", [
+    (lambda u, sigma: u[:1], r"\[2, 3, 4, 4\]: this one's answer is \[1, 3, 4, 4\]"),
+    (lambda u, sigma: u[:, :1], r"answer is \[2, 1, 4, 4\]"),
+    (lambda u, sigma: u.mean(0), r"answer is \[3, 4, 4\]"),
+    (lambda u, sigma: None, "answer is NoneType"), (lambda u, sigma: 0.5, "answer is float"),
+    (lambda u, sigma: (u, sigma), "answer is tuple"),
+    (lambda u, sigma: u * torch.nan, "not finite numbers"),
+    (lambda u, sigma: u / 0, "not finite numbers")])
+def test_a_denoiser_that_answers_with_no_images_is_one_line(answer, said):
+    with pytest.raises(UserError, match=said):
+        samplers.sample(answer, torch.randn(SHAPE), Solver(steps=2))
+
+
+def test_one_noise_without_its_batch_is_one_line():
+    with pytest.raises(UserError, match=r"noise is \[B, C, H, W\], not \[3, 4, 4\]"):
+        samplers.sample(lambda u, sigma: u, torch.randn(SHAPE[1:]))
+
+
+def test_a_network_of_single_precision_is_told_what_to_do():
+    network = torch.nn.Conv2d(3, 3, 1)
+    with pytest.raises(RuntimeError) as caught:
+        samplers.sample(lambda u, sigma: network(u), torch.randn(SHAPE), Solver(steps=2))
+    assert "u.float()" in caught.value.__notes__[0]
+    found = samplers.sample(lambda u, sigma: network(u.float()), torch.randn(SHAPE), Solver(steps=2))
+    assert found.shape == SHAPE and found.dtype == torch.float32
