@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paper_utils import artifacts, data, graph, profiles
-from paper_utils.errors import UserError, check_device, choose
+from paper_utils.errors import UserError, check_device, choose, raise_lost
 from paper_utils.graph import Job
 from paper_utils.paths import ROOT, cache_dir
 from paper_utils.run import duration, say, short
@@ -219,6 +219,7 @@ def _snakemake(batch: Batch, lock: int) -> int:
     """Run it; an interruption here interrupts it, its jobs, and what it has submitted to SLURM."""
     piped = {"stderr": subprocess.PIPE, "text": True, "pass_fds": (lock,),
              "start_new_session": True}
+    raise_lost()
     with subprocess.Popen(batch.command(), cwd=ROOT, **piped) as process:
         try:
             refused = ""

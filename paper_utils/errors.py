@@ -1,9 +1,12 @@
 """The one exception a user's mistake raises, and how the command lines report it."""
 
+import contextlib
+import signal
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
+from types import FrameType
 
 SHOWN = 30  # names in a message; all of a grid of models would be hundreds
 
@@ -71,3 +74,35 @@ def exit_code(command: Callable[[], int | None], *failures: type[Exception],
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr, flush=True)
         return 130
+
+
+_asked: list[int] = []  # the signals that came
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP end what is done in here, by KeyboardInterrupt or SystemExit.
+
+    Those that are ignored stay so, as nohup wants it.
+    """
+    def end(number: int, frame: FrameType | None) -> None:
+        _asked.append(number)
+        raise_lost()
+
+    before = {number: signal.getsignal(number)
+              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    heeded = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+    for number in heeded:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in heeded:
+            signal.signal(number, before[number])
+        _asked.clear()
+
+
+def raise_lost() -> None:
+    """Raise again what a signal raised: inside a callback, as of an import, that is lost."""
+    if _asked:
+        raise KeyboardInterrupt if _asked[-1] == signal.SIGINT else SystemExit(128 + _asked[-1])

@@ -17,15 +17,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from paper_utils.errors import UserError, choose, exit_code
+from paper_utils.errors import UserError, choose, ended_by_signals, exit_code, raise_lost
 from paper_utils.paths import ROOT
 
 HEARTBEAT = 30.0  # seconds between progress lines of a running notebook
+POLL = 0.5  # seconds between two looks for an interruption that was lost
 PATIENCE = 10.0  # seconds that papermill gets to clean up after its kernel was killed
 
 
@@ -175,6 +176,7 @@ def _interruptible(work: Callable, *args: Any, **kwargs: Any) -> None:
     Raised by a signal inside papermill, wherever it happens to be, the exception may be lost there
     (as in a callback of the event loop or of the collector) and the notebook would go on, or it
     may cut papermill's own cleaning up short. A thread that does not end with its kernel is left.
+    One that came before and was lost, say while papermill was imported, is raised here again.
     """
     kernels: list[Any] = []
     outcome: Future = Future()
@@ -185,8 +187,12 @@ def _interruptible(work: Callable, *args: Any, **kwargs: Any) -> None:
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    raise_lost()
     try:
+        threading.Thread(target=run, daemon=True).start()
+        while not outcome.done():
+            raise_lost()
+            wait([outcome], POLL)
         outcome.result()
     except (KeyboardInterrupt, SystemExit):
         deadline = time.monotonic() + PATIENCE
@@ -393,15 +399,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if cache := os.environ.get("PAPER_UTILS_CACHE"):  # kernels run in another folder
         os.environ["PAPER_UTILS_CACHE"] = os.path.abspath(cache)
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(ending) != signal.SIG_IGN:  # nohup ignores one
-            signal.signal(ending, lambda number, _: sys.exit(128 + number))
 
     def work() -> int:
         _check_scope(parser, options)
         return _all(options) if options.all else _one(options)
 
-    return exit_code(work, NotebookFailed, interrupted="interrupted; run it again to go on")
+    with ended_by_signals():
+        return exit_code(work, NotebookFailed, interrupted="interrupted; run it again to go on")
 
 
 if __name__ == "__main__":

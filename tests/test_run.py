@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
-from paper_utils import run
+from paper_utils import errors, run
 from paper_utils.errors import UserError
 
 DECLARED = 'profile: str = "smoke"\nnoises: int = 4\nscale: float = 1.0'
@@ -173,14 +173,28 @@ def test_an_interruption_is_not_lost_inside_papermill(tmp_path, monkeypatch, end
     monkeypatch.setattr("papermill.execute_notebook", deaf)
     monkeypatch.setattr(run, "PATIENCE", 2.0)
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with pytest.raises(SystemExit), open(tmp_path / "log", "w") as log:
+        with errors.ended_by_signals(), open(tmp_path / "log", "w") as log, \
+                pytest.raises(SystemExit):
             run.execute(notebook(tmp_path / "n.ipynb"), tmp_path / "out" / "n.ipynb", {}, log)
     finally:
-        signal.signal(signal.SIGTERM, before)
         kernel.kill()
     assert kernel.wait() == -signal.SIGKILL and names(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("number, ending", [(signal.SIGINT, KeyboardInterrupt),
+                                            (signal.SIGTERM, SystemExit)])
+def test_a_signal_that_was_lost_before_ends_the_notebook_too(tmp_path, number, ending):
+    """As one that came while papermill was imported, in a callback of the import."""
+    with errors.ended_by_signals(), open(tmp_path / "log", "w") as log:
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+        with pytest.raises(ending):
+            run.execute(notebook(tmp_path / "n.ipynb", SLEEP), tmp_path / "out" / "n.ipynb", {}, log)
+    assert names(tmp_path / "out") == []
+    assert signal.getsignal(number) == (signal.default_int_handler if number == signal.SIGINT
+                                        else signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(("declared", "said"), [(DECLARED, "none"),
