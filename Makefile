@@ -2,9 +2,11 @@
 # make test      run the tests
 # make report    the figures, and one site of them with every verdict: figures/<profile>/report/
 # make plan      what would run, the hours it should cost and the figures it would give
-# The first and the third take where to run: make figures PROFILE=paper ON="--on slurm --partition a"
+# They take the profile and where to run: make figures PROFILE=paper ON="--on slurm --partition a"
 # Each sets itself up first; nothing is installed outside .venv.
 
+$(foreach name,profile on device,$(if $(filter command,$(firstword $(origin $(name)))),\
+  $(error write PROFILE=... and ON="--device ..." in capitals: make knows no $(name)=)))
 PYTHON ?= python3
 PROFILE ?= laptop
 ON ?=
@@ -34,7 +36,7 @@ report: $(READY)
 	@$(RUN) -m paper_utils.run --all --report --profile $(PROFILE) $(ON)
 
 plan: $(READY)
-	@$(RUN) -m paper_utils.run --all --plan --profile $(PROFILE)
+	@$(RUN) -m paper_utils.run --all --plan --profile $(PROFILE) $(ON)
 
 lab: $(READY)
 	$(RUN) -m jupyter lab notebooks

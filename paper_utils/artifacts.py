@@ -7,6 +7,7 @@ several that share the folder, wait for one of them.
 
 import ast
 import contextlib
+import errno
 import hashlib
 import inspect
 import json
@@ -144,11 +145,26 @@ def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
             os.link(path, keep)
         part.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): make room, or set "
-                        "PAPER_UTILS_CACHE to a folder with room") from None
+        raise unwritable(path, error) from None
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def check_writable(folder: Path) -> None:
+    """UserError where no file can be written there: ask before the work, not after it."""
+    probe = folder / f".probe.{uuid4().hex}"
+    replace_file(probe, b"")
+    probe.unlink()
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """What to tell of a path that could not be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "make room there" if full else "give a path where you can write"
+    if path.absolute().is_relative_to(cache_dir().absolute()):
+        advice = f"set PAPER_UTILS_CACHE to a folder {'with room' if full else 'you can write'}"
+    return UserError(f"cannot write {path} ({error.strerror or error}): {advice}")
 
 
 # --- locks --------------------------------------------------------------------------------------
@@ -175,8 +191,7 @@ def locked(path: Path) -> Iterator[None]:
             print(f"waiting for {path.name}, which {_holder(lock)} is making", file=sys.stderr)
             lock.acquire()
     except OSError as error:
-        raise UserError(f"cannot use {path.parent} ({error.strerror or error}): set "
-                        "PAPER_UTILS_CACHE to a folder you can write") from None
+        raise unwritable(path, error) from None
     try:
         yield
     finally:

@@ -73,9 +73,7 @@ def check(batch: Batch) -> Batch:
     _check_names(batch)
     if batch.on == "local":
         check_device(batch.device or profiles.PROFILES[batch.profile].device)
-    probe = graph.folder() / f".probe.{batch.profile}"
-    artifacts.replace_file(probe, b"")
-    probe.unlink(missing_ok=True)
+    artifacts.check_writable(graph.folder())
     return _allowed(batch) if batch.on == "slurm" else batch
 
 
@@ -206,13 +204,13 @@ def _hopeless(known: dict[str, Job], failed: set[str]) -> set[str]:
 
 
 def _forget(known: dict[str, Job]) -> None:
-    """Forget that jobs are done whose weights have gone from the store."""
+    """Forget that jobs are done whose weights have gone from the store, or whose marker is damaged.
+    """
     store = cache_dir() / "artifacts"
     for job in known.values():
-        if job.marker.exists():
-            weights = json.loads(job.marker.read_text()).get("weights", [])
-            if not all((store / name).exists() for name in weights):
-                job.marker.unlink()
+        took = graph.read(job.marker)
+        if took is None or not all((store / name).exists() for name in took.get("weights", [])):
+            job.marker.unlink(missing_ok=True)
 
 
 def _snakemake(batch: Batch, lock: int) -> int:

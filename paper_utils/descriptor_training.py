@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paper_utils import data, noise, zoo
+from paper_utils import artifacts, data, noise, zoo
 from paper_utils.copy_detection import (FALSE_POSITIVES, LEFT_OUT, pair_similarities,
                                         threshold_at)
 from paper_utils.descriptors import CopyNet, CopyNetSpec, write_weights
@@ -348,7 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(asked: Namespace) -> None:
     check_device(asked.device)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    artifacts.check_writable(asked.out.parent)
     recipe = Recipe(steps=asked.steps, batch=asked.batch)
     images = data.load("cifar10", "train").pixels
     for state in train(recipe, images[:-LEFT_OUT].to(asked.device)):

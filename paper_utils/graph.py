@@ -121,14 +121,22 @@ def load(profile: str) -> Graph:
     sources = sorted(Path(__file__).parent.glob("*.py"))
     version = sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     path = folder() / f"graph-{profile}-{version}.json"
-    if not path.exists():
+    kept = read(path)
+    if kept is None:
         from paper_utils import artifacts, jobs, profiles
 
         found = profiles.get(profile)
-        made = asdict(Graph(found.device, jobs.build(found)))
-        artifacts.replace_file(path, json.dumps(made).encode())
-    kept = json.loads(path.read_text())
+        kept = asdict(Graph(found.device, jobs.build(found)))
+        artifacts.replace_file(path, json.dumps(kept).encode())
     return Graph(kept["device"], {name: Job(**row) for name, row in kept["jobs"].items()})
+
+
+def read(path: Path) -> dict | None:
+    """What a JSON file of the jobs holds; None where it is missing or damaged, to be made again."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def share(jobs: Mapping[str, Job], text: str, ready: bool = True) -> list[str]:
@@ -165,5 +173,4 @@ def failed(jobs: Mapping[str, Job]) -> dict[str, str]:
 
 def done(jobs: Mapping[str, Job]) -> dict[str, dict]:
     """What the jobs that are done took, by name: the contents of their markers."""
-    return {name: json.loads(job.marker.read_text()) for name, job in jobs.items()
-            if job.marker.exists()}
+    return {name: took for name, job in jobs.items() if (took := read(job.marker)) is not None}

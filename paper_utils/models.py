@@ -327,11 +327,15 @@ def train_all(specs: Mapping[str, training.Spec], images: data.Images | None = N
 def weights_of(path: str | Path, student: training.Spec | None = None) -> artifacts.Tensors:
     """The network's weights in a file of zoo/, of the artifact store or of a training.
 
-    path: as it is, or below the repository's root. Of a fine-tuned model of the zoo, adapters are
+    path: as it is, or from the repository's root. Of a fine-tuned model of the zoo, adapters are
     merged into the weights. student: what is to begin with them. Raises UserError for a file that
     is not there or is no safetensors, and for a student of another kind than the file says it has.
     """
-    path = Path(path) if Path(path).exists() else zoo.FOLDER.parent / path
+    given = Path(path).expanduser()
+    path = given if given.exists() else zoo.FOLDER.parent / given
+    if not path.exists():
+        places = "" if given.is_absolute() else f", neither from {Path.cwd()} nor from the root"
+        raise UserError(f"there is no {given}{places}: give a safetensors file's whole path")
     if path.is_dir():
         raise UserError(f"{path} is a folder: give a safetensors file")
     tensors, metadata = artifacts.load_tensors(path)

@@ -143,6 +143,12 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], log: TextIO)
     except PapermillExecutionError as error:
         os.replace(partial, failed)
         raise _explain(error, notebook, failed) from error
+    except OSError as error:
+        if error.filename:
+            raise
+        from paper_utils import artifacts
+
+        raise artifacts.unwritable(output, error) from None  # a full disk names no file
     except DeadKernelError as error:
         raise NotebookFailed(f"{notebook.stem}: its kernel died, most often for want of memory: "
                              "choose smaller sizes or a smaller profile") from error

@@ -410,19 +410,31 @@ def full_disk(*arguments):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch, call):
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch, call, inside):
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path if inside else tmp_path / "cache"))
     path = tmp_path / "file"
     artifacts.replace_file(path, b"old")
     if call == "fsync":
         monkeypatch.setattr(os, "fsync", full_disk)
     else:
         monkeypatch.setattr("pathlib.Path.replace", full_disk)
-    with pytest.raises(UserError, match="No space left.*PAPER_UTILS_CACHE") as failure:
+    with pytest.raises(UserError, match="No space left") as failure:
         artifacts.replace_file(path, b"new and longer")
+    advice = "set PAPER_UTILS_CACHE to a folder with room" if inside else "make room there"
+    assert str(failure.value).endswith(advice)
     assert str(path) in str(failure.value) and "\n" not in str(failure.value)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_whether_a_folder_can_be_written_is_asked_before_the_work(tmp_path):
+    artifacts.check_writable(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="give a path where you can write$"):
+        artifacts.check_writable(tmp_path / "file" / "x")
 
 
 def test_a_full_disk_is_a_user_error_and_what_was_computed_can_be_computed_again(monkeypatch):

@@ -116,6 +116,20 @@ def test_a_run_that_was_killed_goes_on(folder, how):
     assert len(again) == len(set(again))
 
 
+@pytest.mark.parametrize("text", ["", "{", '{"weights": ["gone.safetensors"]}'])
+def test_damaged_files_of_the_jobs_are_made_again(folder, text):
+    known = graph.load("smoke").jobs
+    kept, = graph.folder().glob("graph-smoke-*.json")
+    kept.write_text("{")
+    assert graph.load("smoke").jobs == known and json.loads(kept.read_text())
+    job, other = list(known.values())[:2]
+    job.marker.write_text(text)
+    other.marker.write_text('{"weights": [], "minutes": 1.5}')
+    assert other.name in graph.done(known)
+    batch._forget(known)
+    assert set(graph.done(known)) == {other.name} and not job.marker.exists()
+
+
 def test_a_share_runs_nothing_of_the_others(folder):
     jobs = graph.load("smoke").jobs
     shares = [graph.share(jobs, f"{k}/2", ready=False) for k in (1, 2)]

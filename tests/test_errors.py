@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     done = subprocess.run([sys.executable, "-m", "paper_utils.descriptor_training", "--steps", "1",
                            "--out", tmp_path / "file" / "x"], capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
 
 

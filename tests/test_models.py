@@ -264,8 +264,10 @@ def test_weights_come_from_any_file_of_this_project(images, tmp_path):
         found = models.weights_of(tmp_path / f"{name}.safetensors")
         assert found.keys() == average.keys()
         assert all(torch.allclose(found[k], average[k], rtol=1e-3, atol=1e-6) for k in found)
-    with pytest.raises(UserError, match="nowhere.safetensors does not exist"):
+    with pytest.raises(UserError, match="there is no .*nowhere.safetensors: give"):
         models.weights_of(tmp_path / "nowhere.safetensors")
+    with pytest.raises(UserError, match="there is no runs/x, neither from .* nor from the root"):
+        models.weights_of("runs/x")
 
 
 def test_fine_tuning_of_one_model_is_stored_under_its_start(images):

@@ -1,6 +1,7 @@
 """The runner: on notebooks of a few lines, through its command line."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -266,3 +267,14 @@ def test_a_kernel_that_dies_is_one_line(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 1 and "its kernel died" in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "out.ipynb").exists()
+
+
+def test_a_disk_that_is_full_names_the_output(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("papermill.execute_notebook", full)
+    out = tmp_path / "out" / "n.ipynb"
+    assert run.main([str(notebook(tmp_path / "n.ipynb")), "--output", str(out)]) == 2
+    assert capsys.readouterr().err == \
+        f"error: cannot write {out} (No space left on device): make room there\n"

@@ -182,3 +182,11 @@ def test_the_shim_leaves_a_whole_torchvision_alone():
         "print(shim.torchvision_ops(), shim._libraries)"
     )
     assert done.stdout.strip() == "() []", done.stderr
+
+
+@pytest.mark.parametrize("word", ["profile=smoke", "on=slurm", "device=cuda"])
+def test_make_refuses_a_name_in_small_letters(word):
+    done = subprocess.run(["make", "--dry-run", "figures", word], cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode == 2 and "PROFILE=" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
