@@ -21,14 +21,14 @@
 
 # %% tags=["parameters"]
 profile: str = "laptop"
-noises: int = 12
+noises: int = 0
 
 # %%
 from paper_utils import claims, data, denoisers, models, noise, plots, profiles, run, samplers
 
 run.check_parameters()
 sizes = profiles.get(profile)
-output = plots.Output.of(profile)
+output = plots.Output.of(profile, noises=noises)
 training = data.load(sizes.dataset)
 bank = noise.NoiseBank()
 print(f"{len(training)} training images, {bank.name}")
@@ -46,10 +46,10 @@ print(f"{len(training)} training images, {bank.name}")
 optimal = denoisers.OptimalDenoiser(training.pixels)
 gaussian = models.gaussian(training)
 solver = samplers.Solver("heun", steps=18)
-rows = {"optimal": samplers.sample(optimal, bank[:noises], solver),
-        "gaussian": samplers.sample(gaussian, bank[:noises], solver)}
-rows = {name: data.to_bytes(x0) for name, x0 in rows.items()}
-output.figure(plots.sample_grid(rows, columns=noises, title="Two closed-form denoisers"),
+shared = bank[:noises or 12]
+rows = {"optimal": data.to_bytes(samplers.sample(optimal, shared, solver)),
+        "gaussian": data.to_bytes(samplers.sample(gaussian, shared, solver))}
+output.figure(plots.sample_grid(rows, columns=len(shared), title="Two closed-form denoisers"),
               "fig_start_here")
 
 # %% [markdown]
@@ -58,7 +58,8 @@ output.figure(plots.sample_grid(rows, columns=noises, title="Two closed-form den
 # A denoiser is any function of `u` and `sigma`. Anything that can be written so joins every table
 # of this project, a network of yours or a diffusers pipeline (`denoisers.from_diffusers`)
 # included. This one answers with the mean image, whatever it sees; its sample is the mean image
-# from any noise.
+# from any noise. (The state *u* is kept in double precision: a network in single precision joins
+# as `lambda u, sigma: network(u.float(), sigma.float())`.)
 
 # %%
 mean = data.to_unit(training.pixels).mean(0)
@@ -89,4 +90,4 @@ print("largest distance from the mean image:", round((constant - mean).abs().max
 # behind each verdict and what was measured; `make report` makes a page of it all.
 
 # %% tags=["nbval-ignore-output"]
-claims.overview(output.folder)
+claims.overview(plots.Output.of(profile).folder)

@@ -38,7 +38,8 @@ from paper_utils import tables
 
 run.check_parameters()
 sizes = profiles.get(profile, noises=noises, live=live, hyperplane=hyperplane)
-output = plots.Output.of(profile)
+output = plots.Output.of(profile, descriptor=descriptor, noises=noises, live=live,
+                         hyperplane=hyperplane)
 describe = descriptors.load(descriptor, device)
 training = data.load(sizes.dataset)
 held_out = data.load(sizes.dataset, "test")

@@ -39,7 +39,7 @@ from paper_utils import regimes, run, scores, tables
 
 run.check_parameters()
 sizes = profiles.get(profile, grid_noises=grid_noises, live=live)
-output = plots.Output.of(profile)
+output = plots.Output.of(profile, descriptor=descriptor, grid_noises=grid_noises, live=live)
 describe = descriptors.load(descriptor, device)
 copies = partial(scores.copies, threshold=describe.threshold)
 training = data.load(sizes.dataset)

@@ -39,7 +39,8 @@ from paper_utils import scores, tables, zoo
 
 run.check_parameters()
 sizes = profiles.get(profile, class_noises=class_noises, live=live)
-output = plots.Output.of(profile)
+output = plots.Output.of(profile, descriptor=descriptor, class_noises=class_noises, live=live,
+                         shown_noise=shown_noise, imagenet=imagenet)
 describe = descriptors.load(descriptor, device)
 copies = partial(scores.copies, threshold=describe.threshold)
 training = data.load(sizes.dataset)

@@ -42,7 +42,8 @@ from paper_utils.reconstructions import BOXES, DROPS, MAIN, TASKS, ZETAS
 
 run.check_parameters()
 sizes = profiles.get(profile, measured=measured, guided_steps=guided_steps, live=live)
-output = plots.Output.of(profile)
+output = plots.Output.of(profile, descriptor=descriptor, measured=measured,
+                         guided_steps=guided_steps, live=live, shown=shown)
 describe = descriptors.load(descriptor, device)
 training, truth = data.load(sizes.dataset), inverse.held_out(sizes)
 inverse.check_shown(shown, truth)

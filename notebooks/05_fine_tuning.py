@@ -37,7 +37,8 @@ from paper_utils import tables
 run.check_parameters()
 sizes = profiles.get(profile, transfer_noises=transfer_noises, live=live)
 study = profiles.transfer(profile, pretraining)
-output = plots.Output.of(profile)
+output = plots.Output.of(profile, descriptor=descriptor, pretraining=pretraining,
+                         transfer_noises=transfer_noises, live=live)
 describe = descriptors.load(descriptor, device)
 target = data.load(study.target)
 which = f"pre-trained on {data.title(study.base)}, fine-tuned on {data.title(study.target)}"

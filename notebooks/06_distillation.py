@@ -37,7 +37,7 @@ from paper_utils import tables
 
 run.check_parameters()
 sizes = profiles.get(profile, grid_noises=grid_noises, live=live)
-output = plots.Output.of(profile)
+output = plots.Output.of(profile, descriptor=descriptor, grid_noises=grid_noises, live=live)
 describe = descriptors.load(descriptor, device)
 training, held_out = data.load(sizes.dataset), data.load(sizes.dataset, "test")
 

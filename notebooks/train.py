@@ -49,7 +49,8 @@ specs = (profiles.specs(profile) | profiles.conditional_specs(profile)
          | profiles.distillation_specs(profile))
 spec = profiles.fine_tuned(specs[errors.choose(model, specs, "model")], start, trains, dataset,
                            images)
-output = plots.Output.of(profile)
+output = plots.Output.of(profile, model=model, start=start, trains=trains, dataset=dataset,
+                         images=images)
 subset = spec.subset(data.load(spec.dataset or profiles.get(profile).dataset))
 weights = models.weights_of(start, spec) if start else None
 print(f"{spec.name}: {spec.network}, {spec.framework}, {spec.images_seen:,} images seen")

@@ -5,6 +5,7 @@
 See workflow/Snakefile for the graph and workflow/profiles/ for where it runs.
 """
 
+import ast
 import contextlib
 import csv
 import fcntl
@@ -19,6 +20,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import nbformat
 
 from paper_utils import artifacts, data, graph, profiles
 from paper_utils.errors import UserError, check_device, choose, raise_lost
@@ -213,12 +216,44 @@ def _forget(known: dict[str, Job]) -> None:
             job.marker.unlink(missing_ok=True)
 
 
+def _again(batch: Batch) -> list[str]:
+    """Have Snakemake execute the notebooks again that did run but whose figures, tables or verdicts
+    are not there any more."""
+    folder, gone = batch.folder.parent, []
+    verdicts = graph.read(folder / "claims.json") or {}
+    for path in sorted((ROOT / "notebooks").glob("0*.ipynb")):
+        files, sections = _written(path)
+        there = all((folder / name).exists() for name in files) and verdicts.keys() >= sections
+        if (batch.folder / path.name).exists() and not there:
+            gone.append(path.stem)
+    return ["--forcerun", *gone] if gone and not batch.shard else []
+
+
+def _written(notebook: Path) -> tuple[set[str], set[str]]:
+    """The files that every run of a notebook writes, and the sections of its verdicts."""
+    kinds = {"output.figure": ("fig_", "pdf", "png"), "output.table": ("tab_", "csv", "tex")}
+    files, sections = set(), set()
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        body = ast.parse(cell.source).body if cell.cell_type == "code" else []
+        for node in (node for line in body if isinstance(line, (ast.Expr, ast.Assign))
+                     for node in ast.walk(line) if isinstance(node, ast.Call)):
+            called = ast.unparse(node.func)
+            words = [word.value for word in node.args if isinstance(word, ast.Constant)]
+            if called in kinds:
+                prefix, *endings = kinds[called]
+                files |= {f"{word}.{ending}" for word in words for ending in endings
+                          if word.startswith(prefix)}
+            if called == "claims.save":
+                sections |= set(words)
+    return files, sections
+
+
 def _snakemake(batch: Batch, lock: int) -> int:
     """Run it; an interruption here interrupts it, its jobs, and what it has submitted to SLURM."""
     piped = {"stderr": subprocess.PIPE, "text": True, "pass_fds": (lock,),
              "start_new_session": True}
     raise_lost()
-    with subprocess.Popen(batch.command(), cwd=ROOT, **piped) as process:
+    with subprocess.Popen(batch.command(*_again(batch)), cwd=ROOT, **piped) as process:
         try:
             refused = ""
             for line in process.stderr:
@@ -297,7 +332,8 @@ def plan(batch: Batch) -> Iterator[str]:
 
 def _pending(batch: Batch) -> set[str]:
     """The files that Snakemake would make."""
-    asked = subprocess.run(batch.command("--summary"), cwd=ROOT, capture_output=True, text=True)
+    asked = subprocess.run(batch.command("--summary", *_again(batch)), cwd=ROOT,
+                           capture_output=True, text=True)
     if asked.returncode:
         raise UserError(f"Snakemake cannot resolve the graph: {graph.last_line(asked.stderr)}")
     rows = csv.DictReader(asked.stdout.splitlines(), delimiter="\t")

@@ -31,14 +31,18 @@ MARKERS = "os^Dv*"
 
 @dataclass(frozen=True)
 class Output:
-    """Where the figures and tables of one profile land: figures/<profile>/."""
+    """Where the figures and tables of a run land: figures/<profile>/, or a folder beside it."""
 
     folder: Path
 
     @classmethod
-    def of(cls, profile: str) -> "Output":
-        """That of a profile; UserError for an unknown one."""
-        return cls(FIGURES / choose(profile, profiles.PROFILES, "profile"))
+    def of(cls, profile: str, **chosen: object) -> "Output":
+        """That of a profile, or of a run that chose other parameters: see profiles.folder_name.
+
+        Raises UserError for an unknown profile.
+        """
+        choose(profile, profiles.PROFILES, "profile")
+        return cls(FIGURES / profiles.folder_name(profile, **chosen))
 
     def figure(self, figure: Figure, name: str) -> Figure:
         """Write <name>.pdf and <name>.png and hand the figure back (a notebook shows it)."""

@@ -326,7 +326,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", help="short for -p profile NAME")
     parser.add_argument("--device", default="", help="for the notebooks that take one; with --all "
                         "the default is that of the profile")
-    parser.add_argument("--output", type=Path, help="default: figures/<profile>/executed/<name>")
+    parser.add_argument("--output", type=Path, help="default: figures/<profile>/executed/<name>, "
+                        "or figures/<profile>-<parameter>-<value>/executed/<name>")
     parser.add_argument("--log", type=Path, help="where the cells' printing goes, not the screen")
     every = parser.add_argument_group("with --all")
     every.add_argument("-n", "--plan", action="store_true", help="say what would run, run nothing")
@@ -367,9 +368,8 @@ def _one(options: argparse.Namespace) -> int:
     if options.device and "device" in valid:
         given["device"] = options.device
     chosen = values(given, valid)
-    default = valid["profile"].default if "profile" in valid else "default"
-    profile = _known_profile(chosen["profile"]) if "profile" in chosen else default
-    output = options.output or ROOT / "figures" / profile / "executed" / notebook.name
+    folder = _folder(chosen, valid)
+    output = options.output or folder / "executed" / notebook.name
     say(notebook.stem, "started")
     with _log(options.log) as log:
         seconds = execute(notebook, output, chosen, log)
@@ -393,10 +393,16 @@ def _existing(notebook: Path) -> Path:
     return Path(choose(str(notebook), names, "notebook"))
 
 
-def _known_profile(name: str) -> str:
-    from paper_utils.profiles import PROFILES
+def _folder(chosen: Mapping[str, Any], valid: Mapping[str, Parameter]) -> Path:
+    """Where the notebook writes its figures with these parameters."""
+    from paper_utils import profiles
 
-    return choose(name, PROFILES, "profile")
+    every = {name: parameter.default for name, parameter in valid.items()} | chosen
+    every.pop("device", None)  # the same figures on any
+    profile = every.pop("profile", "default")
+    if "profile" in chosen:
+        choose(profile, profiles.PROFILES, "profile")
+    return ROOT / "figures" / profiles.folder_name(profile, **every)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from paper_utils import batch, graph, report, run
@@ -130,6 +131,13 @@ def test_damaged_files_of_the_jobs_are_made_again(folder, text):
     assert set(graph.done(known)) == {other.name} and not job.marker.exists()
 
 
+def test_a_notebook_is_executed_again_when_that_is_asked(folder):
+    assert ends(start(folder)) == 0
+    before = len(calls(folder))
+    assert ends(start(folder, "smoke", "--forcerun", "03_conditional")) == 0
+    assert calls(folder)[before:] == ["03_conditional"]
+
+
 def test_a_share_runs_nothing_of_the_others(folder):
     jobs = graph.load("smoke").jobs
     shares = [graph.share(jobs, f"{k}/2", ready=False) for k in (1, 2)]
@@ -228,7 +236,13 @@ def elsewhere(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     (tmp_path / "notebooks").mkdir()
     for name in ("01_a", "02_b"):
-        (tmp_path / "notebooks" / f"{name}.ipynb").touch()
+        cell = nbformat.v4.new_code_cell(
+            f'x = 1\noutput.figure(draw(x,\n  "-"), "fig_{name}")\n'
+            f'output.table(x, "tab_{name}").head(3)\n'
+            'if x:\n    output.figure(1, "fig_sometimes")\n'
+            f'claims.save(x, "{name}", output, device)')
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A\n?"), cell])
+        nbformat.write(book, tmp_path / "notebooks" / f"{name}.ipynb")
     return tmp_path
 
 
@@ -268,6 +282,35 @@ def test_what_is_up_to_date_is_said(elsewhere, monkeypatch, capsys):
     assert capsys.readouterr().out.count("up to date") == 2
 
 
+@pytest.mark.parametrize("gone", ["fig_01_a.png", "fig_01_a.pdf", "tab_01_a.csv", "tab_01_a.tex",
+                                  "claims.json"])
+def test_what_was_deleted_is_made_again(elsewhere, gone):
+    wanted = Batch("smoke")
+    wanted.folder.mkdir(parents=True)
+    write(wanted, "01_a", "02_b")
+    folder = wanted.folder.parent
+    for name in ("01_a", "02_b"):
+        for file in (f"fig_{name}.png", f"fig_{name}.pdf", f"tab_{name}.csv", f"tab_{name}.tex"):
+            (folder / file).touch()
+    (folder / "claims.json").write_text('{"01_a": [], "02_b": []}')
+    assert batch._again(wanted) == []
+    (folder / gone).unlink()
+    expected = ["01_a", "02_b"] if gone == "claims.json" else ["01_a"]
+    assert batch._again(wanted) == ["--forcerun", *expected]
+    (wanted.folder / "01_a.ipynb").unlink()  # Snakemake sees that by itself
+    assert batch._again(wanted) == (["--forcerun", "02_b"] if gone == "claims.json" else [])
+
+
+def test_what_every_notebook_writes_is_seen():
+    files, sections = {}, {}
+    for path in sorted((run.ROOT / "notebooks").glob("0*.ipynb")):
+        files[path.stem], sections[path.stem] = batch._written(path)
+    assert all(files.values()) and len(set().union(*sections.values())) == 6
+    assert {"fig_start_here.png", "fig_start_here.pdf"} == files["00_start_here"]
+    assert "tab_mae_pairs.tex" in files["01_unconditional"]
+    assert not {name for name in files["03_conditional"] if "imagenet" in name}
+
+
 def test_a_second_run_of_the_same_graph_waits_and_says_so_in_one_line(elsewhere, monkeypatch,
                                                                       capsys):
     first, order = threading.Event(), []
@@ -304,7 +347,7 @@ def test_a_job_whose_weights_are_gone_is_not_done(elsewhere, monkeypatch):
 def test_an_interruption_interrupts_snakemake(elsewhere, monkeypatch):
     code = "import signal, sys, time; signal.signal(2, lambda *_: sys.exit(7)); " \
            "print('up', file=sys.stderr, flush=True); time.sleep(60)"
-    monkeypatch.setattr(Batch, "command", lambda self: [sys.executable, "-c", code])
+    monkeypatch.setattr(Batch, "command", lambda self, *_: [sys.executable, "-c", code])
     seen, start = [], subprocess.Popen
     monkeypatch.setattr(batch.subprocess, "Popen",
                         lambda *a, **k: seen.append(start(*a, **k)) or seen[0])

@@ -57,6 +57,19 @@ def test_success_lands_at_the_output_and_reports_its_time(tmp_path):
     assert list(metadata) == ["kernelspec"]  # no path and no time of this machine
 
 
+@pytest.mark.parametrize("words, where", [
+    ([], "laptop"), (["--profile", "smoke"], "smoke"), (["-p", "noises", "64"], "laptop-noises-64"),
+    (["-p", "start", "runs/a b.st", "--profile", "smoke"], "smoke-start-runs_a_b.st")])
+def test_a_run_of_other_sizes_does_not_write_over_the_profiles(words, where, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "execute", lambda book, output, *_: outputs.append(output) or 1.0)
+    outputs, declared = [], 'profile: str = "laptop"\nnoises: int = 0\nstart: str = ""\n' \
+                            'descriptor: str = "cifar-copy"\ndevice: str = "cpu"'
+    book = notebook(tmp_path / "n.ipynb", parameters=declared)
+    assert run.main([str(book), "--device", "cpu", *words]) == 0
+    assert outputs == [tmp_path / "figures" / where / "executed" / "n.ipynb"]
+
+
 def test_a_failing_cell_is_one_line_and_keeps_the_notebook_until_a_success(tmp_path):
     output = tmp_path / "out" / "x.ipynb"
     done = cli(notebook(tmp_path / "x.ipynb", "1", "1 / 0", "2"), "--output", output)
