@@ -266,8 +266,11 @@ def run(kind: str, section: str, names: Sequence[str], profile: Profile,
     """
     study = STUDIES[choose(section, STUDIES, "section")]
     specs, small = profiles.every_spec(profile.name), profiles.contrast_specs(profile.name)
+    sampled = [*study.sampled(profile), *study.also(profile)]
     for name in names:
         choose(name, [*specs, *small], "model")
+        if kind == "sample":
+            choose(name, sampled, f"model of section {section}")
     check_device(device)
     images = data.load(profile.dataset)
     wanted = profiles.lineage(names, specs)

@@ -339,20 +339,28 @@ def weights_of(path: str | Path, student: training.Spec | None = None) -> artifa
     if path.is_dir():
         raise UserError(f"{path} is a folder: give a safetensors file")
     tensors, metadata = artifacts.load_tensors(path)
-    made = json.loads(metadata.get("spec", "{}"))
-    made = made.get("spec", made)  # the store keeps it among what else decides an artifact
-    if student and "framework" in made:
+    made = _specification(metadata)
+    if student and made.keys() >= {"network", "framework", "solver"}:
         training.check_teacher(student, training.Spec.from_json(json.dumps(made)))
-    if path.parent in zoo.FOLDERS and json.loads(metadata.get("spec", "{}")).get("start"):
+    if path.parent in zoo.FOLDERS and made.get("start"):
         row = zoo.entry(path.stem, path.parent)
-        whole = assembled(path.stem, row.kind, json.loads(metadata["spec"]), tensors, path.name, "",
-                          path.parent, start=row.start)
+        whole = assembled(path.stem, row.kind, made, tensors, path.name, "", path.parent,
+                          start=row.start)
         return trainable.merged(whole.denoiser().network).state_dict()
     for prefix in ("ema.", "network."):
         if inside := artifacts.below(prefix, tensors):
             tensors = inside
             break
     return artifacts.float32(tensors)
+
+
+def _specification(metadata: Mapping[str, str]) -> dict:
+    """What a file of weights says of its training; nothing where another project wrote it."""
+    try:
+        made = json.loads(metadata.get("spec", "{}"))
+        return made.get("spec", made)  # the store keeps it among what else decides an artifact
+    except (ValueError, AttributeError):
+        return {}
 
 
 def train_contrast(name: str, spec: contrast.Spec, images: data.Images,

@@ -262,6 +262,17 @@ def test_one_bad_number_of_a_denoiser_is_reported_at_its_step(name, bad):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("sigma", [0.0, 1.0, 7.0])
+def test_diverged_is_ten_times_the_size_of_data_and_noise(sigma):
+    """Of any one image, by its root mean square."""
+    u = torch.full((3, *SHAPE), 9.9, dtype=torch.float64) * math.hypot(1, sigma)
+    check = lambda: inverse._check_size(u, torch.tensor(sigma), 2, Guidance())
+    check()
+    u[1] *= 1.02
+    with pytest.raises(Diverged, match="at step 2"):
+        check()
+
+
 # --- refused ------------------------------------------------------------------------------------
 
 def check_refused(call, match: str) -> None:

@@ -302,3 +302,10 @@ def test_a_mistake_is_one_line_and_leaves_no_marker(store, words, said, capsys):
     assert run_command(*words, "--marker", marker) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not marker.exists()
+
+
+def test_a_model_of_another_section_is_refused(capsys):
+    words = ["sample", "gan-8", "--section", "inverse", "--profile", "smoke"]
+    assert jobs.main(words) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "unknown model of section inverse 'gan-8'" in said[0]

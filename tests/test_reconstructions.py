@@ -148,6 +148,20 @@ def test_energies_are_those_of_the_gaussian_that_is_given(model, truth):
     assert one == again and all(a > b for a, b in zip(one, other))
 
 
+def test_energies_are_those_of_the_noises_that_every_model_shares(model, truth, monkeypatch):
+    seen, run = [], inverse.inverse.dps
+    monkeypatch.setattr(inverse.inverse, "dps",
+                        lambda denoiser, noise, *rest: seen.append(noise) or run(denoiser, noise, *rest))
+    unit = GaussianDenoiser(torch.zeros(3, 32, 32), torch.ones(3072).double(), torch.eye(3072))
+    inverse.energies(model, MAIN, truth, unit, 3)
+    assert torch.equal(seen[0], BANK[:6].double())
+    found = inverse.energies_of_images(truth, unit, 3)
+    for row in found.itertuples():
+        noisy = data.to_unit(truth.pixels).double() + row.sigma * BANK[:6].double()
+        expected = noisy.square().flatten(1).mean(1) / (1 + row.sigma**2)
+        assert row.median == pytest.approx(expected.quantile(0.5).item())
+
+
 @pytest.mark.parametrize("image", [-1, 6])
 def test_an_image_that_is_not_measured_is_refused(image, truth):
     with pytest.raises(UserError, match="choose 0 to 5"):
