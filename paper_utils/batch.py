@@ -323,7 +323,7 @@ def plan(batch: Batch) -> Iterator[str]:
         needed = [job for job in todo if page.name in job.notebooks]
         hours = f"{graph.hours(needed, device):>9,.1f} {unit}"
         yield f"  {page.name:<21} needs {len(needed):>3} jobs {hours}, gives"
-        yield f"    {', '.join(name for name, _ in page.figures) or 'no figure'}"
+        yield f"    {', '.join(figure.name for figure in page.figures) or 'no figure'}"
     if todo:
         kind = graph.kind_of(device)
         yield (f"hours are operations / {graph.SPEED[kind]:.0e} a second, which "

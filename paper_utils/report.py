@@ -47,8 +47,17 @@ class Page:
 
     name: str
     title: str
-    figures: tuple[tuple[str, tuple[str, ...]], ...]  # figure -> tables of the same part
+    figures: tuple["Picture", ...]
     there: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: its file's name, the heading it stands under, the tables of the same part."""
+
+    name: str
+    heading: str
+    tables: tuple[str, ...]
 
 
 def pages(folder: Path) -> list[Page]:
@@ -63,17 +72,18 @@ def pages(folder: Path) -> list[Page]:
     return found
 
 
-def _figures(book: nbformat.NotebookNode) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _figures(book: nbformat.NotebookNode) -> tuple[Picture, ...]:
     """Every figure with the tables written since the last heading, or else by the notebook."""
-    found, tables, every = [], [], []
+    found, heading, tables, every = [], "", [], []
     for cell in book.cells:
-        if cell.cell_type == "markdown" and re.search(r"^#+ ", cell.source, re.M):
-            tables = []
+        heads = re.findall(r"^#+ (.+)$", cell.source, re.M) if cell.cell_type == "markdown" else []
+        if heads:
+            heading, tables = heads[-1], []
         names = re.findall(r'"((?:fig|tab)_\w+)"', cell.source)
         tables += [name for name in names if name.startswith("tab_")]
         every += [name for name in names if name.startswith("tab_")]
-        found += [(name, tables) for name in names if name.startswith("fig_")]
-    return tuple((name, tuple(near or every)) for name, near in found)
+        found += [(name, heading, tables) for name in names if name.startswith("fig_")]
+    return tuple(Picture(name, head, tuple(near or every)) for name, head, near in found)
 
 
 # --- the parts of the front page ----------------------------------------------------------------
@@ -130,18 +140,20 @@ def _not_run(page: Page, jobs: Mapping[str, Job]) -> str:
 def _figure_part(found: list[Page], folder: Path) -> str:
     lines = ["## Figures", "", "Each links to its notebook and to the numbers behind it."]
     for page in found:
-        there = [f for f in page.figures if (folder / f"{f[0]}.png").exists()]
+        there = [f for f in page.figures if (folder / f"{f.name}.png").exists()]
         if page.there and there:
             lines += ["", f"### {_linked(page)}", ""]
-            lines += [_figure(page, *figure, folder) for figure in there]
+            lines += [_figure(page, figure, folder) for figure in there]
     return "\n".join(lines)
 
 
-def _figure(page: Page, name: str, tables: tuple[str, ...], folder: Path) -> str:
-    data = " · ".join(f'<a href="{t}.csv">{t}</a>' for t in tables
+def _figure(page: Page, figure: Picture, folder: Path) -> str:
+    name, heading = figure.name, html.escape(figure.heading)
+    data = " · ".join(f'<a href="{t}.csv">{t}</a>' for t in figure.tables
                       if (folder / f"{t}.csv").exists())
-    return (f'<figure><a href="{name}.png"><img src="{name}.png" alt="{name}" loading="lazy"></a>'
-            f'<figcaption><a href="{page.name}.html">{page.name}</a> · '
+    return (f'<figure><a href="{name}.png"><img src="{name}.png" alt="{heading}" loading="lazy">'
+            f'</a><figcaption><strong>{heading}</strong><br>'
+            f'<a href="{page.name}.html">{page.name}</a> · '
             f'<a href="{name}.pdf">{name}.pdf</a>{" · " + data if data else ""}'
             "</figcaption></figure>\n")
 
@@ -168,8 +180,9 @@ def ledger(found: list[Page], folder: Path, jobs: Mapping[str, Job], device: str
         rows.append((page.name, state, graph.hours(needed, device),
                      *(sum(row[key] for row in used) / 60 if used else math.nan
                        for key in ("minutes", "CPU minutes")),
-                     *measured, ", ".join(name for name, _ in page.figures
-                                          if not page.there or (folder / f"{name}.png").exists())))
+                     *measured, ", ".join(
+                         figure.name for figure in page.figures
+                         if not page.there or (folder / f"{figure.name}.png").exists())))
     return pd.DataFrame(rows, columns=["notebook", "state", "models, estimated hours",
                                        "used", "of it CPU hours", "notebook, minutes",
                                        "CPU minutes", "peak memory, GiB", "figures"])

@@ -49,10 +49,11 @@ def computed(tmp_path_factory):
     (executed / "06_distillation.tsv").write_text(
         "s\th:m:s\tmax_rss\tcpu_time\n60\t0:01:00\t512\t30\n90\t0:01:30\t2048\t120\n")
     for page in report.pages(figures / "smoke"):
-        for name, tables in page.figures if page.there else ():
-            Image.new("RGB", (40, 30), "orange").save(figures / "smoke" / f"{name}.png")
-            Image.new("RGB", (40, 30), "orange").save(figures / "smoke" / f"{name}.pdf")
-            for table in tables:
+        for figure in page.figures if page.there else ():
+            for ending in ("png", "pdf"):
+                Image.new("RGB", (40, 30), "orange").save(
+                    figures / "smoke" / f"{figure.name}.{ending}")
+            for table in figure.tables:
                 pd.DataFrame({"x": [1]}).to_csv(figures / "smoke" / f"{table}.csv")
     rows = [asdict(claim) | {"hardware": "2 x <fast>, CPU"} for claim in CLAIMS]
     found = {"distillation": rows, "gone": rows[:1]}
@@ -101,9 +102,10 @@ def test_every_figure_of_a_notebook_is_shown_with_its_data(site):
     source = (ROOT / "notebooks" / "06_distillation.py").read_text()
     names = re.findall(r'"(fig_\w+)"', source)
     assert len(names) > 5 and all(f'src="{name}.png"' in front for name in names)
-    caption = re.search(r'alt="fig_low_pass".*?</figcaption>', front, re.S)[0]
+    caption = re.search(r'src="fig_low_pass.png".*?</figcaption>', front, re.S)[0]
     assert 'href="tab_low_pass.csv"' in caption and 'href="06_distillation.html"' in caption
-    assert 'alt="fig_hyperplane"' not in front  # its notebook did not finish
+    assert 'alt="Is it blur?"' in caption and "<strong>Is it blur?</strong>" in caption
+    assert 'src="fig_hyperplane.png"' not in front  # its notebook did not finish
 
 
 def test_verdicts_are_listed_and_what_did_not_run_says_so(site, computed):
