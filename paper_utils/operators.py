@@ -203,6 +203,11 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "super-resolution": super_resolution, "gaussian-blur": gaussian_blur,
     "motion-blur": motion_blur, "high-dynamic-range": high_dynamic_range,
 }
+TITLES = {  # with the level {0:g}, or a hundred times it
+    "random-inpainting": "random inpainting {1:g}%", "box-inpainting": "box inpainting {0:g} px",
+    "super-resolution": "super-resolution {0:g}x", "gaussian-blur": "Gaussian blur {0:g} px",
+    "motion-blur": "motion blur {0:g} px", "high-dynamic-range": "high dynamic range {0:g}x",
+}
 
 
 # --- measurements -------------------------------------------------------------------------------
@@ -227,7 +232,8 @@ class Task:
 
     @property
     def name(self) -> str:
-        return f"{self.operator} {self.level:g}"
+        """As figures and tables have it, say 'random inpainting 70%'."""
+        return TITLES[self.operator].format(self.level, 100 * self.level)
 
     def build(self, n: int, side: int = 32) -> Operator:
         """The operator for n images; UserError for a level it cannot have."""

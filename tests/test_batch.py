@@ -96,6 +96,9 @@ def test_a_job_runs_after_what_it_needs_and_the_tour_last(folder):
     for name, job in jobs.items():
         assert all(order.index(other) < order.index(name) for other in job.after)
         assert all(order.index(name) < order.index(notebook) for notebook in job.notebooks)
+    # and a notebook again when that is asked, alone
+    assert ends(start(folder, "smoke", "--forcerun", "03_conditional")) == 0
+    assert calls(folder)[len(order):] == ["03_conditional"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
@@ -129,13 +132,6 @@ def test_damaged_files_of_the_jobs_are_made_again(folder, text):
     assert other.name in graph.done(known)
     batch._forget(known)
     assert set(graph.done(known)) == {other.name} and not job.marker.exists()
-
-
-def test_a_notebook_is_executed_again_when_that_is_asked(folder):
-    assert ends(start(folder)) == 0
-    before = len(calls(folder))
-    assert ends(start(folder, "smoke", "--forcerun", "03_conditional")) == 0
-    assert calls(folder)[before:] == ["03_conditional"]
 
 
 def test_a_share_runs_nothing_of_the_others(folder):

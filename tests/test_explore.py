@@ -320,10 +320,10 @@ def restored():
 def test_a_step_size_shows_what_was_restored_with_it(zeta, said, restored):
     rows, answers, problems, _ = restored
     figure = explore.step_size_at(*restored, zeta)
-    answer = answers[f"box-inpainting 8, zeta {zeta:g}"]
+    answer = answers[f"box inpainting 8 px, zeta {zeta:g}"]
     expected = [rows["truth"], rows["measured"], answer["a"], answer["b"]]
     assert all((a == strip(b)).all() for a, b in zip(arrays(figure), expected, strict=True))
-    assert title(figure) == f"box-inpainting 8, zeta {zeta:g}. {said}"
+    assert title(figure) == f"box inpainting 8 px, zeta {zeta:g}. {said}"
 
 
 def test_the_slider_goes_over_the_step_sizes_from_the_largest(at_the_sliders, restored):

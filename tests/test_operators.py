@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from paper_utils import data, inverse
+from paper_utils import data, inverse, operators
 from paper_utils.denoisers import GaussianDenoiser
 from paper_utils.errors import UserError
 from paper_utils.inverse import Guidance
@@ -328,3 +328,10 @@ def test_one_image_of_another_operator_is_enough_to_refuse():
     swapped = operator.rows(torch.tensor([0, 1, 3, 2, 4]))
     measurement = measure(images, operator)
     check_refused(lambda: measurement.check(swapped, tuple(images.shape)), "another operator")
+
+
+def test_every_operator_has_a_name_to_be_read():
+    assert operators.TITLES.keys() == OPERATORS.keys()
+    assert Task("random-inpainting", 0.7).name == "random inpainting 70%"
+    assert Task("gaussian-blur", 1.5).name == "Gaussian blur 1.5 px"
+    assert Task("high-dynamic-range", 2).name == "high dynamic range 2x"
