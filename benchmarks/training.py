@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.measuring import PROCESSES, Row, Size, in_turns, seconds, some_pixels
-from paper_utils import artifacts, data, profiles, training
+from paper_utils import artifacts, data, precision, profiles, training
 
 
 def diffusers_unet(device: str) -> training.Spec:
@@ -49,11 +49,11 @@ class Example:
     """The loop of diffusers' examples/unconditional_image_generation with accelerate.
 
     As that script runs by default, with its EMA (--use_ema): AdamW, cosine schedule, gradients
-    clipped, images through a DataLoader with crop, flip and normalization. precision: 'no' (its
-    default) or 'bf16'.
+    clipped, images through a DataLoader with crop, flip and normalization. mixed: the precision,
+    'no' (its default) or 'bf16'.
     """
 
-    def __init__(self, spec: training.Spec, device: str, precision: str):
+    def __init__(self, spec: training.Spec, device: str, mixed: str):
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
         from diffusers import DDPMScheduler, UNet2DModel
@@ -61,7 +61,7 @@ class Example:
         from diffusers.training_utils import EMAModel
 
         AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process, else
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu")
         network = UNet2DModel(**spec.network_args)
         self.ema = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True,
                             inv_gamma=1.0, power=3 / 4)
@@ -140,8 +140,9 @@ def rows(size: Size, device: str) -> list[Row]:
     ours = Ours(spec, device)
     loops = {"diffusers' example, its default precision": (Example(spec, device, "no"),
                                                            3.0 if device == "cuda" else 1.15),
-             "diffusers' example, bf16": (Example(spec, device, "bf16"), None),
              "plain float32 loop": (Plain(spec, device), None)}
+    if precision.has_bf16(device):
+        loops["diffusers' example, bf16"] = Example(spec, device, "bf16"), None
     for loop in (ours, *(loop for loop, _ in loops.values())):
         loop.steps(2)
     times = in_turns(max(size.repeats // 2, 1), lambda: ours.steps(size.training),
@@ -158,14 +159,16 @@ def rows(size: Size, device: str) -> list[Row]:
 
 
 def matrix_share(spec: training.Spec, loop: Ours, rate: float, device: str) -> Row:
-    """What training reaches of the bf16 matrix rate, in floating-point operations per second."""
+    """What training reaches of the rate of matrix products, in floating-point operations a second:
+    those of bf16, or of float32 where the processor has no other."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
         loop.steps(1)
     used = counter.get_total_flops() / spec.batch * rate
     side = 8192 if device == "cuda" else 2048
-    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    kind = torch.bfloat16 if precision.has_bf16(device) else torch.float32
+    a = torch.randn(side, side, device=device, dtype=kind)
 
     def multiply() -> None:
         for _ in range(3):
@@ -174,7 +177,7 @@ def matrix_share(spec: training.Spec, loop: Ours, rate: float, device: str) -> R
 
     multiply()
     peak = 3 * 2 * side**3 / min(seconds(multiply) for _ in range(3))
-    return Row("training: share of the measured bf16 matrix rate",
+    return Row(f"training: share of the measured {str(kind).removeprefix('torch.')} matrix rate",
                f"{used / peak:.2f} ({used / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s)", "none", True)
 
 

@@ -74,6 +74,14 @@ def test_without_deepinv_a_row_says_so(monkeypatch):
     assert second.what == "reconstruction of 1 images, 1 steps" and second.met
 
 
+def test_the_matrix_rate_is_never_that_of_emulated_products(monkeypatch):
+    """bfloat16 by emulation is a hundred times slower: minutes, and a share of nothing."""
+    monkeypatch.setattr(training.precision, "has_bf16", lambda device: False)
+    spec = training.diffusers_unet("cpu")
+    row = training.matrix_share(spec, training.Ours(spec, "cpu"), 1.0, "cpu")
+    assert row.what.endswith("float32 matrix rate") and "of 0 GFLOP/s" not in row.measured
+
+
 def test_models_train_at_once_and_each_has_its_rate():
     first, second = training.concurrently(2, 1, "cpu")
     assert first > 0 and second > 0
