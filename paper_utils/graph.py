@@ -126,8 +126,9 @@ def load(profile: str) -> Graph:
         from paper_utils import artifacts, jobs, profiles
 
         found = profiles.get(profile)
-        kept = asdict(Graph(found.device, jobs.build(found)))
-        artifacts.replace_file(path, json.dumps(kept).encode())
+        text = json.dumps(asdict(Graph(found.device, jobs.build(found))))
+        artifacts.replace_file(path, text.encode())
+        kept = json.loads(text)
     return Graph(kept["device"], {name: Job(**row) for name, row in kept["jobs"].items()})
 
 

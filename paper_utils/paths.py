@@ -1,6 +1,7 @@
 """Where things are: the repository, and what was downloaded or computed."""
 
 import os
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -13,3 +14,14 @@ def cache_dir() -> Path:
     """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("PAPER_UTILS_CACHE") or Path(home) / "paper_utils").expanduser()
+
+
+def folder_name(profile: str, **chosen: object) -> str:
+    """Where below figures/ a run with these parameters writes: 'laptop', 'laptop-noises-64'.
+
+    What a run chose beside its profile stands in the name, so that it never writes over what the
+    profile itself gave. 0, '' and what every notebook has by default are no choice.
+    """
+    words = [f"{name}-{value}" for name, value in chosen.items()
+             if value not in (0, "", "all", "cifar-copy")]
+    return "-".join([profile, *(re.sub(r"[^\w.@-]+", "_", word) for word in words)])

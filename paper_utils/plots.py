@@ -17,7 +17,7 @@ from torch import Tensor
 from paper_utils import artifacts, profiles
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import EXTENT
-from paper_utils.paths import ROOT
+from paper_utils.paths import ROOT, folder_name
 
 pd.set_option("display.max_colwidth", None)  # a notebook shows a claim to its end
 FIGURES = ROOT / "figures"
@@ -37,12 +37,12 @@ class Output:
 
     @classmethod
     def of(cls, profile: str, **chosen: object) -> "Output":
-        """That of a profile, or of a run that chose other parameters: see profiles.folder_name.
+        """That of a profile, or of a run that chose other parameters: see paths.folder_name.
 
         Raises UserError for an unknown profile.
         """
         choose(profile, profiles.PROFILES, "profile")
-        return cls(FIGURES / profiles.folder_name(profile, **chosen))
+        return cls(FIGURES / folder_name(profile, **chosen))
 
     def figure(self, figure: Figure, name: str) -> Figure:
         """Write <name>.pdf and <name>.png and hand the figure back (a notebook shows it)."""

@@ -85,17 +85,6 @@ def get(name: str, **overrides: int | None) -> Profile:
     return replace(profile, **{k: v for k, v in overrides.items() if v})
 
 
-def folder_name(profile: str, **chosen: object) -> str:
-    """Where below figures/ a run with these parameters writes: 'laptop', 'laptop-noises-64'.
-
-    What a run chose beside its profile stands in the name, so that it never writes over what the
-    profile itself gave. 0, '' and what every notebook has by default are no choice.
-    """
-    words = [f"{name}-{value}" for name, value in chosen.items()
-             if value not in (0, "", "all", "cifar-copy")]
-    return "-".join([profile, *(re.sub(r"[^\w.@-]+", "_", word) for word in words)])
-
-
 @dataclass(frozen=True, kw_only=True)
 class Scale:
     """How large the trained models are. Budgets are in images seen."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from paper_utils.errors import UserError, choose, ended_by_signals, exit_code, raise_lost
-from paper_utils.paths import ROOT
+from paper_utils.paths import ROOT, folder_name
 
 HEARTBEAT = 30.0  # seconds between progress lines of a running notebook
 POLL = 0.5  # seconds between two looks for an interruption that was lost
@@ -395,14 +395,14 @@ def _existing(notebook: Path) -> Path:
 
 def _folder(chosen: Mapping[str, Any], valid: Mapping[str, Parameter]) -> Path:
     """Where the notebook writes its figures with these parameters."""
-    from paper_utils import profiles
-
     every = {name: parameter.default for name, parameter in valid.items()} | chosen
     every.pop("device", None)  # the same figures on any
     profile = every.pop("profile", "default")
     if "profile" in chosen:
-        choose(profile, profiles.PROFILES, "profile")
-    return ROOT / "figures" / profiles.folder_name(profile, **every)
+        from paper_utils.profiles import PROFILES
+
+        choose(profile, PROFILES, "profile")
+    return ROOT / "figures" / folder_name(profile, **every)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

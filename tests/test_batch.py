@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,14 +37,26 @@ out.write_text('{"weights": [], "minutes": 1.5}')
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("0*.ipynb"))
 
 
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    """The files of the graphs that these tests load, counted once: it takes seconds."""
+    cache = tmp_path_factory.mktemp("graphs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PAPER_UTILS_CACHE", str(cache))
+        for profile in ("smoke", "paper"):
+            graph.load(profile)
+    return cache / "jobs"
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, counted):
     """A folder that has the repository's files but stand-ins for the package's commands."""
     for name in ("notebooks", "zoo"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "paper_utils").mkdir()
     for name in ("__init__", "jobs", "run", "report"):
         (tmp_path / "paper_utils" / f"{name}.py").write_text(STAND_IN if name != "__init__" else "")
+    shutil.copytree(counted, tmp_path / "cache" / "jobs")
     monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", "")
     return tmp_path
@@ -225,8 +238,9 @@ def test_a_mistake_in_the_configuration_is_one_line(folder, config, said):
 # --- the command line ---------------------------------------------------------------------------
 
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
+def elsewhere(tmp_path, monkeypatch, counted):
     """`execute` without Snakemake, in folders of its own."""
+    shutil.copytree(counted, tmp_path / "cache" / "jobs")
     monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
     for module in (batch, run):
         monkeypatch.setattr(module, "ROOT", tmp_path)
@@ -427,8 +441,7 @@ def test_a_store_that_cannot_be_written_is_one_line(elsewhere, monkeypatch, caps
 
 # --- the plan -----------------------------------------------------------------------------------
 
-def test_the_plan_of_the_paper_says_hours_and_figures(tmp_path, monkeypatch):
-    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path))
+def test_the_plan_of_the_paper_says_hours_and_figures(folder):
     lines = list(batch.plan(Batch("paper")))
     jobs = graph.load("paper").jobs
     hours = sum(job.minutes("cuda") for job in jobs.values()) / 60

@@ -156,12 +156,12 @@ def test_a_part_of_a_random_network_is_not_trained():
 
 
 def test_what_a_run_chose_stands_in_the_name_of_its_folder():
-    from paper_utils import plots
+    from paper_utils import paths, plots
 
     assert plots.Output.of("smoke", noises=0, descriptor="cifar-copy", start="", trains="all"
                            ).folder == plots.FIGURES / "smoke"
     assert plots.Output.of("smoke", descriptor="pixels", live=8, noises=0
                            ).folder == plots.FIGURES / "smoke-descriptor-pixels-live-8"
-    assert profiles.folder_name("paper", imagenet="../a, b") == "paper-imagenet-.._a_b"
+    assert paths.folder_name("paper", imagenet="../a, b") == "paper-imagenet-.._a_b"
     with pytest.raises(UserError, match="did you mean 'smoke'"):
         plots.Output.of("smok", noises=3)
