@@ -9,7 +9,6 @@ import ast
 import contextlib
 import csv
 import fcntl
-import json
 import math
 import os
 import shutil
@@ -230,11 +229,16 @@ def _again(batch: Batch) -> list[str]:
 
 
 def _written(notebook: Path) -> tuple[set[str], set[str]]:
-    """The files that every run of a notebook writes, and the sections of its verdicts."""
+    """Files that every run of a notebook writes, and the sections of its verdicts.
+
+    Those that its code names outside loops and conditions; a cell with magics is not looked at.
+    """
     kinds = {"output.figure": ("fig_", "pdf", "png"), "output.table": ("tab_", "csv", "tex")}
     files, sections = set(), set()
     for cell in nbformat.read(notebook, as_version=4).cells:
-        body = ast.parse(cell.source).body if cell.cell_type == "code" else []
+        body = []
+        with contextlib.suppress(SyntaxError):
+            body = ast.parse(cell.source).body if cell.cell_type == "code" else []
         for node in (node for line in body if isinstance(line, (ast.Expr, ast.Assign))
                      for node in ast.walk(line) if isinstance(node, ast.Call)):
             called = ast.unparse(node.func)
@@ -245,6 +249,8 @@ def _written(notebook: Path) -> tuple[set[str], set[str]]:
                           if word.startswith(prefix)}
             if called == "claims.save":
                 sections |= set(words)
+                files |= {f"tab_claims_{word}.{ending}" for word in words
+                          for ending in ("csv", "tex")}
     return files, sections
 
 

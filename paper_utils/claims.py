@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
@@ -962,8 +963,8 @@ def _known(path: Path) -> dict[str, list[dict]]:
     try:
         return json.loads(path.read_text()) if path.exists() else {}
     except ValueError:
-        raise UserError(f"{path} is damaged: delete it, every notebook writes its part again"
-                        ) from None
+        warnings.warn(f"{path} is damaged: every notebook writes its part again", stacklevel=3)
+        return {}
 
 
 def overview(folder: Path) -> pd.DataFrame:

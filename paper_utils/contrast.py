@@ -251,11 +251,6 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     return (mean**2 + log_variance.exp() - 1 - log_variance).sum(1) / 2
 
 
-def loss(state: State) -> Tensor:
-    """The sum of a training state's losses, one number to watch."""
-    return sum(value for key, value in state.items() if key.startswith("loss"))
-
-
 def trained(spec: Spec, state: State) -> nn.Module:
     """The averaged (EMA) generator or decoder of a training state, in evaluation mode."""
     model = build(spec.kind, spec.width)

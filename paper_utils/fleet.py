@@ -2,7 +2,7 @@
 
     python -m paper_utils.fleet train edm uvit --profile gpu --device cuda --out runs --minutes 9
     python -m paper_utils.fleet slim runs/edm.safetensors --out FOLDER
-    python -m paper_utils.fleet add runs/edm.safetensors --made "one H200, 9 minutes"
+    python -m paper_utils.fleet add runs/edm.safetensors --made "one H200, 9 minutes" --replace
     python -m paper_utils.fleet closed optimal gaussian local gaussian-cond
     python -m paper_utils.fleet guided edm-cond
     python -m paper_utils.fleet restored edm --made "..."
@@ -12,8 +12,9 @@
 minute and goes on from it when it is called again. A fine-tuning starts from the finished run of
 its base in the same folder. `slim` writes what the zoo needs of a checkpoint, an eighth of it: the
 averaged weights in half precision. `add` takes either. It samples the sheet of a finished training
-and writes zoo.toml, `closed` the sheets of the closed forms, which have no weights, `guided` those
-of conditional models under guidance, `restored` those of the inverse problems.
+and writes zoo.toml; in the place of a model of another recipe with --replace alone. `closed` the
+sheets of the closed forms, which have no weights, `guided` those of conditional models under
+guidance, `restored` those of the inverse problems.
 """
 
 import argparse
@@ -80,7 +81,6 @@ def train_one(name: str, profile: str, device: str, out: Path, deadline: float,
     for step, steps, loss, save in runs:
         late = time.time() > deadline or stopped()
         if late or time.time() - saved > 60 or step == steps:
-            training.check_loss(name, step, loss)
             save()
             saved = time.time()
             print(f"{name:<14} step {step:>7,} of {steps:,}  loss {float(loss):.4f}", flush=True)
@@ -155,9 +155,14 @@ def _contrast(spec: contrast.Spec, images: data.Images, path: Path, device: str)
             raise UserError(f"checkpoint {path} belongs to another specification: give this run a "
                             "folder of its own")
     for state in contrast.train(spec, images, state, device):
-        content = lambda: artifacts.save({k: v.contiguous() for k, v in state.items()}, metadata)
-        yield (int(state["step"]), spec.steps, contrast.loss(state),
-               lambda: artifacts.replace_file(path, content()))
+        losses = [v for k, v in state.items() if k.startswith("loss")]
+        yield int(state["step"]), spec.steps, sum(losses), lambda: _keep(path, state, metadata)
+
+
+def _keep(path: Path, state: contrast.State, metadata: dict[str, str]) -> None:
+    training.check_finite(path.stem, state)
+    content = artifacts.save({k: v.contiguous() for k, v in state.items()}, metadata)
+    artifacts.replace_file(path, content)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -170,7 +175,7 @@ def train(options: argparse.Namespace) -> None:
         training.check_compiler(torch.device(options.device))
     known = profiles.every_spec(options.profile) | profiles.contrast_specs(options.profile)
     waiting = [choose(name, known, "model") for name in options.models]
-    options.out.mkdir(parents=True, exist_ok=True)
+    artifacts.check_writable(options.out)
     deadline = time.time() + 60 * options.minutes
     spawn, running, failed = processes.get_context("spawn"), [], False
     stop = spawn.Event()

@@ -5,6 +5,7 @@ know which.
 """
 
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -266,19 +267,17 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
         losses = torch.full((spec.steps,), torch.nan, device=device)
 
         def result() -> artifacts.Tensors:
-            return {f"network.{k}": v for k, v in run.ema.network.state_dict().items()} | {
-                "loss": losses[:run.step]}
+            weights = {f"network.{k}": v for k, v in run.ema.network.state_dict().items()}
+            training.check_finite(spec.name, weights)
+            return weights | {"loss": losses[:run.step]}
 
         runs = training.train(spec, images, checkpoint, device, start)
         for run in progress(runs, spec.name, spec.steps, "step", lambda r: f"loss {r.loss:.4f}",
                             lambda r: r.step):
             losses[run.step - 1] = run.loss
-            due = time.monotonic() - saved > 60
-            if due or run.step in ends or run.step == spec.steps:
-                training.check_loss(spec.name, run.step, run.loss)
             if run.step in ends:
                 artifacts.remember("model", _recipe(ends[run.step], images, start), result)
-            if due and run.step < spec.steps:
+            if run.step < spec.steps and time.monotonic() - saved > 60:
                 training.save_checkpoint(run, checkpoint)
                 saved = time.monotonic()
         for path_done in (checkpoint, training.previous(checkpoint)):
@@ -331,7 +330,7 @@ def weights_of(path: str | Path, student: training.Spec | None = None) -> artifa
     merged into the weights. student: what is to begin with them. Raises UserError for a file that
     is not there or is no safetensors, and for a student of another kind than the file says it has.
     """
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))
     path = given if given.exists() else zoo.FOLDER.parent / given
     if not path.exists():
         places = "" if given.is_absolute() else f", neither from {Path.cwd()} nor from the root"
@@ -340,7 +339,7 @@ def weights_of(path: str | Path, student: training.Spec | None = None) -> artifa
         raise UserError(f"{path} is a folder: give a safetensors file")
     tensors, metadata = artifacts.load_tensors(path)
     made = _specification(metadata)
-    if student and made.keys() >= {"network", "framework", "solver"}:
+    if student and made.keys() >= {"network", "framework"}:
         training.check_teacher(student, training.Spec.from_json(json.dumps(made)))
     if path.parent in zoo.FOLDERS and made.get("start"):
         row = zoo.entry(path.stem, path.parent)
@@ -358,9 +357,10 @@ def _specification(metadata: Mapping[str, str]) -> dict:
     """What a file of weights says of its training; nothing where another project wrote it."""
     try:
         made = json.loads(metadata.get("spec", "{}"))
-        return made.get("spec", made)  # the store keeps it among what else decides an artifact
+        made = made.get("spec", made)  # the store keeps it among what else decides an artifact
     except (ValueError, AttributeError):
         return {}
+    return made if isinstance(made, dict) and isinstance(made.get("solver"), dict) else {}
 
 
 def train_contrast(name: str, spec: contrast.Spec, images: data.Images,
@@ -372,7 +372,7 @@ def train_contrast(name: str, spec: contrast.Spec, images: data.Images,
     def compute() -> artifacts.Tensors:
         for state in progress(contrast.train(spec, images, None, device), name, spec.steps, "step"):
             pass
-        training.check_loss(name, spec.steps, contrast.loss(state))
+        training.check_finite(name, state)
         return contrast.trained(spec, state).state_dict()
 
     network = contrast.build(spec.kind, spec.width)
@@ -457,7 +457,7 @@ def shipped_by(specs: Mapping[str, training.Spec], folder: Path,
 def _checked(row: zoo.Entry, spec: training.Spec, folder: Path, images: data.Images | None,
              device: str) -> Model:
     tensors, values = row.load_weights(folder)
-    again = f"train it again, `fleet train {row.name} --profile laptop`"
+    again = f"train it again, `fleet train {row.name} --profile laptop`, and `fleet add --replace`"
     if not spec.is_recorded_as(values):
         raise UserError(f"{row.weights} was trained by another recipe than {row.name} has in this "
                         f"profile: {again}")

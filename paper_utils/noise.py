@@ -47,11 +47,13 @@ class NoiseBank:
         Raises UserError for a negative index and for a slice without an end, since the bank has no
         last one, and for any other index.
         """
-        if hasattr(index, "__index__"):  # of numpy too
-            return self._draw(operator.index(index))
-        if not isinstance(index, slice):
-            raise UserError(f"the noise bank takes a number or a slice, not {index!r}: stack "
-                            "bank[k] for each k of others")
+        try:
+            if not isinstance(index, slice):
+                return self._draw(operator.index(index))  # of numpy too
+            slice.indices(index, 0)
+        except TypeError:
+            raise UserError(f"the noise bank takes whole numbers or a slice of them, not {index!r}:"
+                            " stack bank[k] for each k of others") from None
         if index.stop is None or index.stop < 0 or (index.start or 0) < 0:
             raise UserError("the noise bank is endless: ask for bank[i:j] with 0 <= i <= j")
         numbers = range(index.start or 0, index.stop, index.step or 1)

@@ -20,7 +20,7 @@ def folder_name(profile: str, **chosen: object) -> str:
     """Where below figures/ a run with these parameters writes: 'laptop', 'laptop-noises-64'.
 
     What a run chose beside its profile stands in the name, so that it never writes over what the
-    profile itself gave. 0, '' and what every notebook has by default are no choice.
+    profile itself gave. 0, '' and what the notebooks of the figures have by default are no choice.
     """
     words = [f"{name}-{value}" for name, value in chosen.items()
              if value not in (0, "", "all", "cifar-copy")]

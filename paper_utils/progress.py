@@ -38,7 +38,7 @@ def _bar(counted: Iterable[tuple[int, T]], title: str, total: int, unit: str,
     with tqdm(total=total, desc=title, unit=unit, leave=False, delay=2) as bar:
         for count, item in counted:
             if not bar.n:
-                bar.n = bar.initial = count - 1
+                bar.n = bar.initial = bar.last_print_n = count - 1
             yield item
             bar.update(count - bar.n)
             if count % 50 == 1 and note(item):

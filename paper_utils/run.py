@@ -9,6 +9,7 @@ Exit code 0: done. 1: a notebook failed. 2: a mistake on the command line or in 
 import argparse
 import ast
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -144,7 +145,7 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], log: TextIO)
         os.replace(partial, failed)
         raise _explain(error, notebook, failed) from error
     except OSError as error:
-        if error.filename:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename:
             raise
         from paper_utils import artifacts
 

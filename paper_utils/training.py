@@ -378,11 +378,13 @@ def train(spec: Spec, images: data.Images, checkpoint: Path | None = None, devic
         yield training
 
 
-def check_loss(name: str, step: int, loss: Tensor | float) -> None:
-    """UserError where a training has diverged, before its weights are kept."""
-    if not math.isfinite(loss):
-        raise UserError(f"{name} has diverged (at step {step:,} its loss is {float(loss)}), and "
-                        "nothing was saved since: train with a smaller learning_rate")
+def check_finite(name: str, tensors: artifacts.Tensors) -> None:
+    """UserError where a training has diverged: asked before its weights are kept."""
+    odd = [key for key, value in tensors.items()
+           if value.is_floating_point() and not value.isfinite().all()]
+    if odd:
+        raise UserError(f"{name} has diverged ({odd[0]} is not of finite numbers) and was not "
+                        "saved: give its specification a smaller learning rate")
 
 
 def previous(checkpoint: Path) -> Path:
@@ -410,9 +412,11 @@ def save_checkpoint(training: Training, path: Path, spec: Spec | None = None) ->
     """Write the run so that `train` can go on from it; the old file becomes previous(path).
 
     spec: of a shorter run of which this one is, at this step, the end. Raises UserError when there
-    is no room or no permission; the old file then stays in its place.
+    is no room or no permission, and for a run that has diverged; the old file then stays in its
+    place.
     """
     tensors = {k: v.contiguous() for k, v in training.state_dict().items()}
+    check_finite((spec or training.spec).name, tensors)
     metadata = {"spec": (spec or training.spec).to_json(), "subset": training.images.hash,
                 "start": training.start}
     artifacts.replace_file(Path(path), save(tensors, metadata), keep=previous(Path(path)))

@@ -487,6 +487,8 @@ def area(x: float) -> float:
 class Box:
     """A box."""
     def volume(self, x):
+        if x < 0:
+            raise ValueError(f"{x} is no length")
         return area(x) * SIZE
 '''
 
@@ -503,14 +505,15 @@ def version(tmp_path, source: str) -> str:
 @pytest.mark.parametrize("old, new", [
     ('"""A module."""', '"""Another description, longer."""'), ('"""The area of x."""', ""),
     ('"""A box."""', '"""Things go in."""'), ("  # squared", ""), ("SIZE = 3", "SIZE  =  3  # no"),
+    ('ValueError(f"{x} is no length")', 'ValueError("give a length from 0 up") from None'),
 ])
-def test_comments_docstrings_and_layout_do_not_count(tmp_path, old, new):
+def test_comments_docstrings_layout_and_what_errors_say_do_not_count(tmp_path, old, new):
     assert version(tmp_path, ORIGINAL) == version(tmp_path, ORIGINAL.replace(old, new))
 
 
 @pytest.mark.parametrize("old, new", [
     ("SIZE = 3", "SIZE = 4"), ("x * x", "x + x"), ("volume(self, x)", "volume(self, x=1)"),
-    ("area(x) * SIZE", "SIZE * area(x)"), ("SIZE = 3", 'SIZE = "3"'),
+    ("area(x) * SIZE", "SIZE * area(x)"), ("x < 0", "x <= 0"), ("SIZE = 3", 'SIZE = "3"'),
 ])
 def test_code_counts(tmp_path, old, new):
     assert version(tmp_path, ORIGINAL) != version(tmp_path, ORIGINAL.replace(old, new))

@@ -251,7 +251,9 @@ def elsewhere(tmp_path, monkeypatch, counted):
             f'output.table(x, "tab_{name}").head(3)\n'
             'if x:\n    output.figure(1, "fig_sometimes")\n'
             f'claims.save(x, "{name}", output, device)')
-        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A\n?"), cell])
+        magic = nbformat.v4.new_code_cell("%timeit 1 + 1\n!ls")
+        words = nbformat.v4.new_markdown_cell("# A\n?")
+        book = nbformat.v4.new_notebook(cells=[words, magic, cell])
         nbformat.write(book, tmp_path / "notebooks" / f"{name}.ipynb")
     return tmp_path
 
@@ -293,14 +295,15 @@ def test_what_is_up_to_date_is_said(elsewhere, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("gone", ["fig_01_a.png", "fig_01_a.pdf", "tab_01_a.csv", "tab_01_a.tex",
-                                  "claims.json"])
+                                  "tab_claims_01_a.csv", "claims.json"])
 def test_what_was_deleted_is_made_again(elsewhere, gone):
     wanted = Batch("smoke")
     wanted.folder.mkdir(parents=True)
     write(wanted, "01_a", "02_b")
     folder = wanted.folder.parent
     for name in ("01_a", "02_b"):
-        for file in (f"fig_{name}.png", f"fig_{name}.pdf", f"tab_{name}.csv", f"tab_{name}.tex"):
+        for file in (f"fig_{name}.png", f"fig_{name}.pdf", f"tab_{name}.csv", f"tab_{name}.tex",
+                     f"tab_claims_{name}.csv", f"tab_claims_{name}.tex"):
             (folder / file).touch()
     (folder / "claims.json").write_text('{"01_a": [], "02_b": []}')
     assert batch._again(wanted) == []

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from paper_utils import artifacts, contrast, data, fleet, models, training, zoo
+from paper_utils import artifacts, contrast, data, fleet, models, profiles, training, zoo
 from paper_utils.errors import UserError
 from paper_utils.noise import NoiseBank
 
@@ -108,6 +109,13 @@ def test_an_interrupted_training_writes_its_checkpoint_and_no_traceback(folder):
     assert int(artifacts.load_tensors(folder / "edm.safetensors")[0]["step"]) >= 1
 
 
+def test_where_nothing_can_be_written_is_said_before_a_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert fleet.main(["train", "edm", "--profile", "smoke", "--out", str(tmp_path / "file")]) == 2
+    error = capsys.readouterr().err
+    assert "give a path where you can write" in error and error.count("\n") == 1
+
+
 def test_an_unknown_model_is_one_line(capsys):
     assert fleet.main(["train", "emd", "--profile", "smoke"]) == 2
     error = capsys.readouterr().err
@@ -121,16 +129,30 @@ def test_a_finished_training_says_so(folder, capsys):
     assert "step" in trained and again.startswith("edm ") and "was finished before" in again
 
 
-@pytest.mark.parametrize("name", ["edm", "vae-8"])
+@pytest.mark.parametrize("name", ["edm", "vae-8", "unet-8-n4"])
 def test_a_diverged_training_keeps_the_checkpoint_it_had(name, folder, monkeypatch):
     fleet.train_one(name, "smoke", "cpu", folder, 0.0)
     before = (folder / f"{name}.safetensors").read_bytes()
-    nothing = torch.tensor(torch.nan)
-    monkeypatch.setattr(training.Denoising, "__call__", lambda *_: nothing.clone().requires_grad_())
-    monkeypatch.setattr(contrast, "loss", lambda state: nothing)
-    with pytest.raises(UserError, match=f"{name} has diverged .*smaller learning_rate"):
+    loss, descend = training.Denoising.__call__, contrast._Bench.descend
+    monkeypatch.setattr(training.Denoising, "__call__", lambda *words: torch.nan * loss(*words))
+    monkeypatch.setattr(contrast._Bench, "descend",
+                        lambda self, net, loss: descend(self, net, torch.nan * loss))
+    with pytest.raises(UserError, match=f"{name}.* has diverged .*smaller learning rate"):
         fleet.train_one(name, "smoke", "cpu", folder, forever())
     assert (folder / f"{name}.safetensors").read_bytes() == before
+    assert [path.stem for path in folder.glob("*.safetensors")] == [name]  # no shorter run's either
+
+
+def test_weights_that_overflow_in_the_last_step_are_not_kept(folder, monkeypatch):
+    """The loss is that of before the step."""
+    spec = replace(profiles.specs("smoke")["edm"], learning_rate=1e38, warmup=0)
+    run = training.Training(spec, spec.subset(data.load("bundled")))
+    path = folder / "edm.safetensors"
+    run.advance()
+    assert run.loss.isfinite()
+    with pytest.raises(UserError, match="has diverged"):
+        training.save_checkpoint(run, path)
+    assert not path.exists()
 
 
 def test_a_model_of_another_recipe_is_replaced_only_when_asked(folder, monkeypatch, capsys):

@@ -264,7 +264,8 @@ def test_weights_come_from_any_file_of_this_project(images, tmp_path):
         found = models.weights_of(tmp_path / f"{name}.safetensors")
         assert found.keys() == average.keys()
         assert all(torch.allclose(found[k], average[k], rtol=1e-3, atol=1e-6) for k in found)
-    for foreign in ("v2", "[1]", '{"framework": "torch"}'):
+    for foreign in ("v2", "[1]", '{"framework": "torch"}', '{"spec": "v2"}', '{"spec": null}',
+                    '{"framework": "torch", "network": "a", "solver": "heun"}'):
         artifacts.write(tmp_path / "foreign.safetensors", average, {"spec": foreign})
         assert models.weights_of(tmp_path / "foreign.safetensors", TINY).keys() == average.keys()
     with pytest.raises(UserError, match="there is no .*nowhere.safetensors: give"):

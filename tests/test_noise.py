@@ -68,8 +68,9 @@ def test_the_bank_has_no_end(index):
 def test_other_integers_are_numbers_too_and_other_indices_one_line():
     bank = NoiseBank(3, (1, 8, 8))
     assert torch.equal(bank[np.int64(3)], bank[3])
-    with pytest.raises(UserError, match=r"a number or a slice, not \[1, 2\]"):
-        bank[[1, 2]]
+    for index in ([1, 2], np.array([1, 2]), torch.tensor([1, 2]), slice(0, 2.5), "a", None, 1.0):
+        with pytest.raises(UserError, match="takes whole numbers or a slice of them, not"):
+            bank[index]
 
 
 def test_streams_reproduce_and_differ_by_key():

@@ -3,6 +3,7 @@
 `make test` also has nbval execute tests/references and compare the outputs, cell by cell.
 """
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from jupytext.config import load_jupytext_config
 
 from paper_utils import run
+from paper_utils.paths import folder_name
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = [*sorted((ROOT / "notebooks").glob("0*.ipynb")), ROOT / "notebooks" / "train.ipynb"]
@@ -64,6 +66,20 @@ def test_the_parameters_are_ones_papermill_sees(path):
     declared = run.declared(path)
     assert "profile" in declared
     assert set(papermill.inspect_notebook(str(path))) == set(declared)
+
+
+@each_notebook
+def test_every_choice_stands_in_the_name_of_the_folder(path):
+    """So that no run writes over what another one gave; where the runner puts the notebook, too."""
+    declared = run.declared(path)
+    code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    calls = [node for source in code for node in ast.walk(ast.parse(source))
+             if isinstance(node, ast.Call) and ast.unparse(node.func) == "plots.Output.of"]
+    given = {word.arg: ast.unparse(word.value) for word in calls[0].keywords}
+    assert list(given) == [name for name in declared if name not in ("profile", "device")]
+    assert all(name == value for name, value in given.items())
+    defaults = {name: declared[name].default for name in given}
+    assert folder_name("x", **defaults) == ("x-model-edm" if path.stem == "train" else "x")
 
 
 @pytest.mark.parametrize("name", ["00_start_here", "train"])

@@ -1,5 +1,7 @@
 """What a long computation says of itself."""
 
+import time
+
 import pytest
 
 from paper_utils import progress as module
@@ -37,14 +39,19 @@ def test_a_bar_begins_where_the_work_goes_on(monkeypatch, capsys):
     monkeypatch.setenv("PAPER_UTILS_PROGRESS", "bar")
     from tqdm import auto
 
-    seen = []
+    seen, rates = [], []
 
     class Bar(auto.tqdm):
         def close(self):
             seen.append((self.initial, self.n, self.total))
+            rates.append(self.format_dict["rate"])
             super().close()
 
     monkeypatch.setattr(auto, "tqdm", Bar)
+    work = lambda: (time.sleep(0.2) or 10_001 + k for k in range(10))
+    lines(work(), done=lambda item: item)
+    assert max(filter(None, rates)) < 100  # of this run's own steps, not of all before
+    seen.clear()
     lines([7, 8], done=lambda item: item)
     lines("abcd")
     assert list(dict.fromkeys(seen)) == [(6, 8, 10), (0, 4, 10)]

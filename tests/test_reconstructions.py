@@ -150,8 +150,8 @@ def test_energies_are_those_of_the_gaussian_that_is_given(model, truth):
 
 def test_energies_are_those_of_the_noises_that_every_model_shares(model, truth, monkeypatch):
     seen, run = [], inverse.inverse.dps
-    monkeypatch.setattr(inverse.inverse, "dps",
-                        lambda denoiser, noise, *rest: seen.append(noise) or run(denoiser, noise, *rest))
+    monkeypatch.setattr(inverse.inverse, "dps", lambda denoiser, noise, *rest: (
+        seen.append(noise) or run(denoiser, noise, *rest)))
     unit = GaussianDenoiser(torch.zeros(3, 32, 32), torch.ones(3072).double(), torch.eye(3072))
     inverse.energies(model, MAIN, truth, unit, 3)
     assert torch.equal(seen[0], BANK[:6].double())

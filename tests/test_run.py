@@ -205,7 +205,8 @@ def test_a_signal_that_was_lost_before_ends_the_notebook_too(tmp_path, number, e
             os.kill(os.getpid(), number)
             time.sleep(1)
         with pytest.raises(ending):
-            run.execute(notebook(tmp_path / "n.ipynb", SLEEP), tmp_path / "out" / "n.ipynb", {}, log)
+            long = notebook(tmp_path / "n.ipynb", SLEEP)
+            run.execute(long, tmp_path / "out" / "n.ipynb", {}, log)
     assert names(tmp_path / "out") == []
     assert signal.getsignal(number) == (signal.default_int_handler if number == signal.SIGINT
                                         else signal.SIG_DFL)
@@ -280,6 +281,15 @@ def test_a_kernel_that_dies_is_one_line(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 1 and "its kernel died" in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "out.ipynb").exists()
+
+
+def test_another_failure_of_the_system_is_not_called_a_full_disk(tmp_path, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("papermill.execute_notebook", broken)
+    assert run.main([str(notebook(tmp_path / "n.ipynb")), "--output", str(tmp_path / "o")]) == 1
+    assert capsys.readouterr().err == "error: [Errno 32] Broken pipe\n"
 
 
 def test_a_disk_that_is_full_names_the_output(tmp_path, monkeypatch, capsys):

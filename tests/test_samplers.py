@@ -267,5 +267,6 @@ def test_a_network_of_single_precision_is_told_what_to_do():
     with pytest.raises(RuntimeError) as caught:
         samplers.sample(lambda u, sigma: network(u), torch.randn(SHAPE), Solver(steps=2))
     assert "u.float()" in caught.value.__notes__[0]
-    found = samplers.sample(lambda u, sigma: network(u.float()), torch.randn(SHAPE), Solver(steps=2))
+    cast = lambda u, sigma: network(u.float())
+    found = samplers.sample(cast, torch.randn(SHAPE), Solver(steps=2))
     assert found.shape == SHAPE and found.dtype == torch.float32
