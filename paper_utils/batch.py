@@ -218,6 +218,8 @@ def _forget(known: dict[str, Job]) -> None:
 def _again(batch: Batch) -> list[str]:
     """Have Snakemake execute the notebooks again that did run but whose figures, tables or verdicts
     are not there any more."""
+    if batch.shard:  # which has no notebook
+        return []
     folder, gone = batch.folder.parent, []
     verdicts = graph.read(folder / "claims.json") or {}
     for path in sorted((ROOT / "notebooks").glob("0*.ipynb")):
@@ -225,7 +227,7 @@ def _again(batch: Batch) -> list[str]:
         there = all((folder / name).exists() for name in files) and verdicts.keys() >= sections
         if (batch.folder / path.name).exists() and not there:
             gone.append(path.stem)
-    return ["--forcerun", *gone] if gone and not batch.shard else []
+    return ["--forcerun", *gone] if gone else []
 
 
 def _written(notebook: Path) -> tuple[set[str], set[str]]:

@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises, and how the command lines report it."""
+"""The one exception a user's mistake raises, and how the command lines report it and are ended."""
 
 import contextlib
 import signal

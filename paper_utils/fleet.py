@@ -139,7 +139,7 @@ def _start(path: Path, known: dict[str, training.Spec]) -> artifacts.Tensors:
 
 def _shipped_start(path: Path, spec: training.Spec) -> artifacts.Tensors:
     folder = section_of(path.stem).folder
-    row = zoo.entries(folder).get(path.stem) if (folder / "zoo.toml").exists() else None
+    row = zoo.added(folder).get(path.stem)
     if row:
         weights, values = row.load_weights(folder)
         if spec.is_recorded_as(values):
@@ -269,7 +269,7 @@ def add(options: argparse.Namespace) -> None:
 
 def _check_replaced(name: str, folder: Path, spec: training.Spec | contrast.Spec,
                     values: dict) -> None:
-    row = zoo.entries(folder).get(name) if (folder / "zoo.toml").exists() else None
+    row = zoo.added(folder).get(name)
     if not row or not row.weights:
         return
     recorded = row.load_weights(folder)[1]

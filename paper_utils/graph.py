@@ -133,7 +133,7 @@ def load(profile: str) -> Graph:
 
 
 def read(path: Path) -> dict | None:
-    """What a JSON file of the jobs holds; None where it is missing or damaged, to be made again."""
+    """What a JSON file holds; None where it is missing or damaged, to be made again."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):

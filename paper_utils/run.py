@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from paper_utils.errors import UserError, choose, ended_by_signals, exit_code, raise_lost
-from paper_utils.paths import ROOT, folder_name
+from paper_utils.paths import ROOT, cache_dir, folder_name
 
 HEARTBEAT = 30.0  # seconds between progress lines of a running notebook
 POLL = 0.5  # seconds between two looks for an interruption that was lost
@@ -410,8 +410,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; every failure is one line on stderr."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if cache := os.environ.get("PAPER_UTILS_CACHE"):  # kernels run in another folder
-        os.environ["PAPER_UTILS_CACHE"] = os.path.abspath(cache)
+    if os.environ.get("PAPER_UTILS_CACHE"):  # kernels run in another folder
+        os.environ["PAPER_UTILS_CACHE"] = str(cache_dir().absolute())
 
     def work() -> int:
         _check_scope(parser, options)

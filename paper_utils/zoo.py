@@ -97,6 +97,11 @@ def entries(folder: Path = FOLDER) -> dict[str, Entry]:
                         f"{_in_repository(path)}`") from None
 
 
+def added(folder: Path) -> dict[str, Entry]:
+    """`entries`, or none where nothing was added to the folder yet."""
+    return entries(folder) if (folder / "zoo.toml").exists() else {}
+
+
 def entry(name: str, folder: Path = FOLDER) -> Entry:
     """The shipped model of that name; UserError listing the names there are."""
     found = entries(folder)
@@ -123,8 +128,7 @@ def add(name: str, kind: str, samples: Tensor, bank: NoiseBank, made: str,
         content = artifacts.save(halved(weights), metadata)
         new = replace(new, weights=path.name, weights_sha256=_write(path, content), subset=subset)
     with artifacts.locked(folder / "zoo.toml"):  # others may be adding their rows
-        known = entries(folder) if (folder / "zoo.toml").exists() else {}
-        artifacts.replace_file(folder / "zoo.toml", _toml(known | {name: new}).encode())
+        artifacts.replace_file(folder / "zoo.toml", _toml(added(folder) | {name: new}).encode())
     return new
 
 

@@ -221,11 +221,13 @@ def test_a_device_reaches_the_notebooks_that_take_one(tmp_path, declared, said):
     assert done.returncode == 0 and f"on {said}" in done.stdout
 
 
-def test_a_relative_cache_is_where_the_command_was_given(tmp_path, monkeypatch):
-    monkeypatch.setenv("PAPER_UTILS_CACHE", "some/cache")
+@pytest.mark.parametrize(("cache", "where"), [("some/cache", Path.cwd()),
+                                               ("~/some/cache", Path.home())])
+def test_a_relative_cache_is_where_the_command_was_given(cache, where, tmp_path, monkeypatch):
+    monkeypatch.setenv("PAPER_UTILS_CACHE", cache)
     source = "from paper_utils.paths import cache_dir; print('in', cache_dir())"
     done = cli(notebook(tmp_path / "n.ipynb", source), "--output", tmp_path / "o.ipynb")
-    assert f"in {Path.cwd() / 'some' / 'cache'}" in done.stdout
+    assert f"in {where / 'some' / 'cache'}" in done.stdout
 
 
 def test_parameters_are_read_from_their_declarations():
