@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.measuring import Row, Size, in_turns, quartiles_over, some_noise
 from benchmarks.training import Ours, wait_for
-from paper_utils import networks, profiles, training
+from paper_utils import networks, recipes, training
 from paper_utils.denoisers import CONSISTENCY
 from paper_utils.distillation import halvings
 from paper_utils.precision import bf16
@@ -22,7 +22,7 @@ def distillation_spec(objective: str, batch: int) -> training.Spec:
     Euler's, the target and the student).
     """
     spec = training.Spec(f"bench-{objective}", "unet", images=512, batch=batch, images_seen=10**9,
-                         network_args=networks.DDPMPP | profiles.GRIDS["gpu"].network
+                         network_args=networks.DDPMPP | recipes.GRIDS["gpu"].network
                          | {"width": 32}, solver=Solver("ddim", 8, "cosine"), precision="bf16",
                          start="teacher", objective=objective)
     if objective == "progressive":
@@ -96,7 +96,7 @@ def halving(profile: str, rate: float, device: str) -> Row:
 
     Of the steps alone, and judged on a GPU only.
     """
-    study = profiles.DISTILLATIONS[profile]
+    study = recipes.DISTILLATIONS[profile]
     stages = len(halvings(study.steps))
     minutes = stages * study.stage_budget / rate / 60
     gpu = device == "cuda"

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.measuring import PROCESSES, Row, Size, in_turns, seconds, some_pixels
-from paper_utils import artifacts, data, precision, profiles, training
+from paper_utils import artifacts, data, precision, recipes, training
 
 
 def diffusers_unet(device: str) -> training.Spec:
@@ -218,8 +218,8 @@ def _rate(steps: int, device: str) -> float:
 def compiling(size: Size, device: str) -> list[Row]:
     """Images per second of section 3's middle network with torch.compile over those without."""
     profile = "gpu" if device == "cuda" else "laptop"
-    name = f"unet-{profiles.GRIDS[profile].widths[1]}-n1024"
-    spec = replace(profiles.regime_specs(profile)[name], images=512)
+    name = f"unet-{recipes.GRIDS[profile].widths[1]}-n1024"
+    spec = replace(recipes.regime_specs(profile)[name], images=512)
     eager, ours = Ours(spec, device), Ours(spec, device, compiled=True)
     eager.steps(2)
     taken = seconds(lambda: ours.steps(3))

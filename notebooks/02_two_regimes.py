@@ -35,7 +35,7 @@ device: str = "cpu"
 from functools import partial
 
 from paper_utils import claims, data, descriptors, explore, mixture, models, plots, profiles
-from paper_utils import regimes, run, scores, tables
+from paper_utils import recipes, regimes, run, scores, tables
 
 run.check_parameters()
 sizes = profiles.get(profile, grid_noises=grid_noises, live=live)
@@ -197,6 +197,6 @@ verdicts = claims.two_regimes(rp, nested, against["optimal"], against["gaussian"
                               crossings)
 ours = {"RP": (rp, "pair"), "GL": (nested, "width"),
         "optimal": (against["optimal"], "width")}
-beside = claims.regimes_beside_the_paper(ours, profiles.GRIDS[profile].widths)
+beside = claims.regimes_beside_the_paper(ours, recipes.GRIDS[profile].widths)
 output.table(beside, "tab_paper_numbers_regimes")
 claims.save(verdicts, "two_regimes", output, device)

@@ -34,8 +34,8 @@ device: str = "cpu"
 # %%
 from functools import partial
 
-from paper_utils import claims, conditional, data, descriptors, models, plots, profiles, run
-from paper_utils import scores, tables, zoo
+from paper_utils import claims, conditional, data, descriptors, models, plots, profiles, recipes
+from paper_utils import run, scores, tables, zoo
 
 run.check_parameters()
 sizes = profiles.get(profile, class_noises=class_noises, live=live)
@@ -61,7 +61,7 @@ twin = conditional.twins(found)
 control = conditional.gaussian(training, device)
 images = conditional.samples(found | {control.name: control}, sizes)
 check = tables.check_sheets(found, images, min(sizes.live, 1))
-plain_models = models.by_name(profiles.specs(profile), sizes, training, device)
+plain_models = models.by_name(recipes.specs(profile), sizes, training, device)
 about = tables.what_models_are(found | {name: plain_models[name] for name in twin.values()})
 output.table(about.merge(check, on="model", how="left"), "tab_conditional_models")
 

@@ -31,12 +31,12 @@ live: int = 0
 device: str = "cpu"
 
 # %%
-from paper_utils import claims, data, descriptors, fine_tuning, plots, profiles, regimes, run
-from paper_utils import tables
+from paper_utils import claims, data, descriptors, fine_tuning, plots, profiles, recipes
+from paper_utils import regimes, run, tables
 
 run.check_parameters()
 sizes = profiles.get(profile, transfer_noises=transfer_noises, live=live)
-study = profiles.transfer(profile, pretraining)
+study = recipes.transfer(profile, pretraining)
 output = plots.Output.of(profile, descriptor=descriptor, pretraining=pretraining,
                          transfer_noises=transfer_noises, live=live)
 describe = descriptors.load(descriptor, device)
@@ -96,7 +96,7 @@ output.figure(plots.scores_against(panels, "way", title=which,
 # %%
 gain = fine_tuning.shared_start(grid, features, describe.threshold, sizes.resamples)
 output.table(gain, "tab_shared_start")
-both = {way: rp[rp.way == way] for way in profiles.WAYS if way != "scratch"}
+both = {way: rp[rp.way == way] for way in recipes.WAYS if way != "scratch"}
 output.figure(plots.scores_against(both, "pair", title=which, labels=dict.fromkeys(both, "RP")),
               "fig_shared_start")
 

@@ -42,12 +42,12 @@ images: int = 0
 device: str = "cpu"
 
 # %%
-from paper_utils import data, errors, models, plots, profiles, run
+from paper_utils import data, errors, models, plots, profiles, recipes, run
 
 run.check_parameters()
-specs = (profiles.specs(profile) | profiles.conditional_specs(profile)
-         | profiles.distillation_specs(profile))
-spec = profiles.fine_tuned(specs[errors.choose(model, specs, "model")], start, trains, dataset,
+specs = (recipes.specs(profile) | recipes.conditional_specs(profile)
+         | recipes.distillation_specs(profile))
+spec = recipes.fine_tuned(specs[errors.choose(model, specs, "model")], start, trains, dataset,
                            images)
 output = plots.Output.of(profile, model=model, start=start, trains=trains, dataset=dataset,
                          images=images)

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paper_utils import data, denoisers, descriptors, models, profiles, samplers, scores, zoo
+from paper_utils import data, denoisers, descriptors, models, recipes, samplers, scores, zoo
 from paper_utils.descriptors import Descriptor
 from paper_utils.errors import UserError
 from paper_utils.models import Model
@@ -32,7 +32,7 @@ def trained(profile: Profile, images: data.Images, device: str = "cpu") -> dict[
 
     A shipped model that is not there is left out; raises UserError as models.shipped_by does.
     """
-    specs = profiles.conditional_specs(profile.name)
+    specs = recipes.conditional_specs(profile.name)
     if profile.shipped:
         return models.shipped_by(specs, zoo.CONDITIONAL, images, device)
     return models.train_all(specs, images, device)

@@ -3,7 +3,7 @@
 Two networks are pre-trained on one dataset, and each is fine-tuned on the first N images of
 another, in several ways (all parameters, attention, last blocks, low-rank adapters); networks that
 start from nothing are the contrast. A table of models has a row for each: model, way, images, run
-('', 'seed1' or 'other', see profiles.fine_tuning_specs) and how many parameters trained.
+('', 'seed1' or 'other', see recipes.fine_tuning_specs) and how many parameters trained.
 """
 
 import re
@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paper_utils import data, models, profiles, scores, tables, trainable
+from paper_utils import data, models, recipes, scores, tables, trainable
 from paper_utils import training, zoo
 from paper_utils.descriptors import Descriptor
 from paper_utils.errors import UserError
@@ -32,9 +32,9 @@ def trained(profile: Profile, pretraining: str = "", device: str = "cpu") -> dic
     A shipped model that is not there is left out; raises UserError as models.shipped_by does, and
     where a dataset cannot be had.
     """
-    specs = profiles.fine_tuning_specs(profile.name, pretraining)
-    own = profiles.transfer(profile.name)
-    if profile.shipped and profiles.transfer(profile.name, pretraining) != own:
+    specs = recipes.fine_tuning_specs(profile.name, pretraining)
+    own = recipes.transfer(profile.name)
+    if profile.shipped and recipes.transfer(profile.name, pretraining) != own:
         raise UserError(f"the {profile.name} profile ships models pre-trained on {own.base}: leave "
                         "out pretraining, or choose the profile gpu, which trains")
     if profile.shipped:

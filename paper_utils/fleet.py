@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as processes
 
-from paper_utils import artifacts, contrast, data, models, profiles, training, zoo
+from paper_utils import artifacts, contrast, data, models, profiles, recipes, training, zoo
 from paper_utils.errors import UserError, check_device, choose, exit_code, positive
 from paper_utils.models import BANK
 
@@ -49,11 +49,11 @@ class Section:
 
 def sections() -> list[Section]:
     """The folders of the zoo, section 2 first."""
-    return [Section(zoo.FOLDER, profiles.specs, 512),
-            Section(zoo.REGIMES, profiles.regime_specs, 256),
-            Section(zoo.CONDITIONAL, profiles.conditional_specs, 128),
-            Section(zoo.FINE_TUNING, profiles.fine_tuning_specs, 128),
-            Section(zoo.DISTILLATION, profiles.distillation_specs, 32)]
+    return [Section(zoo.FOLDER, recipes.specs, 512),
+            Section(zoo.REGIMES, recipes.regime_specs, 256),
+            Section(zoo.CONDITIONAL, recipes.conditional_specs, 128),
+            Section(zoo.FINE_TUNING, recipes.fine_tuning_specs, 128),
+            Section(zoo.DISTILLATION, recipes.distillation_specs, 32)]
 
 
 def section_of(name: str) -> Section:
@@ -70,13 +70,13 @@ def train_one(name: str, profile: str, device: str, out: Path, deadline: float,
     A checkpoint every minute and at the end; at least one step is made.
     """
     torch.set_num_threads(1)
-    diffusion, path = profiles.every_spec(profile), out / f"{name}.safetensors"
+    diffusion, path = recipes.every_spec(profile), out / f"{name}.safetensors"
     dataset = profiles.get(profile).dataset
     images = data.load(diffusion[name].dataset or dataset if name in diffusion else dataset)
     if name in diffusion:
         runs = _diffusion(diffusion[name], images, path, device, diffusion, compiled)
     else:
-        runs = _contrast(profiles.contrast_specs(profile)[name], images, path, device)
+        runs = _contrast(recipes.contrast_specs(profile)[name], images, path, device)
     saved, step = time.time(), 0
     for step, steps, loss, save in runs:
         late = time.time() > deadline or stopped()
@@ -115,7 +115,7 @@ def _deaf() -> Iterator[None]:
 def _diffusion(spec: training.Spec, images: data.Images, path: Path, device: str,
                known: dict[str, training.Spec], compiled: bool) -> Iterator[Run]:
     """The run itself; where it passes through a shorter one, that one's checkpoint is left too."""
-    shorter = profiles.prefixes(spec, known)
+    shorter = recipes.prefixes(spec, known)
     start = None
     if spec.start:
         training.check_teacher(spec, known[spec.start])
@@ -173,7 +173,7 @@ def train(options: argparse.Namespace) -> None:
     check_device(options.device)
     if options.compile:
         training.check_compiler(torch.device(options.device))
-    known = profiles.every_spec(options.profile) | profiles.contrast_specs(options.profile)
+    known = recipes.every_spec(options.profile) | recipes.contrast_specs(options.profile)
     waiting = [choose(name, known, "model") for name in options.models]
     artifacts.check_writable(options.out)
     deadline = time.time() + 60 * options.minutes

@@ -2,7 +2,7 @@
 
     python -m paper_utils.jobs sample --section unconditional --profile smoke edm dit
 
-The graph comes from the specifications in profiles.py. What a job makes goes into the artifact
+The graph comes from the specifications in recipes.py. What a job makes goes into the artifact
 store, where the notebooks find it; models too small for a job of their own share one. A job's
 marker says that it is done and what it took (graph.py). The workflow runs what has no marker.
 """
@@ -25,8 +25,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from paper_utils import (artifacts, claims, conditional, contrast, data, fine_tuning, inverse,
-                         models, networks, noise, operators, profiles, reconstructions, regimes,
-                         students, training)
+                         models, networks, noise, operators, profiles, recipes, reconstructions,
+                         regimes, students, training)
 from paper_utils.errors import check_device, choose, exit_code
 from paper_utils.graph import SPEED, Job, kind_of
 from paper_utils.models import Model
@@ -77,25 +77,25 @@ def _students(found: dict[str, Model], profile: Profile) -> None:
 
 STUDIES = {  # specs are looked up when called
     "unconditional": Study(
-        lambda name: profiles.specs(name) | profiles.contrast_specs(name), models.all_samples,
+        lambda name: recipes.specs(name) | recipes.contrast_specs(name), models.all_samples,
         lambda spec, p: p.noises * spec.solver.evaluations, more=lambda p: models.ONE_STEP),
     "two_regimes": Study(
-        lambda name: profiles.regime_specs(name), regimes.samples,
+        lambda name: recipes.regime_specs(name), regimes.samples,
         lambda spec, p: p.grid_noises * spec.solver.evaluations),
     "conditional": Study(
-        lambda name: profiles.conditional_specs(name), _with_guidance,
+        lambda name: recipes.conditional_specs(name), _with_guidance,
         lambda spec, p: p.class_noises * spec.solver.evaluations
         * (spec.network_args["num_classes"] + 2 * len(conditional.WEIGHTS) - 2),
-        also=lambda p: profiles.specs(p.name)),
+        also=lambda p: recipes.specs(p.name)),
     "inverse": Study(
         lambda name: {}, _restored,
         lambda spec, p: 3 * p.measured * p.guided_steps * len(reconstructions.PROBLEMS),
         more=lambda p: p.families),
     "fine_tuning": Study(
-        lambda name: profiles.fine_tuning_specs(name), fine_tuning.samples,
+        lambda name: recipes.fine_tuning_specs(name), fine_tuning.samples,
         lambda spec, p: p.transfer_noises * spec.solver.evaluations),
     "distillation": Study(
-        lambda name: profiles.distillation_specs(name), _students,
+        lambda name: recipes.distillation_specs(name), _students,
         lambda spec, p: p.grid_noises * (spec.solver.evaluations + 2 * spec.solver.steps),
         also=lambda p: p.families),
 }
@@ -166,10 +166,10 @@ def build(profile: Profile) -> dict[str, Job]:
     """
     if profile.shipped:
         return {}
-    diffusion = profiles.every_spec(profile.name)
-    specs: Specs = diffusion | profiles.contrast_specs(profile.name)
+    diffusion = recipes.every_spec(profile.name)
+    specs: Specs = diffusion | recipes.contrast_specs(profile.name)
     longer = {short: long.name for long in sorted(diffusion.values(), key=lambda s: s.steps)
-              for short in profiles.prefixes(long, diffusion).values()}
+              for short in recipes.prefixes(long, diffusion).values()}
     needs = {section: _needed(study, profile, diffusion, longer)
              for section, study in STUDIES.items()}
     tasks = [_training(section, name, spec) for section, study in STUDIES.items()
@@ -189,7 +189,7 @@ def _needed(study: Study, profile: Profile, specs: Mapping[str, training.Spec],
             longer: Mapping[str, str]) -> set[str]:
     """The models that must be trained for a notebook."""
     named = {*study.sampled(profile), *study.also(profile)}
-    return {longer.get(name, name) for name in {*named, *profiles.lineage(named, specs)}}
+    return {longer.get(name, name) for name in {*named, *recipes.lineage(named, specs)}}
 
 
 def _training(section: str, name: str, spec: training.Spec | contrast.Spec) -> _Task:
@@ -243,7 +243,7 @@ def _key(kind: str, section: str, names: Sequence[str], profile: Profile, specs:
     """A hash of all that decides what the job makes."""
     made = {name: asdict(spec) for name, spec in specs.items() if name in names}
     diffusion = {name: spec for name, spec in specs.items() if isinstance(spec, training.Spec)}
-    made |= {name: asdict(spec) for name, spec in profiles.lineage(names, diffusion).items()}
+    made |= {name: asdict(spec) for name, spec in recipes.lineage(names, diffusion).items()}
     sizes = asdict(profile) if kind == "sample" else profile.dataset
     text = json.dumps([kind, section, made, sizes, _code()], sort_keys=True)
     return sha256(text.encode()).hexdigest()[:12]
@@ -265,7 +265,7 @@ def run(kind: str, section: str, names: Sequence[str], profile: Profile,
     UserError for an unknown model, section or device, and as models.train does.
     """
     study = STUDIES[choose(section, STUDIES, "section")]
-    specs, small = profiles.every_spec(profile.name), profiles.contrast_specs(profile.name)
+    specs, small = recipes.every_spec(profile.name), recipes.contrast_specs(profile.name)
     sampled = [*study.sampled(profile), *study.also(profile)]
     for name in names:
         choose(name, [*specs, *small], "model")
@@ -273,10 +273,10 @@ def run(kind: str, section: str, names: Sequence[str], profile: Profile,
             choose(name, sampled, f"model of section {section}")
     check_device(device)
     images = data.load(profile.dataset)
-    wanted = profiles.lineage(names, specs)
+    wanted = recipes.lineage(names, specs)
     if kind == "train":  # with the runs that these pass through
         wanted |= {short: specs[short] for name in names if name in specs
-                   for short in profiles.prefixes(specs[name], specs).values()}
+                   for short in recipes.prefixes(specs[name], specs).values()}
     found = models.train_all(wanted, images, device)
     found |= {name: models.train_contrast(name, small[name], images, device)
               for name in names if name in small}

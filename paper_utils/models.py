@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from paper_utils import (artifacts, augmentation, contrast, data, denoisers, distillation,
-                         local_score, networks, noise, precision, profiles, samplers, trainable,
+                         local_score, networks, noise, precision, recipes, samplers, trainable,
                          training, zoo)
 from paper_utils.errors import UserError, check_device
 from paper_utils.noise import EXTENT, NoiseBank, hyperplane
@@ -251,7 +251,7 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
     """The trained model of `spec` and its loss at every step, from the artifact store or else now.
 
     start: the weights that fine-tuning starts from, where spec.start names them. shorter: runs that
-    this one passes through before its end (profiles.prefixes), which are kept on the way.
+    this one passes through before its end (recipes.prefixes), which are kept on the way.
 
     A run that was killed goes on from its checkpoint; progress is a bar in a notebook, plain lines
     in a batch log. Raises UserError as training.train does.
@@ -311,7 +311,7 @@ def train_all(specs: Mapping[str, training.Spec], images: data.Images | None = N
     had, and for a student whose teacher is of another kind.
     """
     subsets = {name: spec.subset(dataset_of(spec, images)) for name, spec in specs.items()}
-    shorter = {name: profiles.prefixes(spec, specs) for name, spec in specs.items()}
+    shorter = {name: recipes.prefixes(spec, specs) for name, spec in specs.items()}
     found: dict[str, Model] = {}
     for name, spec in specs.items():
         start = None
@@ -394,12 +394,12 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
         trained = {name: shipped(name, device) for name, row in zoo.entries().items()
                    if row.kind != "closed form"}
     else:
-        trained = train_all(profiles.specs(profile.name), images, device)
+        trained = train_all(recipes.specs(profile.name), images, device)
         trained |= {name: train_contrast(name, spec, images, device)
-                    for name, spec in profiles.contrast_specs(profile.name).items()}
+                    for name, spec in recipes.contrast_specs(profile.name).items()}
     hub = [from_hub(source, device) for source in profile.hub]
     trained |= {model.name: model for model in hub}
-    order = [*profiles.specs(profile.name), *profiles.contrast_specs(profile.name)]
+    order = [*recipes.specs(profile.name), *recipes.contrast_specs(profile.name)]
     trained = dict(sorted(trained.items(), key=lambda item: order.index(item[0])
                           if item[0] in order else len(order)))
     last = {name: m for name, m in trained.items() if not m.trained_diffusion}
@@ -411,13 +411,13 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
 
 def distilled(profile: Profile, images: data.Images, device: str = "cpu",
               names: Sequence[str] = ()) -> dict[str, Model]:
-    """The teacher and its students by name (profiles.distillation_specs).
+    """The teacher and its students by name (recipes.distillation_specs).
 
     names: some of them, and what those start from. From zoo/distillation/ for the laptop profile,
     what is not there left out; else trained.
     """
-    specs = profiles.distillation_specs(profile.name)
-    specs = profiles.lineage(names or specs, specs)
+    specs = recipes.distillation_specs(profile.name)
+    specs = recipes.lineage(names or specs, specs)
     if profile.shipped:
         return shipped_by(specs, zoo.DISTILLATION, images, device)
     return train_all(specs, images, device)
@@ -428,7 +428,7 @@ def by_name(names: Iterable[str], profile: Profile, images: data.Images,
     """Unconditional diffusion models by name, from where `unconditional` has them."""
     if profile.shipped:
         return {name: shipped(name, device) for name in names}
-    specs = profiles.specs(profile.name)
+    specs = recipes.specs(profile.name)
     return train_all({name: specs[name] for name in names}, images, device)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paper_utils import data, descriptors, models, profiles, scores, training, zoo
+from paper_utils import data, descriptors, models, recipes, scores, training, zoo
 from paper_utils.denoisers import Denoiser
 from paper_utils.descriptors import Descriptor
 from paper_utils.models import Model
@@ -31,7 +31,7 @@ def trained(profile: Profile, images: data.Images, device: str = "cpu") -> dict[
     A model of zoo/regimes/ that is not there is left out. Raises UserError where one is that was
     trained on other images or by another recipe than its name says.
     """
-    specs = profiles.regime_specs(profile.name)
+    specs = recipes.regime_specs(profile.name)
     if not profile.shipped:
         return models.train_all(specs, images, device)
     return models.shipped_by(specs, zoo.REGIMES, images, device)

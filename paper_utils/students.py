@@ -15,7 +15,7 @@ import pandas as pd
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from paper_utils import descriptors, models, profiles, scores, zoo
+from paper_utils import descriptors, models, recipes, scores, zoo
 from paper_utils.descriptors import Descriptor
 from paper_utils.models import BANK, Model
 from paper_utils.profiles import Profile
@@ -36,7 +36,7 @@ def runs(found: Mapping[str, Model], profile: Profile) -> dict[str, Model]:
 
     found: of models.distilled. Only what is there.
     """
-    made, stages = {}, profiles.DISTILLATIONS[profile.name].steps
+    made, stages = {}, recipes.DISTILLATIONS[profile.name].steps
     if TEACHER in found:
         ddim = [Solver("ddim", 2**k, "cosine") for k in reversed(range(stages.bit_length()))]
         made = {TEACHER: found[TEACHER]} | {

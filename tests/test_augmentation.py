@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from paper_utils import augmentation, data, denoisers, networks, noise, profiles, training
+from paper_utils import augmentation, data, denoisers, networks, noise, profiles, recipes, training
 from paper_utils.errors import UserError
 
 IDENTITY = torch.zeros(8)
@@ -159,10 +159,10 @@ def test_what_does_not_go_together_is_refused(changes, says):
 
 def test_the_released_recipe_augments_and_the_shipped_models_do_not():
     """Section 3's recipe has probability .12; those who never augment have no input for it."""
-    recipe = profiles.regime_specs("paper")["unet-64-n64"]
+    recipe = recipes.regime_specs("paper")["unet-64-n64"]
     assert recipe.augmentation == 0.12 and recipe.network_args["augment_dim"] == 9
-    others = [spec for name in profiles.PROFILES for spec in profiles.every_spec(name).values()
+    others = [spec for name in profiles.PROFILES for spec in recipes.every_spec(name).values()
               if spec.augmentation == 0]
     assert all(not spec.network_args.get("augment_dim") for spec in others)
     assert not any(spec.augmentation for name in ("smoke", "laptop", "gpu")
-                   for spec in profiles.every_spec(name).values())
+                   for spec in recipes.every_spec(name).values())

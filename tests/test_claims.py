@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from paper_utils import claims, profiles, scores
+from paper_utils import claims, recipes, scores
 from paper_utils.plots import Output
 
 MODELS = "DDPMv4 DDPMv6 Multistagev1 EDMv1 UViT CT Progressivev1".split()
@@ -64,7 +64,7 @@ def test_every_number_of_the_paper_stands_beside_ours():
 
 
 def test_every_model_of_the_paper_has_a_counterpart_that_is_trained():
-    trained = {*profiles.specs("laptop"), *profiles.distillation_specs("laptop")}
+    trained = {*recipes.specs("laptop"), *recipes.distillation_specs("laptop")}
     assert set(claims.COUNTERPARTS) == set(MODELS)
     assert set(claims.COUNTERPARTS.values()) <= trained
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from paper_utils import claims, conditional, data, denoisers, descriptors, models, profiles
+from paper_utils import claims, conditional, data, denoisers, descriptors, models, profiles, recipes
 from paper_utils import scores, training, zoo
 from paper_utils.errors import UserError
 from paper_utils.models import BANK
@@ -178,7 +178,7 @@ def test_twins_of_another_budget_are_left_out_of_the_comparison(model):
 
 @pytest.mark.parametrize("profile", profiles.PROFILES)
 def test_conditional_models_are_the_unconditional_ones_with_labels(profile):
-    plain, found = profiles.specs(profile), profiles.conditional_specs(profile)
+    plain, found = recipes.specs(profile), recipes.conditional_specs(profile)
     assert list(found) == ["edm-cond", "ddpm-vp-cond", "multistage-cond", "uvit-cond"]
     for name, spec in found.items():
         twin = plain[name.removesuffix("-cond")]

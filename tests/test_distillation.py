@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from paper_utils import data, denoisers, distillation, models, networks, profiles, samplers
+from paper_utils import data, denoisers, distillation, models, networks, recipes, samplers
 from paper_utils import training
 from paper_utils.denoisers import GaussianDenoiser, OptimalDenoiser, Preconditioned, framework
 from paper_utils.distillation import Batch, Consistency, Progressive, two_steps_in_one
@@ -440,17 +440,17 @@ def test_an_unknown_objective_is_named():
 
 # --- specifications -----------------------------------------------------------------------------
 
-@pytest.mark.parametrize("profile", profiles.DISTILLATIONS)
+@pytest.mark.parametrize("profile", recipes.DISTILLATIONS)
 def test_every_student_starts_from_what_stands_before_it(profile):
     seen = {}
-    for name, spec in profiles.distillation_specs(profile).items():
+    for name, spec in recipes.distillation_specs(profile).items():
         assert name == spec.name and (not spec.start or spec.start in seen)
         if spec.start:
             training.check_teacher(spec, seen[spec.start])
         seen[name] = spec
     assert {"teacher", "progressive-1", "cd", "ct", "ict"} <= seen.keys()
     stages = [s.solver.steps for s in seen.values() if s.objective == "progressive"]
-    assert stages == distillation.halvings(profiles.DISTILLATIONS[profile].steps)
+    assert stages == distillation.halvings(recipes.DISTILLATIONS[profile].steps)
 
 
 # --- sampling -----------------------------------------------------------------------------------

@@ -431,6 +431,6 @@ def test_a_slider_moved_in_jupyterlab_changes_the_picture(tmp_path):
         page.locator(".noUi-handle").press("ArrowRight")
         page.wait_for_function("before => document.querySelector('.widget-image').src != before",
                                arg=before)
-        assert (number, readout.inner_text()) == ("4", "32")  # profiles.GRIDS["smoke"].images
+        assert (number, readout.inner_text()) == ("4", "32")  # recipes.GRIDS["smoke"].images
         page.locator(".jp-CodeCell").last.locator("table").wait_for(state="attached")
         assert failed.all_inner_texts() == []

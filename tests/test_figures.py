@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from paper_utils import claims, data, descriptors, models, profiles, scores, students, zoo
+from paper_utils import claims, data, descriptors, models, profiles, recipes, scores, students, zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 LAPTOP = ROOT / "figures" / "laptop"
@@ -32,7 +32,7 @@ def test_a_figure_is_what_the_weights_that_ship_make():
     """The one-step end of fig_with_teacher, sampled and scored again. On another machine an image
     or two of 256 may pass a threshold that they did not pass here."""
     profile, images = profiles.get("laptop"), data.load("cifar10")
-    specs = profiles.distillation_specs("laptop")
+    specs = recipes.distillation_specs("laptop")
     names = ("teacher", "progressive-1", "cd", "ct", "ict")
     found = models.shipped_by({n: specs[n] for n in names}, zoo.DISTILLATION, images)
     describe = descriptors.load("cifar-copy")

@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from paper_utils import artifacts, claims, data, descriptors, fine_tuning, fleet, models, profiles
+from paper_utils import (artifacts, claims, data, descriptors, fine_tuning, fleet, models, profiles,
+                         recipes)
 from paper_utils import scores, tables, training, zoo
 from paper_utils.errors import UserError
 from paper_utils.models import BANK
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-SPECS = profiles.fine_tuning_specs("smoke")
+SPECS = recipes.fine_tuning_specs("smoke")
 
 
 def directions(n: int, seed: int) -> torch.Tensor:
@@ -27,12 +28,12 @@ def directions(n: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("profile", profiles.PROFILES)
 def test_every_start_stands_before_what_starts_from_it(profile):
     seen = set()
-    for name, spec in profiles.fine_tuning_specs(profile).items():
+    for name, spec in recipes.fine_tuning_specs(profile).items():
         assert not spec.start or spec.start in seen
-        assert spec.run not in {s.run for s in map(profiles.fine_tuning_specs(profile).get, seen)}
+        assert spec.run not in {s.run for s in map(recipes.fine_tuning_specs(profile).get, seen)}
         seen.add(name)
     ways = {name.rsplit("-n", 1)[0] for name in seen if "-n" in name}
-    assert ways == set(profiles.WAYS)
+    assert ways == set(recipes.WAYS)
 
 
 def test_the_three_runs_of_a_way_differ_in_what_they_should():
@@ -48,17 +49,17 @@ def test_the_three_runs_of_a_way_differ_in_what_they_should():
                                                   ("cifar100", "cifar100", 50_000)])
 def test_the_pre_training_can_be_chosen(choice, base, images):
     for profile in ("laptop", "gpu", "paper"):
-        specs = profiles.fine_tuning_specs(profile, choice)
+        specs = recipes.fine_tuning_specs(profile, choice)
         assert (specs["base"].dataset, specs["base"].images) == (base, images)
         assert max(spec.images for spec in specs.values()) <= images
-    assert profiles.transfer("paper").base == "cifar100"
+    assert recipes.transfer("paper").base == "cifar100"
     with pytest.raises(UserError, match="did you mean 'cifar100'"):
-        profiles.transfer("laptop", "cifar-100")
+        recipes.transfer("laptop", "cifar-100")
 
 
 def test_the_study_trains_from_nothing_and_again_from_the_store(monkeypatch):
     few = {name: SPECS[name] for name in ("base", "all-n4", "low-rank-n4", "scratch-n4")}
-    monkeypatch.setattr(profiles, "fine_tuning_specs", lambda *_: few)
+    monkeypatch.setattr(recipes, "fine_tuning_specs", lambda *_: few)
     sizes = profiles.get("smoke", transfer_noises=2)
     found = fine_tuning.trained(sizes)
     assert list(found) == list(few)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from paper_utils import artifacts, contrast, data, fleet, models, profiles, training, zoo
+from paper_utils import artifacts, contrast, data, fleet, models, recipes, training, zoo
 from paper_utils.errors import UserError
 from paper_utils.noise import NoiseBank
 
@@ -66,9 +66,9 @@ def endless(folder: Path) -> tuple[subprocess.Popen, int]:
     script.write_text(
         "import sys\n"
         "from dataclasses import replace\n"
-        "from paper_utils import fleet, profiles\n"
-        "endless = replace(profiles.SCALES['smoke'], unet_budget=10**9)\n"
-        "profiles.SCALES['smoke'] = endless\n"
+        "from paper_utils import fleet, recipes\n"
+        "endless = replace(recipes.SCALES['smoke'], unet_budget=10**9)\n"
+        "recipes.SCALES['smoke'] = endless\n"
         "if __name__ == '__main__':\n"
         f"    words = ['train', 'edm', '--profile', 'smoke', '--out', {str(folder)!r}]\n"
         "    sys.exit(fleet.main(words))\n")
@@ -145,7 +145,7 @@ def test_a_diverged_training_keeps_the_checkpoint_it_had(name, folder, monkeypat
 
 def test_weights_that_overflow_in_the_last_step_are_not_kept(folder, monkeypatch):
     """The loss is that of before the step."""
-    spec = replace(profiles.specs("smoke")["edm"], learning_rate=1e38, warmup=0)
+    spec = replace(recipes.specs("smoke")["edm"], learning_rate=1e38, warmup=0)
     run = training.Training(spec, spec.subset(data.load("bundled")))
     path = folder / "edm.safetensors"
     run.advance()

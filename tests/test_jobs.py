@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from paper_utils import (artifacts, conditional, data, fine_tuning, graph, jobs, models, profiles,
-                         reconstructions, regimes, students, training)
+                         recipes, reconstructions, regimes, students, training)
 from paper_utils.errors import UserError
 from paper_utils.graph import Job
 
@@ -31,9 +31,9 @@ def built(request):
 def test_every_model_is_trained_once_and_sampled_for_its_notebooks(built):
     profile, found = built
     trained = [name for job in found.values() if job.kind == "train" for name in job.models]
-    specs = profiles.every_spec(profile.name)
-    passed = {name for spec in specs.values() for name in profiles.prefixes(spec, specs).values()}
-    assert sorted(trained) == sorted({*specs, *profiles.contrast_specs(profile.name)} - passed)
+    specs = recipes.every_spec(profile.name)
+    passed = {name for spec in specs.values() for name in recipes.prefixes(spec, specs).values()}
+    assert sorted(trained) == sorted({*specs, *recipes.contrast_specs(profile.name)} - passed)
     sampled = [(job.section, name) for job in found.values() if job.kind == "sample"
                for name in job.models]
     assert sorted(sampled) == sorted((section, name) for section, study in jobs.STUDIES.items()
@@ -42,9 +42,9 @@ def test_every_model_is_trained_once_and_sampled_for_its_notebooks(built):
 
 def test_a_job_stands_after_all_that_its_models_start_from(built):
     profile, found = built
-    specs, there = profiles.every_spec(profile.name), set()
+    specs, there = recipes.every_spec(profile.name), set()
     longest = {short: long.name for long in sorted(specs.values(), key=lambda s: s.steps)
-               for short in profiles.prefixes(long, specs).values()}
+               for short in recipes.prefixes(long, specs).values()}
     for job in found.values():
         assert set(job.after) <= set(found)
         before = {name for other in job.after for name in found[other].models}
@@ -72,7 +72,7 @@ def test_a_notebook_waits_for_all_that_it_takes(built):
     assert trained == set(profile.families) or profile.name != "paper"
     assert {*models.ONE_STEP, "teacher", "gan-8" if profile.name == "smoke" else "gan-32"} <= (
         models_of("01_unconditional", "train"))
-    assert {*profiles.specs(profile.name)} < models_of("03_conditional", "train")
+    assert {*recipes.specs(profile.name)} < models_of("03_conditional", "train")
     assert {"base", "base-seed1"} < models_of("05_fine_tuning", "train")
     assert {*profile.families, "ict"} < models_of("06_distillation", "train")
     small = {job.name for job in found.values() if job.notebooks == ("02_two_regimes",)}
@@ -114,8 +114,8 @@ def test_the_key_changes_with_what_the_job_makes_and_with_nothing_else(monkeypat
     more = {name: job.key for name, job in jobs.build(replace(smoke, noises=33)).items()}
     assert {name for name in keys if keys[name] != more[name]} == {
         name for name in keys if name.startswith("sample")}
-    grid = replace(profiles.GRIDS["smoke"], budget=1024)
-    monkeypatch.setitem(profiles.GRIDS, "smoke", grid)
+    grid = replace(recipes.GRIDS["smoke"], budget=1024)
+    monkeypatch.setitem(recipes.GRIDS, "smoke", grid)
     longer = {name: job.key for name, job in jobs.build(smoke).items()}
     assert {name for name in keys if keys[name] != longer[name]} == {
         "train-two_regimes-group-1", "sample-two_regimes-group-1"}
@@ -137,21 +137,21 @@ def test_operations_are_those_of_a_closed_form():
 
 
 def test_a_multistage_network_costs_as_much_as_the_one_an_image_passes():
-    found = profiles.specs("smoke")
+    found = recipes.specs("smoke")
     assert jobs.cost(found["multistage"])[0] == jobs.cost(found["edm"])[0]
 
 
 def test_the_attention_of_every_decoder_block_is_counted():
-    spec = profiles.specs("smoke")["ddpm-vp"]
+    spec = recipes.specs("smoke")["ddpm-vp"]
     fewer = replace(spec, network_args=spec.network_args | {"decoder_attention": "last"})
     assert jobs.cost(fewer)[0] < jobs.cost(spec)[0]
 
 
 def test_costs_grow_with_budget_and_width(built):
     profile, found = built
-    specs = profiles.every_spec(profile.name)
-    wide = profiles.GRIDS[profile.name].widths
-    narrow, wider = (specs[f"unet-{w}-n{profiles.GRIDS[profile.name].images[0]}"]
+    specs = recipes.every_spec(profile.name)
+    wide = recipes.GRIDS[profile.name].widths
+    narrow, wider = (specs[f"unet-{w}-n{recipes.GRIDS[profile.name].images[0]}"]
                      for w in (wide[0], wide[2]))
     assert 2 < jobs.cost(wider)[0] / jobs.cost(narrow)[0] < 16.5
     if profile.name == "paper":
@@ -222,7 +222,7 @@ TINY = dict(images_seen=64, batch=32, warmup=32, ema_half_life=32)
 @pytest.fixture
 def tiny(monkeypatch):
     """The smoke profile with next to no training and two of each kind of model."""
-    whole = profiles.every_spec("smoke")
+    whole = recipes.every_spec("smoke")
     for name, wanted in {"specs": ("edm", "dit"), "conditional_specs": ("edm-cond",),
                          "regime_specs": ("unet-8-n4", "unet-8-n4@256"),
                          "fine_tuning_specs": ("base", "attention-n4"),
@@ -230,7 +230,7 @@ def tiny(monkeypatch):
         some = {k: replace(whole[k], **TINY) for k in wanted}
         if name == "regime_specs":
             some["unet-8-n4@256"] = replace(some["unet-8-n4@256"], images_seen=32)
-        monkeypatch.setattr(profiles, name, lambda profile, *_, some=some: dict(some))
+        monkeypatch.setattr(recipes, name, lambda profile, *_, some=some: dict(some))
     return replace(profiles.get("smoke"), noises=3, grid_noises=3, class_noises=2, measured=2,
                    guided_steps=2, transfer_noises=3, live=1, families=("edm", "dit"))
 

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from paper_utils import data, fleet, models, plots, profiles, regimes, scores, training, zoo
+from paper_utils import (data, fleet, models, plots, profiles, recipes, regimes, scores, training,
+                         zoo)
 from paper_utils.errors import UserError
 from paper_utils.models import Model
 from paper_utils.training import Spec
@@ -152,8 +153,8 @@ def test_a_network_is_as_far_from_a_closed_form_as_it_is():
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
     """The laptop profile with a grid of three cells, one of them trained and added by the fleet."""
-    grid = replace(profiles.GRIDS["smoke"], budgets=(64,), budget=128)
-    monkeypatch.setitem(profiles.GRIDS, "laptop", grid)
+    grid = replace(recipes.GRIDS["smoke"], budgets=(64,), budget=128)
+    monkeypatch.setitem(recipes.GRIDS, "laptop", grid)
     monkeypatch.setitem(profiles.PROFILES, "laptop", replace(SMOKE, name="laptop", shipped=True))
     monkeypatch.setattr(zoo, "REGIMES", tmp_path / "zoo")
     zoo.REGIMES.mkdir()
@@ -178,7 +179,7 @@ def test_what_was_trained_is_loaded_and_the_rest_is_missing(shipped):
 
 
 def test_a_snapshot_is_the_run_that_stopped_there(shipped):
-    spec = profiles.regime_specs("laptop")["unet-8-n32@64"]
+    spec = recipes.regime_specs("laptop")["unet-8-n32@64"]
     for run in training.train(spec, spec.subset(data.load("bundled"))):
         pass
     tensors, _ = zoo.entries(zoo.REGIMES)["unet-8-n32@64"].load_weights(zoo.REGIMES)
@@ -194,8 +195,8 @@ def test_a_cell_of_another_subset_is_refused(shipped):
 
 
 def test_a_cell_of_another_recipe_is_refused(shipped, monkeypatch):
-    monkeypatch.setitem(profiles.GRIDS, "laptop",
-                        replace(profiles.GRIDS["laptop"], learning_rate=1.0))
+    monkeypatch.setitem(recipes.GRIDS, "laptop",
+                        replace(recipes.GRIDS["laptop"], learning_rate=1.0))
     with pytest.raises(UserError, match="another recipe"):
         regimes.trained(shipped, data.load("bundled"))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from paper_utils import data, descriptors, models, profiles, scores, students, zoo
+from paper_utils import data, descriptors, models, profiles, recipes, scores, students, zoo
 from paper_utils.errors import UserError
 from paper_utils.models import BANK, Model
 from paper_utils.samplers import Solver
@@ -30,7 +30,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def found(random_model):
     made = {name: random_model(spec, 0.1)
-            for name, spec in profiles.distillation_specs("smoke").items()}
+            for name, spec in recipes.distillation_specs("smoke").items()}
     return {name: replace(model, identity=model.identity | {"weights": name})
             for name, model in made.items()}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from paper_utils import artifacts, data, models, profiles, tables, zoo
+from paper_utils import artifacts, data, models, recipes, tables, zoo
 from paper_utils.errors import UserError
 from paper_utils.noise import NoiseBank
 from paper_utils.training import Spec
@@ -199,7 +199,7 @@ def test_shipped_sheets_hold_different_images(folder, noises):
 
 @needs_zoo
 def test_the_shipped_cells_are_of_the_laptop_grid_and_its_subsets():
-    specs = profiles.regime_specs("laptop")
+    specs = recipes.regime_specs("laptop")
     for row in zoo.entries(zoo.REGIMES).values():
         _, values = row.load_weights(zoo.REGIMES)
         mine = Spec.from_json(specs[row.name].to_json())
@@ -208,9 +208,9 @@ def test_the_shipped_cells_are_of_the_laptop_grid_and_its_subsets():
 
 @needs_zoo
 @pytest.mark.parametrize("folder, specs", [
-    (zoo.CONDITIONAL, profiles.conditional_specs("laptop")),
-    (zoo.FINE_TUNING, profiles.fine_tuning_specs("laptop")),
-    (zoo.DISTILLATION, profiles.distillation_specs("laptop"))],
+    (zoo.CONDITIONAL, recipes.conditional_specs("laptop")),
+    (zoo.FINE_TUNING, recipes.fine_tuning_specs("laptop")),
+    (zoo.DISTILLATION, recipes.distillation_specs("laptop"))],
     ids=["conditional", "fine_tuning", "distillation"])
 def test_every_model_of_section_4_ships(folder, specs):
     rows = {name: row for name, row in zoo.entries(folder).items() if row.weights}
