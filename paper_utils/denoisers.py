@@ -482,11 +482,19 @@ class GaussianDenoiser:
         for part in pixels.split(block):
             x = data.to_unit(part).flatten(1)
             total += x.double().sum(0)
-            product += (x.T @ x).double()
+            for start in range(0, size, 768):  # the upper triangle, by blocks
+                rows = slice(start, start + 768)
+                product[rows, start:] += x[:, rows].T @ x[:, start:]
         mean = total / len(pixels)
         covariance = product / len(pixels) - mean.outer(mean)
-        eigenvalues, eigenvectors = torch.linalg.eigh(covariance.float())
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariance.float(), UPLO="U")
         return cls(mean.float().view_as(pixels[0]), eigenvalues.clamp(min=0), eigenvectors)
+
+    def double(self) -> "GaussianDenoiser":
+        """The same one in float64, the precision of samplers: nothing is converted in their steps.
+        """
+        return GaussianDenoiser(*(t.double() for t in (self.mean, self.eigenvalues,
+                                                       self.eigenvectors)))
 
     def __call__(self, u: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         values, vectors = (t.to(u) for t in (self.eigenvalues, self.eigenvectors))

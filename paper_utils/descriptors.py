@@ -39,13 +39,15 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Descriptor:
     """Callable: images uint8 [B, 3, H, W] -> float32 [B, dim], rows of unit length, on the CPU.
 
-    threshold: cosine above which (strictly) two images count as copies of each other.
+    threshold: cosine above which (strictly) two images count as copies of each other. batch: images
+    at a time, as many as the cache of a CPU holds with what the network makes of them.
     """
 
     name: str
     dim: int
     threshold: float
     embed: Callable[[Tensor], Tensor]
+    batch: int = 256
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -66,10 +68,13 @@ def load(name: str, device: str | torch.device = "cpu", weights: Path | None = N
     return _LOADERS[choose(name, NAMES, "descriptor")](device, weights)
 
 
-def features(descriptor: Descriptor, images: Tensor, batch: int = 256,
+def features(descriptor: Descriptor, images: Tensor, batch: int = 0,
              progress: bool = False) -> Tensor:
-    """Descriptors of images uint8 [N, 3, H, W] -> float32 [N, dim], `batch` images at a time."""
-    found = torch.empty(len(images), descriptor.dim)
+    """Descriptors of images uint8 [N, 3, H, W] -> float32 [N, dim].
+
+    batch: images at a time; 0 is the descriptor's own.
+    """
+    found, batch = torch.empty(len(images), descriptor.dim), batch or descriptor.batch
     starts = range(0, len(images), batch)
     for start in shown(starts, descriptor.name if progress else "", len(starts)):
         found[start:start + batch] = descriptor(images[start:start + batch])
@@ -133,6 +138,12 @@ def _interpolation(inputs: int, outputs: int) -> Tensor:
 
 # --- the descriptors ----------------------------------------------------------------------------
 
+def _fitting(device: torch.device, images: int) -> int:
+    """So many images at a time on a CPU; a GPU takes more."""
+    return images if device.type == "cpu" else 256
+
+
+
 def _load_sscd(device: torch.device, weights: Path | None) -> Descriptor:
     path = weights or cache_dir() / SSCD_URL.rsplit("/", 1)[1]
     if not path.exists():
@@ -142,7 +153,7 @@ def _load_sscd(device: torch.device, weights: Path | None) -> Descriptor:
     def embed(images: Tensor) -> Tensor:
         return network(imagenet_input(images, 320, device))
 
-    return Descriptor("sscd", 1024, THRESHOLDS["sscd"], embed)
+    return Descriptor("sscd", 1024, THRESHOLDS["sscd"], embed, _fitting(device, 4))
 
 
 def _fetch_sscd(path: Path) -> None:
@@ -161,7 +172,8 @@ def _load_own(device: torch.device, weights: Path | None) -> Descriptor:
     def embed(images: Tensor) -> Tensor:
         return network(data.to_unit(images.to(device)))
 
-    return Descriptor("cifar-copy", network.head.out_features, made["threshold"], embed)
+    return Descriptor("cifar-copy", network.head.out_features, made["threshold"], embed,
+                      _fitting(device, 128))
 
 
 def _load_pixels(device: torch.device, weights: Path | None) -> Descriptor:
@@ -180,7 +192,7 @@ def _load_imgsim(device: torch.device, weights: Path | None) -> Descriptor:
     def embed(images: Tensor) -> Tensor:
         return network(imagenet_input(images, 350, device)).float().tanh()
 
-    return Descriptor("imgsim", 768, THRESHOLDS["imgsim"], embed)
+    return Descriptor("imgsim", 768, THRESHOLDS["imgsim"], embed, _fitting(device, 4))
 
 
 def _imgsim_network(path: Path) -> nn.Module:
@@ -205,7 +217,7 @@ def _load_inception(device: torch.device, weights: Path | None) -> Descriptor:
     def embed(images: Tensor) -> Tensor:
         return network(inception_input(images, device))
 
-    return Descriptor("inception", 2048, THRESHOLDS["inception"], embed)
+    return Descriptor("inception", 2048, THRESHOLDS["inception"], embed, _fitting(device, 4))
 
 
 def _package_file(package: str, name: str) -> Path:

@@ -235,7 +235,7 @@ def gaussian(images: data.Images) -> denoisers.GaussianDenoiser:
                 "eigenvectors": fitted.eigenvectors}
 
     spec = {"images": images.hash, "code": artifacts.code_version(denoisers)}
-    return denoisers.GaussianDenoiser(**artifacts.remember("gaussian", spec, compute))
+    return denoisers.GaussianDenoiser(**artifacts.remember("gaussian", spec, compute)).double()
 
 
 def _sampling_code() -> str:

@@ -147,6 +147,13 @@ def test_features_do_not_depend_on_the_batch(real):
     assert (whole.norm(dim=1) - 1).abs().max() < 1e-5
 
 
+def test_a_descriptor_gets_as_many_images_at_once_as_it_says(real):
+    seen = []
+    some = descriptors.Descriptor("some", 2, 0.5, lambda x: seen.append(len(x)) or torch.ones(
+        len(x), 2), batch=3)
+    assert descriptors.features(some, real[:7]).shape == (7, 2) and seen == [3, 3, 1]
+
+
 @pytest.mark.parametrize("n, m, chunk", [(5, 7, 3), (1500, 60, 8192), (1, 1, 1)])
 def test_max_similarity_is_the_brute_maximum(n, m, chunk):
     a, b = torch.randn(n, 16), torch.randn(m, 16)

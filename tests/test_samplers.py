@@ -176,6 +176,12 @@ def test_samples_do_not_depend_on_the_batch():
     assert whole.dtype == torch.float32
 
 
+def test_a_cpu_gets_no_more_noises_at_once_than_its_cache_holds():
+    seen, many = set(), torch.zeros(samplers.BATCH["cpu"] + 1, 3, 2, 2)
+    samplers.sample(lambda u, sigma: seen.add(len(u)) or u, many, Solver(steps=1))
+    assert seen == {samplers.BATCH["cpu"], 1}
+
+
 @pytest.mark.parametrize("change", [{"sampler": "huen"}, {"schedule": "karas"}, {"steps": 0},
                                     {"sigma_min": 0.0}, {"sigma_max": 0.001}])
 def test_a_bad_solver_is_refused_in_one_line(change):

@@ -138,10 +138,18 @@ def run_python(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
-def test_importing_the_package_is_light():
+@pytest.mark.parametrize("module", ["", ".run", ".graph", ".profiles"])
+def test_importing_what_a_command_line_needs_is_light(module):
     heavy = "torch", "numpy", "torchvision", "matplotlib", "pandas"
-    done = run_python(f"import sys, paper_utils; print([m for m in {heavy} if m in sys.modules])")
+    done = run_python(f"import sys, paper_utils{module}\n"
+                      f"print([m for m in {heavy} if m in sys.modules])")
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_reading_a_notebook_builds_no_grammar():
+    """jsonschema from 4.25 on has one built in every process that imports nbformat: 2 seconds."""
+    done = run_python("import sys, nbformat; print('lark' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_torchvision_and_diffusers_import_after_the_package():
