@@ -48,7 +48,7 @@ run.check_parameters()
 specs = (recipes.specs(profile) | recipes.conditional_specs(profile)
          | recipes.distillation_specs(profile))
 spec = recipes.fine_tuned(specs[errors.choose(model, specs, "model")], start, trains, dataset,
-                           images)
+                          images)
 output = plots.Output.of(profile, model=model, start=start, trains=trains, dataset=dataset,
                          images=images)
 subset = spec.subset(data.load(spec.dataset or profiles.get(profile).dataset))

@@ -53,7 +53,7 @@ def gaussian(images: data.Images, device: str = "cpu") -> Model:
     def generate(noise: Tensor, title: str = "") -> Tensor:
         parts = {c: models.gaussian(images.classes(c, c)) for c in classes}
         x0 = samplers.every_class(denoisers.PerClass(parts), noise.to(device), samplers.Solver(),
-                                classes, title)
+                                  classes, title, batch=256)
         return x0.cpu()
 
     twin = models.closed_forms(images, 1)["gaussian"]

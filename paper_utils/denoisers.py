@@ -479,11 +479,12 @@ class GaussianDenoiser:
             _, values, vectors = torch.linalg.svd(x - x.mean(0), full_matrices=False)
             return cls(x.mean(0).view_as(pixels[0]), values**2 / len(x), vectors.T)
         total, product = torch.zeros(size).double(), torch.zeros(size, size).double()
+        band = max(size // 4, 1)
         for part in pixels.split(block):
             x = data.to_unit(part).flatten(1)
             total += x.double().sum(0)
-            for start in range(0, size, 768):  # the upper triangle, by blocks
-                rows = slice(start, start + 768)
+            for start in range(0, size, band):  # the upper triangle, in bands of rows
+                rows = slice(start, start + band)
                 product[rows, start:] += x[:, rows].T @ x[:, start:]
         mean = total / len(pixels)
         covariance = product / len(pixels) - mean.outer(mean)
@@ -491,8 +492,7 @@ class GaussianDenoiser:
         return cls(mean.float().view_as(pixels[0]), eigenvalues.clamp(min=0), eigenvectors)
 
     def double(self) -> "GaussianDenoiser":
-        """The same one in float64, the precision of samplers: nothing is converted in their steps.
-        """
+        """The same one in float64, as the state of a sampler: its steps need not convert it."""
         return GaussianDenoiser(*(t.double() for t in (self.mean, self.eigenvalues,
                                                        self.eigenvectors)))
 

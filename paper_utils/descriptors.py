@@ -40,7 +40,7 @@ class Descriptor:
     """Callable: images uint8 [B, 3, H, W] -> float32 [B, dim], rows of unit length, on the CPU.
 
     threshold: cosine above which (strictly) two images count as copies of each other. batch: images
-    at a time, as many as the cache of a CPU holds with what the network makes of them.
+    at a time; on a CPU so many that its cache holds what the network makes of them.
     """
 
     name: str
@@ -138,9 +138,9 @@ def _interpolation(inputs: int, outputs: int) -> Tensor:
 
 # --- the descriptors ----------------------------------------------------------------------------
 
-def _fitting(device: torch.device, images: int) -> int:
-    """So many images at a time on a CPU; a GPU takes more."""
-    return images if device.type == "cpu" else 256
+def _at_once(device: torch.device, on_cpu: int) -> int:
+    """Images at a time: `on_cpu` on a CPU, and as many as ever elsewhere."""
+    return on_cpu if device.type == "cpu" else Descriptor.batch
 
 
 
@@ -153,7 +153,7 @@ def _load_sscd(device: torch.device, weights: Path | None) -> Descriptor:
     def embed(images: Tensor) -> Tensor:
         return network(imagenet_input(images, 320, device))
 
-    return Descriptor("sscd", 1024, THRESHOLDS["sscd"], embed, _fitting(device, 4))
+    return Descriptor("sscd", 1024, THRESHOLDS["sscd"], embed, _at_once(device, 4))
 
 
 def _fetch_sscd(path: Path) -> None:
@@ -173,7 +173,7 @@ def _load_own(device: torch.device, weights: Path | None) -> Descriptor:
         return network(data.to_unit(images.to(device)))
 
     return Descriptor("cifar-copy", network.head.out_features, made["threshold"], embed,
-                      _fitting(device, 128))
+                      _at_once(device, 128))
 
 
 def _load_pixels(device: torch.device, weights: Path | None) -> Descriptor:
@@ -192,7 +192,7 @@ def _load_imgsim(device: torch.device, weights: Path | None) -> Descriptor:
     def embed(images: Tensor) -> Tensor:
         return network(imagenet_input(images, 350, device)).float().tanh()
 
-    return Descriptor("imgsim", 768, THRESHOLDS["imgsim"], embed, _fitting(device, 4))
+    return Descriptor("imgsim", 768, THRESHOLDS["imgsim"], embed, _at_once(device, 4))
 
 
 def _imgsim_network(path: Path) -> nn.Module:
@@ -217,7 +217,7 @@ def _load_inception(device: torch.device, weights: Path | None) -> Descriptor:
     def embed(images: Tensor) -> Tensor:
         return network(inception_input(images, device))
 
-    return Descriptor("inception", 2048, THRESHOLDS["inception"], embed, _fitting(device, 4))
+    return Descriptor("inception", 2048, THRESHOLDS["inception"], embed, _at_once(device, 4))
 
 
 def _package_file(package: str, name: str) -> Path:

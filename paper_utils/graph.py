@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from paper_utils import profiles
 from paper_utils.errors import UserError
 from paper_utils.paths import cache_dir
 
@@ -123,7 +124,7 @@ def load(profile: str) -> Graph:
     path = folder() / f"graph-{profile}-{version}.json"
     kept = read(path)
     if kept is None:
-        from paper_utils import artifacts, jobs, profiles
+        from paper_utils import artifacts, jobs
 
         found = profiles.get(profile)
         text = json.dumps(asdict(Graph(found.device, jobs.build(found))))

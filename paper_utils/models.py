@@ -228,7 +228,7 @@ def _closed_form(name: str, label: str, make: Callable, images: data.Images, bag
 
 
 def gaussian(images: data.Images) -> denoisers.GaussianDenoiser:
-    """The Gaussian denoiser of these images; its eigendecomposition is an artifact."""
+    """The Gaussian denoiser of these images, float64; its eigendecomposition is an artifact."""
     def compute() -> artifacts.Tensors:
         fitted = denoisers.GaussianDenoiser.fit(images.pixels)
         return {"mean": fitted.mean, "eigenvalues": fitted.eigenvalues,

@@ -1,8 +1,6 @@
 """Recipes as data: the models that each profile trains, section by section.
 
     recipes.specs("gpu")["edm"]          a training.Spec
-
-Names say what each is; the paper's own rows were not all seen.
 """
 
 import re
@@ -328,9 +326,8 @@ def fine_tuning_specs(profile: str, pretraining: str = "") -> dict[str, Spec]:
     study = transfer(profile, pretraining)
     spec = Spec("base", "unet", networks.DDPMPP | study.network, study.framework,
                 images=study.pretraining, images_seen=study.base_budget, batch=study.batch,
-                warmup=study.warmup,
-                ema_half_life=study.ema_half_life, precision=study.precision,
-                learning_rate=study.learning_rate, dataset=study.base)
+                warmup=study.warmup, ema_half_life=study.ema_half_life,
+                precision=study.precision, learning_rate=study.learning_rate, dataset=study.base)
     bases = [spec, replace(spec, name="base-seed1", seed=1)]
     runs = [_fine_tuned(spec, study, way, n, more) for n in study.images for way in WAYS
             for more in (("", "-seed1") if way == "scratch" else ("", "-seed1", "-other"))]

@@ -25,6 +25,7 @@ from typing import Any, TextIO
 
 from paper_utils.errors import UserError, choose, ended_by_signals, exit_code, raise_lost
 from paper_utils.paths import ROOT, cache_dir, folder_name
+from paper_utils.profiles import PROFILES
 
 HEARTBEAT = 30.0  # seconds between progress lines of a running notebook
 POLL = 0.5  # seconds between two looks for an interruption that was lost
@@ -127,11 +128,12 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], log: TextIO)
     The executed notebook appears at `output` only when every cell has run. After a failing cell
     it is kept as ``<name>.failed.ipynb`` and NotebookFailed is raised, or UserError where that
     is what the cell raised. What the cells print goes to `log` while they run. An interruption
-    (KeyboardInterrupt, SystemExit) kills the kernel and leaves nothing.
+    (KeyboardInterrupt, SystemExit) kills the kernel and leaves nothing, no empty folder either.
     """
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    new = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.{os.getpid()}.partial.ipynb")
     failed = output.with_name(f"{output.stem}.failed.ipynb")
@@ -155,6 +157,9 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], log: TextIO)
                              "choose smaller sizes or a smaller profile") from error
     finally:
         partial.unlink(missing_ok=True)
+        for folder in new if not output.exists() else ():
+            with contextlib.suppress(OSError):  # something was written there all the same
+                folder.rmdir()
     return time.monotonic() - started
 
 
@@ -400,8 +405,6 @@ def _folder(chosen: Mapping[str, Any], valid: Mapping[str, Parameter]) -> Path:
     every.pop("device", None)  # the same figures on any
     profile = every.pop("profile", "default")
     if "profile" in chosen:
-        from paper_utils.profiles import PROFILES
-
         choose(profile, PROFILES, "profile")
     return ROOT / "figures" / folder_name(profile, **every)
 

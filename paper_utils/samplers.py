@@ -141,7 +141,7 @@ def consistency(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterator[T
 
 SAMPLERS: dict[str, Sampler] = {name: singlestep(step) for name, step in STEPS.items()} | {
     "dpm-multistep-2": dpm_multistep_2, "consistency": consistency}
-BATCH = {"cpu": 32, "cuda": 128}  # a U-Net's activations of 32 images stay in a CPU's cache
+ON_CPU, ELSEWHERE = 32, 128  # noises at a time: a CPU's cache holds a small U-Net's activations
 SCHEDULES = {"karras": karras_sigmas, "log": log_sigmas, "cosine": cosine_sigmas}
 
 
@@ -184,8 +184,9 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
            labels: Tensor | None = None, batch: int = 0, progress: str = "") -> Tensor:
     """x0 [B, C, H, W] float32 at the end of the ODE, the state kept in float64.
 
-    noise: [B, C, H, W] unit normal; labels: [B] or None; batch: how many at a time, 0 is what fits
-    the device (BATCH); progress: a title for a progress bar.
+    noise: [B, C, H, W] unit normal; labels: [B] or None; batch: noises at a time, 0 for what suits
+    a network on this device (a closed form of many images takes less time with more at once);
+    progress: a title for a progress bar.
     Raises UserError for noise of another shape, unless there is a label for every noise or none at
     all, and where the denoiser does not answer with finite numbers in the shape of u.
     """
@@ -194,7 +195,8 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
                         " bank's noises")
     if labels is not None and len(labels) != len(noise):
         raise UserError(f"{len(labels)} labels for {len(noise)} noises: give one for each")
-    sampler, parts, batch = SAMPLERS[solver.sampler], [], batch or BATCH[noise.device.type]
+    sampler, parts = SAMPLERS[solver.sampler], []
+    batch = batch or (ON_CPU if noise.device.type == "cpu" else ELSEWHERE)
     rows = range(0, len(noise), batch)
     for start in shown(rows, progress, len(rows)):
         part = noise[start:start + batch]
@@ -229,11 +231,14 @@ def _answer(denoiser: Denoiser, u: Tensor, sigma: Tensor) -> Tensor:
 
 
 def every_class(denoiser: Denoiser, noise: Tensor, solver: Solver, classes: Sequence[int],
-                progress: str = "") -> Tensor:
-    """x0 [n, classes, C, H, W]: each of the noises [n, C, H, W] with each of the labels."""
+                progress: str = "", batch: int = 0) -> Tensor:
+    """x0 [n, classes, C, H, W]: each of the noises [n, C, H, W] with each of the labels.
+
+    batch: images at a time, as `sample` has it.
+    """
     labels = torch.tensor(classes, device=noise.device).repeat(len(noise))
     repeated = noise.repeat_interleave(len(classes), 0)
-    x0 = sample(denoiser, repeated, solver, labels, progress=progress)
+    x0 = sample(denoiser, repeated, solver, labels, batch, progress)
     return x0.unflatten(0, (len(noise), len(classes)))
 
 

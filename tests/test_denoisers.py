@@ -218,15 +218,6 @@ def test_gaussian_denoiser_is_the_wiener_filter(n):
     torch.testing.assert_close(found.flatten(1), expected, rtol=0, atol=1e-4)
 
 
-def test_the_covariance_is_whole_where_it_is_summed_in_blocks():
-    pixels = torch.randint(256, (1_000, 3, 18, 18), dtype=torch.uint8)  # 972 pixels: two blocks
-    pixels[:, :, 9:] = pixels[:, :, :9] // 2  # and the two are correlated
-    fitted = GaussianDenoiser.fit(pixels, block=300)
-    found = fitted.eigenvectors * fitted.eigenvalues @ fitted.eigenvectors.T
-    expected = torch.cov(data.to_unit(pixels).double().flatten(1).T, correction=0)
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
-
-
 def test_the_gaussian_flow_is_what_the_ode_does_where_data_has_no_variance():
     denoiser = GaussianDenoiser.fit(small_images(5))
     u = 3 * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

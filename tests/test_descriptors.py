@@ -152,6 +152,7 @@ def test_a_descriptor_gets_as_many_images_at_once_as_it_says(real):
     some = descriptors.Descriptor("some", 2, 0.5, lambda x: seen.append(len(x)) or torch.ones(
         len(x), 2), batch=3)
     assert descriptors.features(some, real[:7]).shape == (7, 2) and seen == [3, 3, 1]
+    assert descriptors.load("cifar-copy").batch == 128
 
 
 @pytest.mark.parametrize("n, m, chunk", [(5, 7, 3), (1500, 60, 8192), (1, 1, 1)])

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from paper_utils import (artifacts, claims, data, descriptors, fine_tuning, fleet, models, profiles,
-                         recipes)
-from paper_utils import scores, tables, training, zoo
+from paper_utils import artifacts, claims, data, descriptors, fine_tuning, fleet, models, profiles
+from paper_utils import recipes, scores, tables, training, zoo
 from paper_utils.errors import UserError
 from paper_utils.models import BANK
 

@@ -83,8 +83,10 @@ def test_a_failing_cell_is_one_line_and_keeps_the_notebook_until_a_success(tmp_p
 
 def test_a_user_error_in_a_cell_exits_2_with_its_message(tmp_path):
     source = "from paper_utils.errors import UserError; raise UserError('no such model')"
-    done = cli(notebook(tmp_path / "u.ipynb", source), "--output", tmp_path / "o.ipynb")
+    output = tmp_path / "figures" / "executed" / "o.ipynb"
+    done = cli(notebook(tmp_path / "u.ipynb", source), "--output", output)
     assert (done.returncode, done.stderr) == (2, "error: u: no such model\n")
+    assert names(tmp_path) == ["u.ipynb"]  # and no empty folder
 
 
 @pytest.mark.parametrize(
@@ -156,9 +158,9 @@ def test_an_interruption_leaves_no_output(tmp_path, moment):
     for how, process in processes.items():
         said = process.communicate(timeout=60)[1]
         assert process.returncode != 0 and "Traceback" not in said
-        left = names(tmp_path / f"out-{how.name}")
-        assert "long.ipynb" not in left
-        assert how == signal.SIGKILL or left == [] and not runs((tmp_path / how.name).read_text())
+        out = tmp_path / f"out-{how.name}"
+        assert not (out / "long.ipynb").exists() and out.exists() == (how == signal.SIGKILL)
+        assert how == signal.SIGKILL or not runs((tmp_path / how.name).read_text())
 
 
 def runs(pid: str, seconds: float = 10) -> bool:
@@ -193,7 +195,7 @@ def test_an_interruption_is_not_lost_inside_papermill(tmp_path, monkeypatch, end
             run.execute(notebook(tmp_path / "n.ipynb"), tmp_path / "out" / "n.ipynb", {}, log)
     finally:
         kernel.kill()
-    assert kernel.wait() == -signal.SIGKILL and names(tmp_path / "out") == []
+    assert kernel.wait() == -signal.SIGKILL and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("number, ending", [(signal.SIGINT, KeyboardInterrupt),
@@ -207,7 +209,7 @@ def test_a_signal_that_was_lost_before_ends_the_notebook_too(tmp_path, number, e
         with pytest.raises(ending):
             long = notebook(tmp_path / "n.ipynb", SLEEP)
             run.execute(long, tmp_path / "out" / "n.ipynb", {}, log)
-    assert names(tmp_path / "out") == []
+    assert not (tmp_path / "out").exists()
     assert signal.getsignal(number) == (signal.default_int_handler if number == signal.SIGINT
                                         else signal.SIG_DFL)
 

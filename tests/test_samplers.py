@@ -177,9 +177,9 @@ def test_samples_do_not_depend_on_the_batch():
 
 
 def test_a_cpu_gets_no_more_noises_at_once_than_its_cache_holds():
-    seen, many = set(), torch.zeros(samplers.BATCH["cpu"] + 1, 3, 2, 2)
+    seen, many = set(), torch.zeros(samplers.ON_CPU + 1, 3, 2, 2)
     samplers.sample(lambda u, sigma: seen.add(len(u)) or u, many, Solver(steps=1))
-    assert seen == {samplers.BATCH["cpu"], 1}
+    assert seen == {samplers.ON_CPU, 1}
 
 
 @pytest.mark.parametrize("change", [{"sampler": "huen"}, {"schedule": "karas"}, {"steps": 0},
