@@ -58,7 +58,7 @@ conditional.check_noise(shown_noise, sizes)
 # %%
 found = conditional.trained(sizes, training, device)
 twin = conditional.twins(found)
-control = conditional.gaussian(training, device)
+control = conditional.gaussian(training)
 images = conditional.samples(found | {control.name: control}, sizes)
 check = tables.check_sheets(found, images, min(sizes.live, 1))
 plain_models = models.by_name(recipes.specs(profile), sizes, training, device)

@@ -43,7 +43,7 @@ def twins(found: Mapping[str, Model]) -> dict[str, str]:
     return {name: name.removesuffix("-cond") for name in found}
 
 
-def gaussian(images: data.Images, device: str = "cpu") -> Model:
+def gaussian(images: data.Images) -> Model:
     """The control that nobody trained: the Gaussian denoiser of each class's own images.
 
     It is fitted when first asked for a sample.
@@ -51,10 +51,8 @@ def gaussian(images: data.Images, device: str = "cpu") -> Model:
     classes = tuple(images.labels.unique().tolist())
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
-        parts = {c: models.gaussian(images.classes(c, c)) for c in classes}
-        x0 = samplers.every_class(denoisers.PerClass(parts), noise.to(device), samplers.Solver(),
-                                  classes, title, batch=256)
-        return x0.cpu()
+        forms = (models.gaussian(images.classes(c, c)) for c in classes)
+        return torch.stack([models.gaussian_samples(form, noise, twin.solver) for form in forms], 1)
 
     twin = models.closed_forms(images, 1)["gaussian"]
     return replace(twin, name=GAUSSIAN, architecture="Gaussian denoiser of each class",

@@ -7,7 +7,7 @@ network's input and its output becomes x0_hat. The closed forms are denoisers as
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -468,33 +468,30 @@ class GaussianDenoiser:
         self.mean, self.eigenvalues, self.eigenvectors = mean, eigenvalues, eigenvectors
 
     @classmethod
-    def fit(cls, pixels: Tensor, block: int = 4096) -> "GaussianDenoiser":
-        """Mean and covariance of the 8-bit images [N, C, H, W], accumulated in float64.
+    def fit(cls, pixels: Tensor) -> "GaussianDenoiser":
+        """Mean and covariance of the 8-bit images [N, C, H, W], in float64.
 
-        For fewer images than pixels, from the singular values of the images themselves.
+        The smallest eigenvalues of CIFAR-10 are 1e-8 of the largest: sums in float32 lose them. For
+        fewer images than pixels, from the singular values of the images themselves.
         """
         size = pixels[0].numel()
         if len(pixels) < size:
-            x = data.to_unit(pixels).flatten(1)
+            x = pixels.flatten(1).double() / 127.5 - 1
             _, values, vectors = torch.linalg.svd(x - x.mean(0), full_matrices=False)
             return cls(x.mean(0).view_as(pixels[0]), values**2 / len(x), vectors.T)
         total, product = torch.zeros(size).double(), torch.zeros(size, size).double()
         band = max(size // 4, 1)
-        for part in pixels.split(block):
-            x = data.to_unit(part).flatten(1)
-            total += x.double().sum(0)
+        for part in pixels.split(1024):  # whose products of bytes sum to below 2^24: exact
+            x = part.flatten(1).float() - 128
+            total += x.sum(0)
             for start in range(0, size, band):  # the upper triangle, in bands of rows
                 rows = slice(start, start + band)
                 product[rows, start:] += x[:, rows].T @ x[:, start:]
         mean = total / len(pixels)
-        covariance = product / len(pixels) - mean.outer(mean)
-        eigenvalues, eigenvectors = torch.linalg.eigh(covariance.float(), UPLO="U")
-        return cls(mean.float().view_as(pixels[0]), eigenvalues.clamp(min=0), eigenvectors)
-
-    def double(self) -> "GaussianDenoiser":
-        """The same one in float64, as the state of a sampler: its steps need not convert it."""
-        return GaussianDenoiser(*(t.double() for t in (self.mean, self.eigenvalues,
-                                                       self.eigenvectors)))
+        covariance = (product / len(pixels) - mean.outer(mean)) / 127.5**2
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariance, UPLO="U")
+        return cls(((mean + 0.5) / 127.5).view_as(pixels[0]), eigenvalues.clamp(min=0),
+                   eigenvectors)
 
     def __call__(self, u: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         values, vectors = (t.to(u) for t in (self.eigenvalues, self.eigenvectors))
@@ -532,27 +529,6 @@ class GaussianDenoiser:
         elsewhere = sigma_to / sigma_from
         inside = (((u - mean).flatten(1) @ vectors) * (gain - elsewhere)) @ vectors.T
         return mean + elsewhere * (u - mean) + inside.view_as(u)
-
-
-class PerClass:
-    """Another denoiser for every class: rows of u go to the one of their label.
-
-    parts: by label. Raises UserError for a label without one.
-    """
-
-    def __init__(self, parts: Mapping[int, Denoiser]):
-        self.parts = dict(parts)
-
-    def __call__(self, u: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        if labels is None:
-            raise UserError("this denoiser has a part for every class: give it labels")
-        answer, sigmas = torch.empty_like(u), column(sigma, u).flatten()
-        for label in labels.unique().tolist():
-            if label not in self.parts:
-                raise UserError(f"label {label} is out of range: there are {sorted(self.parts)}")
-            rows = labels == label
-            answer[rows] = self.parts[label](u[rows], sigmas[rows])
-        return answer
 
 
 class MixtureDenoiser:

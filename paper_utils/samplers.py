@@ -231,14 +231,11 @@ def _answer(denoiser: Denoiser, u: Tensor, sigma: Tensor) -> Tensor:
 
 
 def every_class(denoiser: Denoiser, noise: Tensor, solver: Solver, classes: Sequence[int],
-                progress: str = "", batch: int = 0) -> Tensor:
-    """x0 [n, classes, C, H, W]: each of the noises [n, C, H, W] with each of the labels.
-
-    batch: images at a time, as `sample` has it.
-    """
+                progress: str = "") -> Tensor:
+    """x0 [n, classes, C, H, W]: each of the noises [n, C, H, W] with each of the labels."""
     labels = torch.tensor(classes, device=noise.device).repeat(len(noise))
     repeated = noise.repeat_interleave(len(classes), 0)
-    x0 = sample(denoiser, repeated, solver, labels, batch, progress)
+    x0 = sample(denoiser, repeated, solver, labels, progress=progress)
     return x0.unflatten(0, (len(noise), len(classes)))
 
 
