@@ -451,9 +451,10 @@ def against_the_posterior(images: data.Images,
     """
     small = data.to_bytes(F.interpolate(data.to_unit(images.pixels), (8, 8), mode="area"))
     prior = GaussianDenoiser.fit(small)
-    truth = prior.points(torch.randn(count, len(prior.eigenvalues), generator=stream("truth")))
+    normal = torch.randn(count, small[0].numel(), generator=stream("truth")).double()
+    truth = prior.points(normal @ prior.eigenvectors)  # whatever the signs of eigenvectors here
     operator = task.build(count, 8)
-    measurement = operators.measure(truth.double(), operator, task.sigma)
+    measurement = operators.measure(truth, operator, task.sigma)
     noise = BANK[:count][..., :8, :8].double()
     exact = [posterior(prior, matrix_of(operator, k, (3, 8, 8)), measurement.y[k].flatten(),
                        task.sigma) for k in range(count)]

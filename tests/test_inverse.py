@@ -412,3 +412,20 @@ def test_algorithm_1_comes_near_the_exact_flow_of_the_posterior():
     exact, free, coarse, fine = table["to flow"]
     assert exact == 0 and fine < free / 4 and fine < coarse
     assert 0 < table["to mean"][0] and table["to mean"][3] < table["to mean"][1]
+
+
+def test_the_known_posterior_does_not_depend_on_signs_of_eigenvectors(monkeypatch):
+    fit, signs = GaussianDenoiser.fit, torch.ones(D).double()
+
+    def signed(pixels: torch.Tensor) -> GaussianDenoiser:
+        found = fit(pixels)
+        return GaussianDenoiser(found.mean, found.eigenvalues, found.eigenvectors * signs)
+
+    def table() -> torch.Tensor:
+        found = reconstructions.against_the_posterior(data.load("bundled"), (2,), (10,), count=4)
+        return torch.tensor(found[["to mean", "to flow"]].to_numpy())
+
+    monkeypatch.setattr(GaussianDenoiser, "fit", signed)
+    before = table()
+    signs[::2] = -1
+    torch.testing.assert_close(table(), before)
