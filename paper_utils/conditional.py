@@ -52,7 +52,7 @@ def gaussian(images: data.Images) -> Model:
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
         forms = (models.gaussian(images.classes(c, c)) for c in classes)
-        return torch.stack([models.gaussian_samples(form, noise, twin.solver) for form in forms], 1)
+        return torch.stack([samplers.sample_gaussian(one, noise, twin.solver) for one in forms], 1)
 
     twin = models.closed_forms(images, 1)["gaussian"]
     return replace(twin, name=GAUSSIAN, architecture="Gaussian denoiser of each class",

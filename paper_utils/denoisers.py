@@ -469,11 +469,14 @@ class GaussianDenoiser:
 
     @classmethod
     def fit(cls, pixels: Tensor) -> "GaussianDenoiser":
-        """Mean and covariance of the 8-bit images [N, C, H, W], in float64.
+        """Mean and covariance of the images uint8 [N, C, H, W], in float64.
 
         The smallest eigenvalues of CIFAR-10 are 1e-8 of the largest: sums in float32 lose them. For
         fewer images than pixels, from the singular values of the images themselves.
         """
+        if pixels.dtype != torch.uint8:
+            raise UserError(f"a Gaussian is fitted to uint8 images, not {pixels.dtype}: see "
+                            "data.to_bytes")
         size = pixels[0].numel()
         if len(pixels) < size:
             x = pixels.flatten(1).double() / 127.5 - 1
@@ -481,7 +484,7 @@ class GaussianDenoiser:
             return cls(x.mean(0).view_as(pixels[0]), values**2 / len(x), vectors.T)
         total, product = torch.zeros(size).double(), torch.zeros(size, size).double()
         band = max(size // 4, 1)
-        for part in pixels.split(1024):  # whose products of bytes sum to below 2^24: exact
+        for part in pixels.split(1024):  # the products sum to at most 2^24: exact in float32
             x = part.flatten(1).float() - 128
             total += x.sum(0)
             for start in range(0, size, band):  # the upper triangle, in bands of rows
@@ -552,7 +555,7 @@ class MixtureDenoiser:
         """n points of the mixture, [n, *shape of the mean]."""
         which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         normal = torch.randn(n, len(self.components[0].eigenvalues), generator=generator)
-        points = torch.empty(n, *self.components[0].mean.shape)
+        points = torch.empty(n, *self.components[0].mean.shape, dtype=self.components[0].mean.dtype)
         for k, part in enumerate(self.components):
             rows = which == k
             points[rows] = part.points(normal[rows])

@@ -68,13 +68,9 @@ def load(name: str, device: str | torch.device = "cpu", weights: Path | None = N
     return _LOADERS[choose(name, NAMES, "descriptor")](device, weights)
 
 
-def features(descriptor: Descriptor, images: Tensor, batch: int = 0,
-             progress: bool = False) -> Tensor:
-    """Descriptors of images uint8 [N, 3, H, W] -> float32 [N, dim].
-
-    batch: images at a time; 0 is the descriptor's own.
-    """
-    found, batch = torch.empty(len(images), descriptor.dim), batch or descriptor.batch
+def features(descriptor: Descriptor, images: Tensor, progress: bool = False) -> Tensor:
+    """Descriptors of images uint8 [N, 3, H, W] -> float32 [N, dim]."""
+    found, batch = torch.empty(len(images), descriptor.dim), descriptor.batch
     starts = range(0, len(images), batch)
     for start in shown(starts, descriptor.name if progress else "", len(starts)):
         found[start:start + batch] = descriptor(images[start:start + batch])
@@ -139,10 +135,8 @@ def _interpolation(inputs: int, outputs: int) -> Tensor:
 # --- the descriptors ----------------------------------------------------------------------------
 
 def _at_once(device: torch.device, on_cpu: int) -> int:
-    """Images at a time: `on_cpu` on a CPU, and as many as ever elsewhere."""
+    """Images at a time: `on_cpu` on a CPU, elsewhere as many as a Descriptor takes."""
     return on_cpu if device.type == "cpu" else Descriptor.batch
-
-
 
 def _load_sscd(device: torch.device, weights: Path | None) -> Descriptor:
     path = weights or cache_dir() / SSCD_URL.rsplit("/", 1)[1]

@@ -217,7 +217,7 @@ def _closed_form(name: str, label: str, make: Callable, images: data.Images, bag
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
         if name == "gaussian":
-            return gaussian_samples(built(), noise, solver)
+            return samplers.sample_gaussian(built(), noise, solver)
         x0 = samplers.sample(built(), noise.to(device), solver, batch=256, progress=title)
         return x0.cpu()
 
@@ -238,20 +238,6 @@ def gaussian(images: data.Images) -> denoisers.GaussianDenoiser:
 
     spec = {"images": images.hash, "code": artifacts.code_version(denoisers)}
     return denoisers.GaussianDenoiser(**artifacts.remember("gaussian", spec, compute))
-
-
-def gaussian_samples(form: denoisers.GaussianDenoiser, noise: Tensor, solver: Solver) -> Tensor:
-    """samplers.sample(form, noise, solver), where every eigenvector has a factor of its own.
-
-    The solver is linear and D scales along each: one run on ones finds all the factors. noise:
-    [B, C, H, W] unit normal, on the CPU; float32.
-    """
-    values = torch.cat([form.eigenvalues, torch.zeros(1)])[:, None, None]  # 0: in other directions
-    *inside, outside = samplers.sample(lambda u, sigma: u * values / (values + sigma**2),
-                                       torch.ones_like(values)[None], solver).flatten().double()
-    z = (noise.double() - form.mean / solver.sigma_max).flatten(1)
-    x0 = outside * z + z @ form.eigenvectors * (torch.stack(inside) - outside) @ form.eigenvectors.T
-    return (form.mean + x0.view_as(noise)).float()
 
 
 def _sampling_code() -> str:

@@ -128,7 +128,8 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], log: TextIO)
     The executed notebook appears at `output` only when every cell has run. After a failing cell
     it is kept as ``<name>.failed.ipynb`` and NotebookFailed is raised, or UserError where that
     is what the cell raised. What the cells print goes to `log` while they run. An interruption
-    (KeyboardInterrupt, SystemExit) kills the kernel and leaves nothing, no empty folder either.
+    (KeyboardInterrupt, SystemExit) kills the kernel and leaves nothing. Folders that were made
+    for nothing go too.
     """
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -157,8 +158,8 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], log: TextIO)
                              "choose smaller sizes or a smaller profile") from error
     finally:
         partial.unlink(missing_ok=True)
-        for folder in new if not output.exists() else ():
-            with contextlib.suppress(OSError):  # something was written there all the same
+        for folder in new:
+            with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
     return time.monotonic() - started
 

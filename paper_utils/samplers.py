@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from paper_utils.denoisers import Denoiser
+from paper_utils.denoisers import Denoiser, GaussianDenoiser
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import successor
 from paper_utils.precision import exact
@@ -228,6 +228,19 @@ def _answer(denoiser: Denoiser, u: Tensor, sigma: Tensor) -> Tensor:
         raise UserError(f"a denoiser answers with an image for each u, {list(u.shape)}: this one's "
                         f"answer is {found}")
     return clean
+
+
+def sample_gaussian(denoiser: GaussianDenoiser, noise: Tensor, solver: Solver) -> Tensor:
+    """sample(denoiser, noise, solver), in two products with the eigenvectors.
+
+    Along an eigenvector D is a factor, and so is the whole run: a run on ones finds them all.
+    noise: [B, C, H, W], on the CPU; solver: any but "consistency", which adds noise on its way.
+    """
+    values, vectors = denoiser.eigenvalues[:, None, None], denoiser.eigenvectors
+    factors = sample(lambda u, sigma: u * values / (values + sigma**2),
+                     torch.ones_like(values)[None], solver).flatten().to(vectors)
+    z = (noise - denoiser.mean / solver.sigma_max).flatten(1)  # in other directions it ends at 0
+    return (denoiser.mean + (z @ vectors * factors @ vectors.T).view_as(noise)).float()
 
 
 def every_class(denoiser: Denoiser, noise: Tensor, solver: Solver, classes: Sequence[int],

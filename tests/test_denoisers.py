@@ -208,7 +208,8 @@ def test_the_optimal_denoisers_ode_ends_on_training_images():
 @pytest.mark.parametrize("n", [2_000, 40])  # more and fewer images than the 192 pixels
 def test_gaussian_denoiser_is_the_wiener_filter(n):
     """D = mean + C (C + sigma^2)^-1 (u - mean), by a linear solve instead of an eigenbasis."""
-    pixels = torch.cat([data.load("bundled").pixels[:, :, k::4, k::4] for k in range(4)])[:n]
+    many = [data.load("bundled").pixels[:, :, i::4, k::4] for i in range(4) for k in range(4)]
+    pixels = torch.cat(many)[:n]
     flat = pixels.flatten(1).double() / 127.5 - 1
     covariance = torch.cov(flat.T, correction=0)
     u = torch.randn(4, 192, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -216,6 +217,8 @@ def test_gaussian_denoiser_is_the_wiener_filter(n):
     expected = flat.mean(0) + shrunk @ covariance
     found = GaussianDenoiser.fit(pixels)(u.view(4, 3, 8, 8), 0.3)
     torch.testing.assert_close(found.flatten(1), expected, rtol=0, atol=1e-12)
+    with pytest.raises(UserError, match="uint8 images"):
+        GaussianDenoiser.fit(data.to_unit(pixels))
 
 
 def test_the_gaussian_flow_is_what_the_ode_does_where_data_has_no_variance():

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from paper_utils import artifacts, contrast, data, denoisers, models, networks, profiles, tables
-from paper_utils import training, zoo
+from paper_utils import artifacts, contrast, data, models, networks, profiles, tables, training
+from paper_utils import zoo
 from paper_utils.errors import UserError
 from paper_utils.models import Model
 from paper_utils.noise import NoiseBank
-from paper_utils.samplers import Solver, sample
+from paper_utils.samplers import Solver
 from paper_utils.training import Spec
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -120,19 +120,6 @@ def test_the_optimal_denoiser_lands_on_training_images(images):
     found = models.samples(optimal, 4)
     gaps = (found[:, None].short() - images.pixels[None].short()).abs().flatten(2).amax(2)
     assert gaps.amin(1).max() <= 1 and optimal.family == "closed form"
-
-
-@pytest.mark.parametrize("rank", [48, 20])
-@pytest.mark.parametrize("name", ["heun", "ddim"])
-def test_the_gaussians_samples_are_those_of_the_sampler(rank, name):
-    g = torch.Generator().manual_seed(0)
-    mean, noise = (torch.randn(n, 3, 4, 4, generator=g, dtype=torch.float64) for n in (1, 5))
-    basis = torch.linalg.qr(torch.randn(48, 48, generator=g, dtype=torch.float64)).Q
-    form = denoisers.GaussianDenoiser(mean[0], torch.logspace(-9, 2, rank).double(),
-                                      basis[:, :rank])
-    solver = Solver(name, 7)
-    torch.testing.assert_close(models.gaussian_samples(form, noise, solver),
-                               sample(form, noise, solver), rtol=1e-6, atol=1e-6)
 
 
 def test_closed_forms_of_other_images_are_other_models(images):

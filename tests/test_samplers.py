@@ -21,6 +21,12 @@ def gaussian(seed: int = 0) -> GaussianDenoiser:
     return GaussianDenoiser(mean, values, basis)
 
 
+def of_rank(rank: int) -> GaussianDenoiser:
+    """The same without variance along the other eigenvectors."""
+    full = gaussian()
+    return GaussianDenoiser(full.mean, full.eigenvalues[:rank], full.eigenvectors[:, :rank])
+
+
 def noise(seed: int = 1) -> torch.Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -56,8 +62,9 @@ def test_ending_at_zero_lands_on_the_data(name):
     assert (found - exact).abs().max() < (0.12 if ORDERS.get(name, 1) == 1 else 0.01)
 
 
-def test_the_flow_of_a_gaussian_composes():
-    denoiser, u = gaussian(), noise() * 80
+@pytest.mark.parametrize("rank", [48, 20])
+def test_the_flow_of_a_gaussian_composes(rank):
+    denoiser, u = of_rank(rank), noise() * 80
     there = denoiser.flow(denoiser.flow(u, 80, 3), 3, 0.5)
     torch.testing.assert_close(there, denoiser.flow(u, 80, 0.5))
 
@@ -174,6 +181,16 @@ def test_samples_do_not_depend_on_the_batch():
     whole = samplers.sample(denoiser, many, batch=7)
     torch.testing.assert_close(samplers.sample(denoiser, many, batch=2), whole)
     assert whole.dtype == torch.float32
+
+
+@pytest.mark.parametrize("rank", [48, 20])
+@pytest.mark.parametrize("name", ["heun", "dpm-multistep-2"])
+def test_the_samples_of_a_gaussian_are_found_along_its_eigenvectors(name, rank):
+    denoiser, solver = of_rank(rank), Solver(name, 7)
+    found = samplers.sample_gaussian(denoiser, noise(), solver)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, samplers.sample(denoiser, noise(), solver),
+                               rtol=1e-5, atol=1e-6)
 
 
 def test_a_cpu_gets_no_more_noises_at_once_than_its_cache_holds():

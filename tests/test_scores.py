@@ -92,10 +92,10 @@ def binomial_quantile(n: int, p: float, level: float) -> float:
 @pytest.mark.parametrize("n, hits", [(400, 120), (512, 450), (100, 50)])
 def test_the_interval_is_that_of_the_bootstrap_distribution(n, hits):
     """Resampling n bits of which a share p is set is binomial: its quantiles are known."""
-    found = scores.proportion(torch.arange(n) < hits, 4_000)
+    found = scores.proportion(torch.arange(n) < hits, 40_000)
     assert found.value == hits / n and found.n == n
     for value, level in ((found.low, 0.025), (found.high, 0.975)):
-        assert abs(value - binomial_quantile(n, hits / n, level)) < 1.5 / n + 0.0025
+        assert abs(value - binomial_quantile(n, hits / n, level)) < 1 / n + 0.001
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
