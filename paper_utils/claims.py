@@ -1,6 +1,7 @@
 """What the paper says, and the code that says whether this run agrees.
 
-Numbers here are printed in the authors' own figures (never recalled). How rules came about: `RULES`.
+Numbers here are printed in the authors' own figures (never recalled). `RULES` says how rules came
+about.
 """
 
 import json
@@ -30,9 +31,9 @@ SHOWN = ("statement", "rule", "measured", "verdict")  # the columns that a noteb
 CPUINFO = Path("/proc/cpuinfo")
 READING = 0.01  # how well a curve can be read from a figure
 RECALLED = " (recalled from the paper, not seen in a source)"
-RULES = ("Each verdict is computed by the rule that its claim states. Rules were written before their "
-         "claim first ran, but for that of the architecture families, which followed a trial; what "
-         "was changed after numbers had been seen made a rule stricter.")
+RULES = ("Each verdict is computed by the rule that its claim states. Rules were written before "
+         "their claim first ran, but for that of the architecture families, which followed a "
+         "trial; what was changed after numbers had been seen made a rule stricter.")
 MARGIN = 0.1  # RP that counts as lost; settled before any of these scores was seen
 
 
@@ -245,7 +246,8 @@ def more_than(name: str, pairs: pd.DataFrame, reference: pd.DataFrame, what: str
     verdict = ("yes" if more == len(pairs) else
                f"in {more} of {len(pairs)} pairs; in {less} less than with it")
     return Claim(f"{name}: the models agree with each other more than with {what} (our control)",
-                 "every pair's score is above that of either model with the closed form, intervals apart",
+                 "every pair's score is above that of either model with the closed form, intervals "
+                 "apart",
                  f"models: {pairs.score.min():.2f} ({worst(pairs)}) to {pairs.score.max():.2f}, "
                  f"median {pairs.score.median():.2f}; with the closed form: "
                  f"{reference.score.min():.2f} to {reference.score.max():.2f}, median "
@@ -698,8 +700,8 @@ def families_differ(gaps: pd.DataFrame, blocks: pd.DataFrame) -> Claim:
     statement = ("Inverse problems: RP is high inside one architecture family and low between "
                  "U-Nets and transformers")
     rule = (f"on every task RP across the families is more than {MARGIN} under that inside either "
-            "(interval of the difference, same images); partly where it is on some. Written after a "
-            "trial of three models on five tasks")
+            "(interval of the difference, same images); partly where it is on some. Written after "
+            "a trial of three models on five tasks")
     below, clear = (gaps.groupby("task", sort=False).low.min() > bound for bound in (0, MARGIN))
     verdict = ("reproduced" if clear.all() else
                f"{'partly' if clear.any() else 'not reproduced'}: lower across on {below.sum()} of "
@@ -830,8 +832,8 @@ def progressive_agrees(pairs: pd.DataFrame) -> Claim:
                  f"{max(numbers):.2f}); partly if every interval is above half way from shuffled "
                  "noises to the lowest",
                  f"{pairs.score.min():.2f} ({worst(pairs)}) to {pairs.score.max():.2f}, shuffled "
-                 f"at most {pairs.shuffled.max():.2f}", _as_high(pairs, min(numbers)), _span(numbers), "S",
-                 **_ours((_least(pairs, pairs.score), "{model}, {other}")))
+                 f"at most {pairs.shuffled.max():.2f}", _as_high(pairs, min(numbers)),
+                 _span(numbers), "S", **_ours((_least(pairs, pairs.score), "{model}, {other}")))
 
 
 def consistency_agrees_less(ct: pd.DataFrame, progressive: pd.DataFrame) -> Claim:
@@ -992,4 +994,4 @@ def save(claims: Iterable[Claim], section: str, output: Output,
         text = json.dumps(known | {section: [row | here for row in rows]}, indent=1)
         artifacts.replace_file(path, text.encode())
     table = pd.DataFrame(rows, columns=[field.name for field in fields(Claim)])
-    return output.table(table.astype({"n": "Int64"}), f"tab_claims_{section}")[list(SHOWN)]
+    return output.table(table, f"tab_claims_{section}")[list(SHOWN)]

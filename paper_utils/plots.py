@@ -27,6 +27,7 @@ STYLE = {"font.size": 9, "axes.titlesize": 10, "figure.dpi": 100, "savefig.dpi":
 PAGE = 15.0     # inches, the widest that a row of heat maps becomes
 PICTURE = 0.64  # inches of a picture in a grid: two screen pixels for one of 32, four in a file
 MARKERS = "os^Dv*"
+COUNTS = ("n", "images", "steps")  # columns of tables
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,11 @@ class Output:
         return figure
 
     def table(self, table: pd.DataFrame, name: str, digits: int = 2) -> pd.DataFrame:
-        """Write <name>.csv (full precision) and <name>.tex; returns it rounded, for reading."""
+        """Write <name>.csv (full precision) and <name>.tex; returns it rounded, for reading.
+
+        The columns COUNTS are whole, also beside a missing one.
+        """
+        table = table.astype({c: "Int64" for c in COUNTS if c in table and table[c].dtype == float})
         artifacts.replace_file(self.folder / f"{name}.csv", table.to_csv(index=False).encode())
         latex = table.to_latex(index=False, float_format=f"%.{digits}f", na_rep="--", escape=True)
         artifacts.replace_file(self.folder / f"{name}.tex", latex.encode())
@@ -361,7 +366,8 @@ def against_known_posterior(table: pd.DataFrame) -> Figure:
                 if row[column] > 0:
                     axis.axhline(row[column], color="0.35", lw=1, ls=style, label=what)
             _ticks(axis, sorted(runs.zeta.unique()), log=True)
-            axis.set(title=label, xlabel="step size $\\zeta$ (scaled as for 30 steps)", ylim=(0, None))
+            axis.set(title=label, ylim=(0, None),
+                     xlabel="step size $\\zeta$ (scaled as for 30 steps)")
             axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
                         bbox_to_anchor=(0.5, -0.19))
         axes[0].set_ylabel("RMS distance")

@@ -502,7 +502,8 @@ def sections() -> dict[str, list[claims.Claim]]:
     return {
         "unconditional": claims.unconditional(
             pairs, pairs, ["edm", "ct"], ["edm", "ct"], ["gan", "vae"],
-            gl_table(edm=1., ct=.97, gaussian=1., **{"held-out": .99}), {name: torch.tensor(w) for name, w in winners.items()}),
+            gl_table(edm=1., ct=.97, gaussian=1., **{"held-out": .99}),
+            {name: torch.tensor(w) for name, w in winners.items()}),
         "two_regimes": claims.two_regimes(widths.assign(pair="16 / 32"), widths, widths, widths,
                                           curve({64: .1, 1024: .6}, width=32), errors, crossings),
         "conditional": claims.conditional(

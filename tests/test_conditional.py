@@ -138,7 +138,8 @@ def test_the_winning_class_is_counted_against_the_twin():
     assert table.set_index("class").share.to_dict() == {"x": 0.5, "y": 0.25, "z": 0.25}
     both = {"m-cond": theirs, "n-cond": theirs.flip(1)}
     row = conditional.same_winner({"m": mine}, both, dict.fromkeys(both, "m")).iloc[0]
-    assert row.score == 0.25 and row.low < 0.25 < row.high and row.chance == pytest.approx(2 * 0.5 * 0.25 + 0.25**2)
+    assert row.score == 0.25 and row.low < 0.25 < row.high
+    assert row.chance == pytest.approx(2 * 0.5 * 0.25 + 0.25**2)
 
 
 def test_guidance_has_a_row_for_every_weight_and_pair():
@@ -268,7 +269,8 @@ def test_a_dit_agrees_with_diffusers_own_sampler(dit):
     torch.testing.assert_close(decode(noise), image)
     u0 = (1 + sigmas[0] ** 2).sqrt() * noise  # diffusers starts at x, we at u = x / s
     with torch.no_grad():
-        *_, u = SAMPLERS["euler"](partial(denoiser, labels=label), (u0 / sigmas[0]).double(), sigmas)
+        conditioned = partial(denoiser, labels=label)
+        *_, u = SAMPLERS["euler"](conditioned, (u0 / sigmas[0]).double(), sigmas)
     torch.testing.assert_close(u.float(), x, rtol=2e-3, atol=2e-3)
 
 

@@ -149,8 +149,8 @@ def test_a_fine_tuning_waits_for_its_start(runs):
 # --- the tables ---------------------------------------------------------------------------------
 
 def grid(*rows: tuple) -> pd.DataFrame:
-    return pd.DataFrame([(f"{way}-n{n}{'-' * bool(run)}{run}", way, n, run) for way, n, run in rows],
-                        columns=["model", "way", "images", "run"])
+    named = [(f"{way}-n{n}{'-' * bool(run)}{run}", way, n, run) for way, n, run in rows]
+    return pd.DataFrame(named, columns=["model", "way", "images", "run"])
 
 
 def test_rp_pairs_the_right_runs():

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
-from paper_utils import data, descriptors, models, scores, tables
+from paper_utils import data, descriptors, models, plots, scores, tables
 from paper_utils.descriptors import Descriptor
 from paper_utils.errors import UserError
 from paper_utils.models import Model
@@ -143,3 +144,11 @@ def test_what_a_second_seed_changes():
     assert found["of the twin"].to_dict() == {"b": 0.5, "c": 1.0}
     assert found.difference.to_dict() == {"b": -0.5, "c": 0.5} and set(found.n) == {4}
     assert tables.between_seeds(features, [], equal).empty
+
+
+def test_counts_are_whole_numbers_in_a_table_beside_a_missing_one(tmp_path):
+    table = pd.DataFrame({"n": [64.0, None], "score": [1.0, 0.5]})
+    shown = plots.Output(tmp_path).table(table, "tab")
+    assert (tmp_path / "tab.csv").read_text() == "n,score\n64,1.0\n,0.5\n"
+    assert "64 & 1.00" in (tmp_path / "tab.tex").read_text() and shown.n[0] == 64
+    assert r"-- & 0.50" in (tmp_path / "tab.tex").read_text()
