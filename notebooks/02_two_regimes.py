@@ -49,7 +49,8 @@ held_out = data.load(sizes.dataset, "test")
 # ## The models
 #
 # Their samples are of the same noises, by the same solver. The first few images of each are
-# generated again here and compared with the shipped ones.
+# generated again here and compared with the shipped ones, but for four moments of training that
+# ship as images alone.
 
 # %%
 found = regimes.trained(sizes, training, device)
@@ -57,7 +58,7 @@ grid = regimes.grid(found)
 images = regimes.samples(found, sizes)
 check = tables.check_sheets(found, images, min(sizes.live, 4))
 check = check.rename(columns={"images": "generated again"})
-output.table(grid.merge(check, on="model"), "tab_regimes_models").drop(columns="largest")
+output.table(grid.merge(check, how="left"), "tab_regimes_models").drop(columns="largest")
 
 # %% [markdown]
 # ## Reproducibility and generalization against the number of images

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,11 @@ class Model:
         denoiser = self.denoiser()
         weights = denoiser.parameters() if isinstance(denoiser, nn.Module) else ()
         return next((p.device for p in weights), torch.device("cpu"))
+
+    @property
+    def sheet_alone(self) -> bool:
+        """Whether its weights are not in the zoo: it has the images of its sheet, and no others."""
+        return "sheet" in self.identity
 
     @property
     def trained_diffusion(self) -> bool:
@@ -438,7 +444,8 @@ def shipped(name: str, device: str = "cpu") -> Model:
     """A model of zoo/ with its weights; UserError for an unknown name or damaged weights."""
     row = zoo.entry(name)
     if not row.weights:
-        raise UserError(f"{name} is a closed form, it has no weights: see models.closed_forms")
+        raise UserError(f"{name} has no weights in the zoo: for a closed form see "
+                        "models.closed_forms")
     tensors, values = row.load_weights()
     return assembled(name, row.kind, values, tensors, row.weights, row.weights_sha256,
                      device=device)
@@ -458,17 +465,29 @@ def shipped_by(specs: Mapping[str, training.Spec], folder: Path,
 
 def _checked(row: zoo.Entry, spec: training.Spec, folder: Path, images: data.Images | None,
              device: str) -> Model:
-    tensors, values = row.load_weights(folder)
+    tensors, values = row.load_weights(folder) if row.weights else ({}, row.load_spec(folder))
     again = f"train it again, `fleet train {row.name} --profile laptop`, and `fleet add --replace`"
     if not spec.is_recorded_as(values):
-        raise UserError(f"{row.weights} was trained by another recipe than {row.name} has in this "
-                        f"profile: {again}")
+        raise UserError(f"{row.weights or row.sheet} was trained by another recipe than {row.name} "
+                        f"has in this profile: {again}")
     mine = spec.subset(dataset_of(spec, images)).hash
     if row.subset != mine:
-        raise UserError(f"{row.weights} belongs to another subset of images ({row.subset}, not "
-                        f"{mine}): {again}")
+        raise UserError(f"{row.weights or row.sheet} belongs to another subset of images "
+                        f"({row.subset}, not {mine}): {again}")
+    if not row.weights:
+        return _sheet_alone(row, spec)
     return assembled(row.name, row.kind, values, tensors, row.weights, row.weights_sha256, folder,
                      device, row.start)
+
+
+def _sheet_alone(row: zoo.Entry, spec: training.Spec) -> Model:
+    def refuse(*_: object) -> NoReturn:
+        raise UserError(f"of {row.name} only the {row.noises} images of {row.sheet} ship, not its "
+                        f"weights: train it, `python -m paper_utils.fleet train {row.name} "
+                        "--profile laptop`, and `fleet add` it")
+
+    return replace(diffusion(spec, training.build(spec), ""), generate=refuse, denoiser=refuse,
+                   identity={"sheet": row.sheet_sha256})
 
 
 def dataset_of(spec: training.Spec, images: data.Images | None = None) -> data.Images:

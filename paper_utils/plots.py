@@ -251,6 +251,9 @@ def _curve(axis, curve: pd.DataFrame, x: str, label: str, colour: str, style: st
     axis.plot(curve[x], curve.score, style, color=colour, ms=size, lw=1.5, label=label, zorder=3)
     if {"low", "high"} <= set(curve):
         axis.fill_between(curve[x], curve.low, curve.high, color=colour, alpha=0.18, lw=0)
+        lonely = curve.score.shift().isna() & curve.score.shift(-1).isna()
+        alone = curve[lonely & curve.score.notna()]
+        axis.vlines(alone[x], alone.low, alone.high, color=colour, lw=1.5)
 
 
 def _pale_curves(axis, published: pd.DataFrame, by: str, x: str) -> None:

@@ -32,7 +32,8 @@ FOLDERS = (FOLDER, REGIMES, CONDITIONAL, FINE_TUNING, DISTILLATION, INVERSE)
 class Entry:
     """One table of zoo.toml. kind: 'diffusion', 'contrast', or, without weights, 'closed form',
     'guided' (a conditional model of the same folder under guidance) and 'restored' (what a model of
-    section 2 made of the inverse problems)."""
+    section 2 made of the inverse problems). A diffusion model whose weights the zoo has no room for
+    ships as its sheet alone, which then holds its specification."""
 
     name: str
     kind: str
@@ -54,6 +55,11 @@ class Entry:
         path = self._whole(folder / self.weights, self.weights_sha256)
         tensors, metadata = artifacts.load_tensors(path)
         return artifacts.float32(tensors), json.loads(metadata["spec"])
+
+    def load_spec(self, folder: Path = FOLDER) -> dict:
+        """The specification of a diffusion model whose sheet alone ships; UserError if damaged."""
+        with Image.open(self._whole(folder / self.sheet, self.sheet_sha256)) as image:
+            return json.loads(image.text["spec"])
 
     def load_sheet(self, folder: Path = FOLDER) -> Tensor:
         """The samples, uint8 [noises, 3, 32, 32], row k from noise k; UserError if damaged.
@@ -115,18 +121,22 @@ def add(name: str, kind: str, samples: Tensor, bank: NoiseBank, made: str,
 
     samples: uint8 [N, 3, 32, 32], or [N, classes, 3, 32, 32], from noises 0..N-1 of `bank`; weights
     are stored in half precision with `spec` (JSON values), `made` and `subset` (hash of the
-    training images) in the metadata. start, problems: see Entry.
+    training images) in the metadata; without weights the sheet holds `spec`. start, problems: see
+    Entry.
     """
     label = name.replace(" ", "-")
     classes = samples.shape[1] if samples.ndim == 5 else 0
     new = Entry(name, kind, f"{label}.png", "", len(samples), bank.name, made, classes=classes,
-                start=start, problems=problems)
-    new = replace(new, sheet_sha256=_write(folder / new.sheet, _png(samples, name, bank, made)))
+                subset=subset, start=start, problems=problems)
+    text = {"model": name, "bank": bank.name, "noises": f"0:{len(samples)}", "made": made}
+    if spec and weights is None:
+        text["spec"] = json.dumps(spec)
+    new = replace(new, sheet_sha256=_write(folder / new.sheet, _png(samples, text)))
     if weights is not None:
         path = folder / f"{label}.safetensors"
         metadata = {"spec": json.dumps(spec), "made": made, "subset": subset, "license": "MIT"}
         content = artifacts.save(halved(weights), metadata)
-        new = replace(new, weights=path.name, weights_sha256=_write(path, content), subset=subset)
+        new = replace(new, weights=path.name, weights_sha256=_write(path, content))
     with artifacts.locked(folder / "zoo.toml"):  # others may be adding their rows
         artifacts.replace_file(folder / "zoo.toml", _toml(added(folder) | {name: new}).encode())
     return new
@@ -160,11 +170,10 @@ def _toml(found: dict[str, Entry]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _png(samples: Tensor, name: str, bank: NoiseBank, made: str) -> bytes:
-    text = PngImagePlugin.PngInfo()
-    for key, value in {"model": name, "bank": bank.name, "noises": f"0:{len(samples)}",
-                       "made": made}.items():
-        text.add_text(key, value)
+def _png(samples: Tensor, text: dict[str, str]) -> bytes:
+    info = PngImagePlugin.PngInfo()
+    for key, value in text.items():
+        info.add_text(key, value)
     buffer, picture = BytesIO(), Image.fromarray(data.tiled(samples.flatten(0, -4)))
-    picture.save(buffer, "PNG", pnginfo=text, optimize=True)
+    picture.save(buffer, "PNG", pnginfo=info, optimize=True)
     return buffer.getvalue()

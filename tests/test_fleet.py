@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from paper_utils import artifacts, contrast, data, fleet, models, recipes, training, zoo
+from paper_utils import artifacts, contrast, data, fleet, models, recipes, tables, training, zoo
 from paper_utils.errors import UserError
 from paper_utils.noise import NoiseBank
 
@@ -169,6 +169,29 @@ def test_a_model_of_another_recipe_is_replaced_only_when_asked(folder, monkeypat
     assert zoo.entries(folder / "zoo")["edm"].made == "before"
     assert fleet.main([*add, "--replace"]) == 0
     assert zoo.entries(folder / "zoo")["edm"].made == "by a test"
+
+
+def test_a_model_may_ship_as_its_sheet_alone(folder, monkeypatch, capsys):
+    """It has its images and all that its recipe says, and refuses to make more of them."""
+    fleet.train_one("edm", "smoke", "cpu", folder, forever())
+    add = ["add", str(folder / "edm.safetensors"), "--made", "by a test", "--noises", "5"]
+    assert fleet.main([*add, "--sheet-alone"]) == fleet.main([*add, "--sheet-alone"]) == 0
+    assert sorted(p.name for p in (folder / "zoo").iterdir()) == ["edm.png", "zoo.toml"]
+    specs, images = {"edm": recipes.specs("smoke")["edm"]}, data.load("bundled")
+    found = models.shipped_by(specs, folder / "zoo", images)
+    sheets = models.shipped_samples(found, folder / "zoo", 5, shipped=True)
+    assert tables.check_sheets(found, sheets, live=2).empty
+    assert found["edm"].parameters > 0 and found["edm"].spec == specs["edm"]
+    for ask in (found["edm"].denoiser, lambda: models.samples(found["edm"], 6)):
+        with pytest.raises(UserError, match="only the 5 images of edm.png ship, .* train it"):
+            ask()
+    other = {"edm": replace(specs["edm"], learning_rate=0.5)}
+    with pytest.raises(UserError, match="edm.png was trained by another recipe"):
+        models.shipped_by(other, folder / "zoo", images)
+    with pytest.raises(UserError, match="edm.png belongs to another subset"):
+        models.shipped_by(specs, folder / "zoo", replace(images, pixels=images.pixels.flip(0)))
+    assert fleet.main(add) == 0  # now with its weights
+    assert not models.shipped_by(specs, folder / "zoo", images)["edm"].sheet_alone
 
 
 def test_a_slim_checkpoint_enters_the_zoo_as_the_whole_one_does(folder, capsys):

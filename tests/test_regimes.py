@@ -5,6 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from matplotlib.collections import LineCollection
 
 from paper_utils import (data, fleet, models, plots, profiles, recipes, regimes, scores, training,
                          zoo)
@@ -228,6 +229,10 @@ def test_a_missing_size_breaks_the_curve():
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
     assert lines["width 16"].tolist() == [0.5, 0.5]
     assert lines["width 32"][0] == 0.5 and lines["width 32"][1] != lines["width 32"][1]
+    bar, = [segment for drawn in figure.axes[0].collections if isinstance(drawn, LineCollection)
+            for segment in drawn.get_segments()]
+    alone = gl[(gl.width == 32) & (gl.images == 2) & gl["last"]].iloc[0]
+    assert bar[:, 1].tolist() == [alone.low, alone.high]  # a point without neighbours
 
 
 def test_no_noise_to_show_is_a_mistake():
