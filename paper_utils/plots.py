@@ -224,8 +224,9 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
             for k, (key, curve) in enumerate(table.groupby(by, sort=False)):
                 whole = curve.set_index(x).reindex(sizes).reset_index()
                 label = f"{by} {key}" if isinstance(key, int) else str(key)
-                # where curves coincide, each shows around the next
-                _curve(axis, whole, x, label, *looks[key], size=max(7 - k, 3.5))
+                # where curves coincide, each shows around the next; a single point stands out
+                size = 8 if len(curve) == 1 else max(7 - k, 3.5)
+                _curve(axis, whole, x, label, *looks[key], size=size)
             if shaded:
                 _regimes(axis, ticks)
             (_linear_axis if linear else _power_axis)(axis, ticks, x)
