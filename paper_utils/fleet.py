@@ -12,9 +12,10 @@
 minute and goes on from it when it is called again. A fine-tuning starts from the finished run of
 its base in the same folder. `slim` writes what the zoo needs of a checkpoint, an eighth of it: the
 averaged weights in half precision. `add` takes either. It samples the sheet of a finished training
-and writes zoo.toml; in the place of a model of another recipe with --replace alone. `closed` the
-sheets of the closed forms, which have no weights, `guided` those of conditional models under
-guidance, `restored` those of the inverse problems.
+and writes zoo.toml; in the place of a model of another recipe with --replace alone; with
+--sheet-alone it leaves the weights out, where the zoo has no room for them. `closed` the sheets of
+the closed forms, which have no weights, `guided` those of conditional models under guidance,
+`restored` those of the inverse problems.
 """
 
 import argparse
@@ -251,6 +252,8 @@ def add(options: argparse.Namespace) -> None:
                         "finish its training first")
     section = section_of(name)
     folder = section.folder
+    if options.sheet_alone and kind != "diffusion":
+        raise UserError(f"{name} ships with its weights: --sheet-alone is for diffusion models")
     if not options.replace:
         _check_replaced(name, folder, spec, values)
     start = metadata.get("start", "")

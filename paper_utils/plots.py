@@ -27,7 +27,7 @@ STYLE = {"font.size": 9, "axes.titlesize": 10, "figure.dpi": 100, "savefig.dpi":
 PAGE = 15.0     # inches, the widest that a row of heat maps becomes
 PICTURE = 0.64  # inches of a picture in a grid: two screen pixels for one of 32, four in a file
 MARKERS = "os^Dv*"
-COUNTS = ("n", "images", "steps")  # columns of tables
+COUNTS = ("n", "images", "steps", "generated again", "largest")  # columns of tables
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,16 @@ from paper_utils.scores import Hits
 def trained(profile: Profile, images: data.Images, device: str = "cpu") -> dict[str, Model]:
     """The models of section 3 by name; from zoo/regimes/ for the laptop profile, else trained now.
 
-    A model of zoo/regimes/ that is not there is left out. Raises UserError where one is that was
+    A model of zoo/regimes/ that is not there is left out, as is one of which a sheet alone ships, of
+    fewer images than profile.grid_noises. Raises UserError where one is that was
     trained on other images or by another recipe than its name says.
     """
     specs = recipes.regime_specs(profile.name)
     if not profile.shipped:
         return models.train_all(specs, images, device)
-    return models.shipped_by(specs, zoo.REGIMES, images, device)
+    found, rows = models.shipped_by(specs, zoo.REGIMES, images, device), zoo.entries(zoo.REGIMES)
+    return {name: model for name, model in found.items()
+            if not model.sheet_alone or profile.grid_noises <= rows[name].noises}
 
 
 def samples(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:

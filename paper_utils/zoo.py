@@ -52,6 +52,8 @@ class Entry:
 
     def load_weights(self, folder: Path = FOLDER) -> tuple[dict[str, Tensor], dict]:
         """float32 tensors and the specification from the metadata; UserError if damaged."""
+        if not self.weights:
+            raise UserError(f"{self.name} ships without weights: train it first")
         path = self._whole(folder / self.weights, self.weights_sha256)
         tensors, metadata = artifacts.load_tensors(path)
         return artifacts.float32(tensors), json.loads(metadata["spec"])
@@ -139,6 +141,8 @@ def add(name: str, kind: str, samples: Tensor, bank: NoiseBank, made: str,
         new = replace(new, weights=path.name, weights_sha256=_write(path, content))
     with artifacts.locked(folder / "zoo.toml"):  # others may be adding their rows
         artifacts.replace_file(folder / "zoo.toml", _toml(added(folder) | {name: new}).encode())
+    if weights is None:
+        (folder / f"{label}.safetensors").unlink(missing_ok=True)
     return new
 
 

@@ -171,7 +171,7 @@ def test_a_model_of_another_recipe_is_replaced_only_when_asked(folder, monkeypat
     assert zoo.entries(folder / "zoo")["edm"].made == "by a test"
 
 
-def test_a_model_may_ship_as_its_sheet_alone(folder, monkeypatch, capsys):
+def test_a_model_may_ship_as_its_sheet_alone(folder, capsys):
     """It has its images and all that its recipe says, and refuses to make more of them."""
     fleet.train_one("edm", "smoke", "cpu", folder, forever())
     add = ["add", str(folder / "edm.safetensors"), "--made", "by a test", "--noises", "5"]
@@ -192,6 +192,10 @@ def test_a_model_may_ship_as_its_sheet_alone(folder, monkeypatch, capsys):
         models.shipped_by(specs, folder / "zoo", replace(images, pixels=images.pixels.flip(0)))
     assert fleet.main(add) == 0  # now with its weights
     assert not models.shipped_by(specs, folder / "zoo", images)["edm"].sheet_alone
+    assert fleet.main([*add, "--sheet-alone"]) == 0
+    assert sorted(p.name for p in (folder / "zoo").iterdir()) == ["edm.png", "zoo.toml"]
+    with pytest.raises(UserError, match="edm ships without weights"):
+        zoo.entries(folder / "zoo")["edm"].load_weights(folder / "zoo")
 
 
 def test_a_slim_checkpoint_enters_the_zoo_as_the_whole_one_does(folder, capsys):
