@@ -280,7 +280,7 @@ def _check_replaced(name: str, folder: Path, spec: training.Spec | contrast.Spec
     row = zoo.added(folder).get(name)
     if not row:
         return
-    recorded = row.load_weights(folder)[1] if row.weights else row.load_spec(folder)
+    recorded = row.load_spec(folder)
     same = spec.is_recorded_as(recorded) if isinstance(spec, training.Spec) else recorded == values
     if not same:
         raise UserError(f"{folder.name}/ has another recipe for {name} ({row.made}): give "

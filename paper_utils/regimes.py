@@ -29,8 +29,8 @@ def trained(profile: Profile, images: data.Images, device: str = "cpu") -> dict[
     """The models of section 3 by name; from zoo/regimes/ for the laptop profile, else trained now.
 
     A model of zoo/regimes/ that is not there is left out, as is one of which a sheet alone ships, of
-    fewer images than profile.grid_noises. Raises UserError where one is that was
-    trained on other images or by another recipe than its name says.
+    fewer images than profile.grid_noises. Raises UserError where one is that was trained on other
+    images or by another recipe than its name says.
     """
     specs = recipes.regime_specs(profile.name)
     if not profile.shipped:

@@ -59,7 +59,10 @@ class Entry:
         return artifacts.float32(tensors), json.loads(metadata["spec"])
 
     def load_spec(self, folder: Path = FOLDER) -> dict:
-        """The specification of a diffusion model whose sheet alone ships; UserError if damaged."""
+        """The specification, from the weights or the sheet that ships alone; UserError if damaged.
+        """
+        if self.weights:
+            return self.load_weights(folder)[1]
         with Image.open(self._whole(folder / self.sheet, self.sheet_sha256)) as image:
             return json.loads(image.text["spec"])
 
