@@ -42,6 +42,7 @@ class Model:
     a closed form, None where it is not known. spec: of the diffusion models this project trained.
     solver, denoiser (makes it): None for GANs and VAEs, which take one step. classes: labels of a
     conditional model. shape: of a noise, which for a model of latents is not that of an image.
+    sheet_alone: its weights are not in the zoo; it has the images of its sheet, and no others.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Model:
     denoiser: Callable[[], denoisers.Denoiser] | None = None
     classes: tuple[int, ...] = ()
     shape: tuple[int, ...] = BANK.shape
+    sheet_alone: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -66,11 +68,6 @@ class Model:
         denoiser = self.denoiser()
         weights = denoiser.parameters() if isinstance(denoiser, nn.Module) else ()
         return next((p.device for p in weights), torch.device("cpu"))
-
-    @property
-    def sheet_alone(self) -> bool:
-        """Whether its weights are not in the zoo: it has the images of its sheet, and no others."""
-        return "sheet" in self.identity
 
     @property
     def trained_diffusion(self) -> bool:
@@ -487,7 +484,7 @@ def _sheet_alone(row: zoo.Entry, spec: training.Spec) -> Model:
                         "--profile laptop`, and `fleet add` it")
 
     return replace(diffusion(spec, training.build(spec), ""), generate=refuse, denoiser=refuse,
-                   identity={"sheet": row.sheet_sha256})
+                   identity={"sheet": row.sheet_sha256}, sheet_alone=True)
 
 
 def dataset_of(spec: training.Spec, images: data.Images | None = None) -> data.Images:
