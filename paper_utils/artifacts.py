@@ -102,7 +102,9 @@ def load_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
 
 
 def _is_pickle(path: Path) -> bool:
-    start = path.read_bytes()[:2]
+    start = b""
+    with contextlib.suppress(OSError):  # a folder, or one that may not be read
+        start = path.read_bytes()[:2]
     return start == b"PK" or start[:1] == b"\x80"
 
 
@@ -156,6 +158,13 @@ def check_writable(folder: Path) -> None:
     probe = folder / f".probe.{uuid4().hex}"
     replace_file(probe, b"")
     probe.unlink()
+
+
+def check_target(path: Path) -> None:
+    """UserError where this file could not be written: ask before the work, not after it."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the name of a file in it")
+    check_writable(path.parent)
 
 
 def unwritable(path: Path, error: OSError) -> UserError:

@@ -33,9 +33,7 @@ def trained(profile: Profile, images: data.Images, device: str = "cpu") -> dict[
     A shipped model that is not there is left out; raises UserError as models.shipped_by does.
     """
     specs = recipes.conditional_specs(profile.name)
-    if profile.shipped:
-        return models.shipped_by(specs, zoo.CONDITIONAL, images, device)
-    return models.train_all(specs, images, device)
+    return models.shipped_or_trained(specs, zoo.CONDITIONAL, profile, images, device)
 
 
 def twins(found: Mapping[str, Model]) -> dict[str, str]:

@@ -6,17 +6,20 @@ noise k is the noise itself seen through one fixed linear map, so every model of
 whatever kind, is a function of the same `NoiseBank` entry.
 """
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import ceil, prod
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from paper_utils.artifacts import below
+from paper_utils import training
+from paper_utils.artifacts import below, load_tensors, replace_file, save
 from paper_utils.data import Images, to_unit
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import seed_of, stream
@@ -244,6 +247,29 @@ def train_vae(spec: Spec, images: Images, state: State | None = None,
         distortion = (decoded - real).square().sum((1, 2, 3)).mean() / (2 * DECODER_STD**2)
         bench.descend("vae", rate + distortion)
         yield bench.state(step, {"rate": rate, "distortion": distortion})
+
+
+def save_checkpoint(spec: Spec, images: Images, state: State, path: Path) -> None:
+    """Write a state so that `load_checkpoint` gives it back; UserError for one that has diverged,
+    and where there is no room or no permission."""
+    training.check_finite(path.stem, state)
+    replace_file(path, save({k: v.contiguous() for k, v in state.items()}, _made(spec, images)))
+
+
+def load_checkpoint(spec: Spec, images: Images, path: Path) -> State | None:
+    """The state to go on from, None where there is no such file; UserError for another training's,
+    and for a damaged one."""
+    if not path.exists():
+        return None
+    state, made = load_tensors(path)
+    if made != _made(spec, images):
+        raise UserError(f"checkpoint {path} belongs to another specification: give this run a "
+                        "folder of its own")
+    return state
+
+
+def _made(spec: Spec, images: Images) -> dict[str, str]:
+    return {"spec": json.dumps(asdict(spec) | {"images": len(images)})}
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
 
-from paper_utils import data, descriptors, noise
+from paper_utils import artifacts, data, descriptors, noise
 from paper_utils.errors import UserError, exit_code, positive
 from paper_utils.precision import bf16
 
@@ -76,10 +77,7 @@ def white_noise(images: Tensor, g: torch.Generator) -> Tensor:
 
 def blur(images: Tensor, g: torch.Generator) -> Tensor:
     """Gaussian, standard deviation 1.2 pixels, border reflected."""
-    kernel = torch.exp(-0.5 * (torch.arange(-4, 5) / 1.2) ** 2)
-    kernel = (kernel / kernel.sum()).expand(3, 1, 1, 9)
-    rows = F.conv2d(F.pad(images.float(), (4, 4, 4, 4), mode="reflect"), kernel, groups=3)
-    return F.conv2d(rows, kernel.mT, groups=3)
+    return transforms.gaussian_blur(images.float(), 9, 1.2)
 
 
 def colour(images: Tensor, g: torch.Generator) -> Tensor:
@@ -245,7 +243,7 @@ def run_benchmark(names: Iterable[str], n_queries: int = 1_000, n_distractors: i
     for descriptor in loaded:
         embed = partial(kept_features, descriptor, half)
         rows[descriptor.name] = {
-            "queries": n_queries * len(TRANSFORMS), "references": n_queries + n_distractors,
+            "queries": n_queries * len(TRANSFORMS), "references": sum(map(len, parts)),
             **measure(embed, *parts),
             "images per core second": images_per_second(descriptor, parts[0])}
     return pd.DataFrame(rows).T.rename_axis("descriptor")
@@ -286,9 +284,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _measure(asked: Namespace) -> None:
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    artifacts.check_target(asked.out)
     table = run_benchmark(asked.names, asked.queries, asked.distractors, asked.half)
-    table.to_csv(asked.out)
+    artifacts.replace_file(asked.out, table.to_csv().encode())
     print(table.T.to_string(float_format="{:.4g}".format))
 
 

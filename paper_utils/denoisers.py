@@ -354,8 +354,8 @@ def from_diffusers(source) -> Preconditioned:
     """
     from paper_utils.networks import DiffusersUNet
 
-    pipeline = _pipeline(source, "DDPMPipeline")
-    return _scheduled(DiffusersUNet(pipeline.unet), pipeline.scheduler)
+    found = pipeline(source, "DDPMPipeline")
+    return _scheduled(DiffusersUNet(found.unet), found.scheduler)
 
 
 def from_diffusers_dit(source, device: str = "cpu"
@@ -368,8 +368,8 @@ def from_diffusers_dit(source, device: str = "cpu"
     """
     from paper_utils.networks import DiffusersDiT
 
-    pipeline = _pipeline(source, "DiTPipeline")
-    vae = pipeline.vae.eval().requires_grad_(False).to(device)
+    found = pipeline(source, "DiTPipeline")
+    vae = found.vae.eval().requires_grad_(False).to(device)
 
     @torch.no_grad()
     @exact()
@@ -377,7 +377,7 @@ def from_diffusers_dit(source, device: str = "cpu"
         latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
         return vae.decode(latents).sample.float()
 
-    denoiser = _scheduled(DiffusersDiT(pipeline.transformer), pipeline.scheduler)
+    denoiser = _scheduled(DiffusersDiT(found.transformer), found.scheduler)
     return denoiser.to(device), decode
 
 
@@ -386,8 +386,11 @@ def _scheduled(network: nn.Module, scheduler) -> Preconditioned:
     return Preconditioned(network, kind).eval()
 
 
-def _pipeline(source, kind: str):
-    """`source` itself, or the diffusers pipeline of class `kind` at that folder or hub name."""
+def pipeline(source, kind: str):
+    """`source` itself, or the diffusers pipeline of class `kind` at that folder or hub name.
+
+    Raises UserError when it cannot be loaded.
+    """
     import diffusers
 
     if not isinstance(source, str) and not hasattr(source, "__fspath__"):

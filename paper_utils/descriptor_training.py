@@ -327,7 +327,8 @@ def save(path: Path, recipe: Recipe, state: State, left_out: Tensor) -> dict:
 
 @torch.inference_mode()
 def calibrate(network: nn.Module, left_out: Tensor) -> dict:
-    """Threshold, and the share of pairs of the uint8 images [N, 3, H, W] that exceed it."""
+    """The threshold that a share FALSE_POSITIVES of all pairs of the uint8 images [N, 3, H, W]
+    exceeds, and how it was found."""
     features = torch.cat([network(data.to_unit(rows)) for rows in left_out.split(250)])
     threshold = threshold_at(pair_similarities(features), FALSE_POSITIVES)
     return {"threshold": round(threshold, 4), "false_positive_rate": FALSE_POSITIVES,
@@ -348,7 +349,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(asked: Namespace) -> None:
     check_device(asked.device)
-    artifacts.check_writable(asked.out.parent)
+    artifacts.check_target(asked.out)
     recipe = Recipe(steps=asked.steps, batch=asked.batch)
     images = data.load("cifar10", "train").pixels
     for state in train(recipe, images[:-LEFT_OUT].to(asked.device)):

@@ -300,8 +300,9 @@ def read_weights(path: Path) -> tuple[CopyNet, dict]:
     metadata: spec, threshold, how it was trained. Raises UserError when the file is missing,
     damaged, or of another architecture.
     """
+    cure = f"git checkout -- zoo/{path.name}" if path == WEIGHTS else "give a file of that kind"
     if not path.exists():
-        raise UserError(f"{path} is missing: git checkout -- zoo/{path.name}")
+        raise UserError(f"{path} is missing: {cure}")
     try:
         tensors, metadata = artifacts.load_tensors(path)
         made = json.loads(metadata["made"])
@@ -310,7 +311,7 @@ def read_weights(path: Path) -> tuple[CopyNet, dict]:
         network.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not the weights of a cifar-copy descriptor "
-                        f"({_first_line(error)}): git checkout -- zoo/{path.name}") from None
+                        f"({_first_line(error)}): {cure}") from None
     return network.eval(), made
 
 

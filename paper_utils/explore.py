@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from io import BytesIO
 from typing import Any
 
@@ -50,13 +51,13 @@ class Control:
 def interact(draw: Callable[..., Figure], **controls: Control) -> Any:
     """The figure draw(**values) with a slider for each value, as a notebook shows it.
 
-    A widget where a person runs the cell, else the Figure of the first state. Raises UserError for
-    a control without values.
+    A widget where a person runs the cell and ipywidgets is there, else the Figure of the first
+    state. Raises UserError for a control without values.
     """
     for control in controls.values():
         if not len(control.values):
             raise UserError(f"{control.label}: there is nothing to choose from")
-    if watched():
+    if watched() and find_spec("ipywidgets"):
         return _widget(draw, controls)
     figure = draw(**{name: c.values[c.start] for name, c in controls.items()})
     plt.close(figure)

@@ -37,9 +37,7 @@ def trained(profile: Profile, pretraining: str = "", device: str = "cpu") -> dic
     if profile.shipped and recipes.transfer(profile.name, pretraining) != own:
         raise UserError(f"the {profile.name} profile ships models pre-trained on {own.base}: leave "
                         "out pretraining, or choose the profile gpu, which trains")
-    if profile.shipped:
-        return models.shipped_by(specs, zoo.FINE_TUNING, device=device)
-    return models.train_all(specs, device=device)
+    return models.shipped_or_trained(specs, zoo.FINE_TUNING, profile, device=device)
 
 
 def samples(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:

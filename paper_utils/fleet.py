@@ -150,21 +150,11 @@ def _shipped_start(path: Path, spec: training.Spec) -> artifacts.Tensors:
 
 
 def _contrast(spec: contrast.Spec, images: data.Images, path: Path, device: str) -> Iterator[Run]:
-    metadata, state = {"spec": json.dumps(asdict(spec) | {"images": len(images)})}, None
-    if path.exists():
-        state, found = artifacts.load_tensors(path)
-        if found != metadata:
-            raise UserError(f"checkpoint {path} belongs to another specification: give this run a "
-                            "folder of its own")
-    for state in contrast.train(spec, images, state, device):
+    before = contrast.load_checkpoint(spec, images, path)
+    for state in contrast.train(spec, images, before, device):
         losses = [v for k, v in state.items() if k.startswith("loss")]
-        yield int(state["step"]), spec.steps, sum(losses), lambda: _keep(path, state, metadata)
-
-
-def _keep(path: Path, state: contrast.State, metadata: dict[str, str]) -> None:
-    training.check_finite(path.stem, state)
-    content = artifacts.save({k: v.contiguous() for k, v in state.items()}, metadata)
-    artifacts.replace_file(path, content)
+        yield (int(state["step"]), spec.steps, sum(losses),
+               lambda: contrast.save_checkpoint(spec, images, state, path))
 
 
 def train(options: argparse.Namespace) -> None:

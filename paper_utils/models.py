@@ -30,6 +30,7 @@ BANK = NoiseBank()
 CLOSED_FORMS = ("optimal", "gaussian", "local")
 ONE_STEP = ("progressive-1", "cd", "ct")  # the students that join the models of section 2
 TRANSFORMERS = ("uvit", "dit")
+SAVED = 60.0  # seconds between two checkpoints of a training
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Model:
     a closed form, None where it is not known. spec: of the diffusion models this project trained.
     solver, denoiser (makes it): None for GANs and VAEs, which take one step. classes: labels of a
     conditional model. shape: of a noise, which for a model of latents is not that of an image.
-    sheet_alone: its weights are not in the zoo; it has the images of its sheet, and no others.
+    device: where its denoiser works. sheet_alone: its weights are not in the zoo; it has the images
+    of its sheet, and no others.
     """
 
     name: str
@@ -60,14 +62,8 @@ class Model:
     denoiser: Callable[[], denoisers.Denoiser] | None = None
     classes: tuple[int, ...] = ()
     shape: tuple[int, ...] = BANK.shape
+    device: str | torch.device = "cpu"
     sheet_alone: bool = False
-
-    @property
-    def device(self) -> torch.device:
-        """Where its denoiser works; closed forms follow their input and are taken to the CPU."""
-        denoiser = self.denoiser()
-        weights = denoiser.parameters() if isinstance(denoiser, nn.Module) else ()
-        return next((p.device for p in weights), torch.device("cpu"))
 
     @property
     def trained_diffusion(self) -> bool:
@@ -87,7 +83,11 @@ def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: 
         images=spec.images, images_seen=spec.images_seen,
         identity={"weights": weights, "solver": asdict(spec.solver), "code": _sampling_code()},
         generate=_sampled(denoiser, spec.solver, classes), spec=spec, denoiser=lambda: denoiser,
-        classes=classes)
+        classes=classes, device=_device_of(denoiser))
+
+
+def _device_of(denoiser: denoisers.Preconditioned) -> torch.device:
+    return next(denoiser.parameters()).device
 
 
 def resolved(model: Model, solver: Solver, name: str = "") -> Model:
@@ -115,9 +115,9 @@ def _warn_once(message: str) -> None:
 
 
 def _sampled(denoiser: denoisers.Denoiser, solver: Solver, classes: tuple[int, ...] = (),
-             device: torch.device | None = None) -> Callable[..., Tensor]:
+             device: str | torch.device = "") -> Callable[..., Tensor]:
     """noise -> x0, both on the CPU, by `solver` on a device, by default that of the denoiser."""
-    device = device or next(denoiser.parameters()).device
+    device = device or _device_of(denoiser)
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
         return samplers.sample(denoiser, noise.to(device), solver, progress=title).cpu()
@@ -133,17 +133,16 @@ def from_hub(source: str, device: str = "cpu") -> Model:
 
     Raises UserError when it cannot be loaded.
     """
-    denoiser = denoisers.from_diffusers(source).to(device)
+    pipeline = denoisers.pipeline(source, "DDPMPipeline")
+    denoiser = denoisers.from_diffusers(pipeline).to(device)
     solver = Solver("ddim", 50, "karras", 0.01, 80)
     widths = "-".join(map(str, denoiser.network.unet.config.block_out_channels))
-    identity = {"weights": artifacts.digest(denoiser.network.state_dict()), "source": source,
-                "solver": asdict(solver), "code": _sampling_code()}
     return Model(
         name=source.rstrip("/").split("/")[-1], family="U-Net",
         architecture=f"UNet2DModel {widths}", framework=denoiser.framework.label, solver=solver,
         evaluations=solver.evaluations, parameters=networks.count_parameters(denoiser),
-        images=50_000, images_seen=None, identity=identity, generate=_sampled(denoiser, solver),
-        denoiser=lambda: denoiser)
+        images=50_000, images_seen=None, identity=_identity_of(pipeline, solver),
+        generate=_sampled(denoiser, solver), denoiser=lambda: denoiser, device=device)
 
 
 def from_hub_dit(source: str, classes: Sequence[int], device: str = "cpu") -> Model:
@@ -152,7 +151,8 @@ def from_hub_dit(source: str, classes: Sequence[int], device: str = "cpu") -> Mo
     classes: the labels it is sampled with. Its noises are latents, its samples decoded images.
     Raises UserError when it cannot be loaded or does not know a class.
     """
-    denoiser, decode = denoisers.from_diffusers_dit(source, check_device(device))
+    pipeline = denoisers.pipeline(source, "DiTPipeline")
+    denoiser, decode = denoisers.from_diffusers_dit(pipeline, check_device(device))
     denoiser.check_labels(torch.tensor(classes))
     solver, config = Solver("ddim", 50, "karras", 0.01, 80), denoiser.network.transformer.config
     latents = _sampled(denoiser, solver, tuple(classes))
@@ -161,8 +161,7 @@ def from_hub_dit(source: str, classes: Sequence[int], device: str = "cpu") -> Mo
         found = latents(noise, title)
         return torch.stack([decode(row).cpu() for row in found])
 
-    identity = {"weights": artifacts.digest(denoiser.network.state_dict()), "source": source,
-                "solver": asdict(solver), "classes": list(classes), "code": _sampling_code()}
+    identity = _identity_of(pipeline, solver) | {"classes": list(classes)}
     side = config.sample_size
     return Model(
         name=source.rstrip("/").split("/")[-1], family="transformer",
@@ -170,7 +169,18 @@ def from_hub_dit(source: str, classes: Sequence[int], device: str = "cpu") -> Mo
         framework=denoiser.framework.label, solver=solver, evaluations=solver.evaluations,
         parameters=networks.count_parameters(denoiser), images=1_281_167, images_seen=None,
         identity=identity, generate=generate, denoiser=lambda: denoiser, classes=tuple(classes),
-        shape=(config.in_channels, side, side))
+        shape=(config.in_channels, side, side), device=device)
+
+
+def _identity_of(pipeline, solver: Solver) -> dict:
+    """Weights and settings of a diffusers pipeline, down to its scheduler and decoder."""
+    parts = {name: part for name, part in pipeline.components.items()
+             if hasattr(part, "to_json_string")}
+    weights = {f"{name}.{key}": value for name, part in parts.items() if isinstance(part, nn.Module)
+               for key, value in part.state_dict().items()}
+    return {"weights": artifacts.digest(weights), "solver": asdict(solver),
+            "settings": {name: part.to_json_string() for name, part in parts.items()},
+            "code": _sampling_code()}
 
 
 def _architecture(spec: training.Spec) -> str:
@@ -229,7 +239,7 @@ def _closed_form(name: str, label: str, make: Callable, images: data.Images, bag
         name=name, family="closed form", architecture=label, framework="closed form",
         solver=solver, evaluations=solver.evaluations, parameters=0, images=len(images),
         images_seen=0, identity=identity | ({"bag": bag} if name == "local" else {}),
-        generate=generate, denoiser=built)
+        generate=generate, denoiser=built, device=device)
 
 
 def gaussian(images: data.Images) -> denoisers.GaussianDenoiser:
@@ -282,7 +292,7 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
             losses[run.step - 1] = run.loss
             if run.step in ends:
                 artifacts.remember("model", _recipe(ends[run.step], images, start), result)
-            if run.step < spec.steps and time.monotonic() - saved > 60:
+            if run.step < spec.steps and time.monotonic() - saved > SAVED:
                 training.save_checkpoint(run, checkpoint)
                 saved = time.monotonic()
         for path_done in (checkpoint, training.previous(checkpoint)):
@@ -370,20 +380,30 @@ def _specification(metadata: Mapping[str, str]) -> dict:
 
 def train_contrast(name: str, spec: contrast.Spec, images: data.Images,
                    device: str = "cpu") -> Model:
-    """The trained GAN or VAE of `spec`, from the artifact store or else trained now."""
+    """The trained GAN or VAE of `spec`, from the artifact store or else trained now.
+
+    A run that was killed goes on from its checkpoint.
+    """
     made = {"spec": asdict(spec), "images": images.hash,
             "code": artifacts.code_version(contrast, precision)}
 
+    path = artifacts.path_of("contrast", made)
+    checkpoint = path.with_name(f"{path.stem}.checkpoint")
+
     def compute() -> artifacts.Tensors:
-        for state in progress(contrast.train(spec, images, None, device), name, spec.steps, "step"):
-            pass
+        state, saved = contrast.load_checkpoint(spec, images, checkpoint), time.monotonic()
+        states = contrast.train(spec, images, state, device)
+        for state in progress(states, name, spec.steps, "step", done=lambda s: int(s["step"])):
+            if time.monotonic() - saved > SAVED:
+                contrast.save_checkpoint(spec, images, state, checkpoint)
+                saved = time.monotonic()
         training.check_finite(name, state)
+        checkpoint.unlink(missing_ok=True)
         return contrast.trained(spec, state).state_dict()
 
     network = contrast.build(spec.kind, spec.width)
     network.load_state_dict(artifacts.remember("contrast", made, compute))
-    return contrast_model(name, spec, network.to(device),
-                          artifacts.path_of("contrast", made).stem, len(images))
+    return contrast_model(name, spec, network.to(device), path.stem, len(images))
 
 
 # --- the models of a profile --------------------------------------------------------------------
@@ -423,9 +443,7 @@ def distilled(profile: Profile, images: data.Images, device: str = "cpu",
     """
     specs = recipes.distillation_specs(profile.name)
     specs = recipes.lineage(names or specs, specs)
-    if profile.shipped:
-        return shipped_by(specs, zoo.DISTILLATION, images, device)
-    return train_all(specs, images, device)
+    return shipped_or_trained(specs, zoo.DISTILLATION, profile, images, device)
 
 
 def by_name(names: Iterable[str], profile: Profile, images: data.Images,
@@ -446,6 +464,14 @@ def shipped(name: str, device: str = "cpu") -> Model:
     tensors, values = row.load_weights()
     return assembled(name, row.kind, values, tensors, row.weights, row.weights_sha256,
                      device=device)
+
+
+def shipped_or_trained(specs: Mapping[str, training.Spec], folder: Path, profile: Profile,
+                       images: data.Images | None = None, device: str = "cpu") -> dict[str, Model]:
+    """The models of a section: `shipped_by` where the profile ships them, else `train_all`."""
+    if profile.shipped:
+        return shipped_by(specs, folder, images, device)
+    return train_all(specs, images, device)
 
 
 def shipped_by(specs: Mapping[str, training.Spec], folder: Path,

@@ -69,8 +69,15 @@ class GroupNorm(nn.GroupNorm):
 
 
 def group_norm(channels: int) -> GroupNorm:
-    """Groups of at least 4 channels, at most 32 groups, as in SongUNet."""
-    return GroupNorm(min(32, max(1, channels // 4)), channels, eps=1e-6)
+    """Groups of at least 4 channels, at most 32 groups, as in SongUNet.
+
+    Raises UserError where the channels do not divide into them.
+    """
+    groups = min(32, max(1, channels // 4))
+    if channels % groups:
+        raise UserError(f"{channels} channels do not divide into {groups} groups: choose widths "
+                        "that are multiples of 4, above 128 of 32, on every level")
+    return GroupNorm(groups, channels, eps=1e-6)
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
@@ -116,7 +123,7 @@ class Labels(nn.Module):
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Number of trained scalars."""
+    """Number of scalars in the parameters, trained or frozen."""
     return sum(p.numel() for p in network.parameters())
 
 

@@ -75,7 +75,7 @@ def sample_grid(samples: Mapping[str, Tensor], columns: int = 12, title: str = "
     labels: what to write beside a row instead of its name; heads: above the columns.
     Raises UserError without an image to show.
     """
-    if not columns or not all(map(len, samples.values())):
+    if not columns or not samples or not all(map(len, samples.values())):
         raise UserError("no image to show: ask for at least one noise")
     labels = labels or {}
     room = 0.45 + 0.035 * max(map(len, heads)) if heads else 0.4  # inches above the first row
@@ -319,7 +319,7 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
             if label in log_y:
                 axis.set_yscale("log", base=2)
                 axis.yaxis.set_major_formatter("{x:g}")
-            elif {"low", "high"} <= set(table) and table.score.between(0, 1).all():
+            elif {"low", "high"} <= set(table) and (table.low.min() >= 0 and table.high.max() <= 1):
                 bottom = np.floor(10 * table.low.min()) / 10 if table.low.min() > 0.5 else 0.0
                 axis.set_ylim(bottom - 0.03 * (1 - bottom), 1 + 0.03 * (1 - bottom))
             shown |= dict(zip(*reversed(axis.get_legend_handles_labels())))

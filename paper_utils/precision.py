@@ -6,7 +6,11 @@ import torch
 
 
 def exact():
-    """A context, or decorator, in which convolutions on a GPU are float32 and deterministic."""
+    """A context, or decorator, in which convolutions on a GPU are float32 and deterministic.
+
+    The gradients of reflected padding and of bicubic reduction, which Algorithm 1 takes for blur
+    and super-resolution, are summed on a GPU in no fixed order: the last bits differ there.
+    """
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True,
                                       allow_tf32=False)
 

@@ -99,6 +99,7 @@ def restoring(model: Model, problem: Problem, images: data.Images, steps: int,
     """
     guidance, device = problem.guidance(steps, **changes), model.device
     few = model.trained_diffusion or len(images) < 64
+    few = few and torch.device(device).type == "cpu"
     batch = inverse.BATCH if few else 64  # the optimal one reads all its images in every step
 
     def generate(noise: Tensor, title: str = "") -> Tensor:

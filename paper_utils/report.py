@@ -258,8 +258,9 @@ def build(profile: str) -> Path:
         for kind in ("fig_*.png", "fig_*.pdf", "tab_*.csv", "claims.json"):
             for path in folder.glob(kind):
                 shutil.copy(path, source / "extra")
-        for path in (folder / "executed").glob("0*[!d].ipynb"):
-            shutil.copy(path, source)
+        for one in pages(folder):
+            if one.there:
+                shutil.copy(folder / "executed" / f"{one.name}.ipynb", source)
         (source / "index.md").write_text(front_page(profile, folder))
         _sphinx(source, site)
         _replace(folder / "report", site)

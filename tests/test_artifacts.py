@@ -464,7 +464,16 @@ def test_a_pickle_is_never_loaded(tmp_path, name):
     assert str(path) in str(failure.value)
 
 
+def test_a_folder_is_no_target(tmp_path):
+    with pytest.raises(UserError, match="is a folder"):
+        artifacts.check_target(tmp_path)
+    artifacts.check_target(tmp_path / "new" / "file")
+    assert not list((tmp_path / "new").iterdir())
+
+
 def test_other_unreadable_weights(tmp_path):
+    with pytest.raises(UserError, match="no whole safetensors"):
+        artifacts.load_tensors(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         artifacts.load_tensors(tmp_path / "nothing.safetensors")
     path = tmp_path / "weights.safetensors"

@@ -209,8 +209,12 @@ def test_weights_survive_the_round_trip(small, real):
 def test_truncated_weights_are_named(small):
     path, _ = small
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="small.safetensors.*git checkout"):
+    with pytest.raises(UserError, match="small.safetensors.*give a file of that kind"):
         descriptors.load("cifar-copy", weights=path)
+    with pytest.raises(UserError, match="is not the weights"):
+        descriptors.load("cifar-copy", weights=path.parent)
+    with pytest.raises(UserError, match="nothing is missing"):
+        descriptors.load("cifar-copy", weights=path.with_name("nothing"))
 
 
 def test_weights_of_another_architecture_are_refused(small):

@@ -238,6 +238,31 @@ def test_a_contrast_model_is_trained_once(images, monkeypatch):
     assert first.family == "VAE" and first.images == 16
 
 
+def test_a_killed_contrast_training_goes_on(images, cache, monkeypatch):
+    spec, descend = contrast.Spec("gan", 4, 24, batch=8), contrast._Bench.descend
+    straight = models.train_contrast("gan-4", spec, images.first(12))
+    calls = []
+
+    def killed(bench, name, loss):
+        calls.append(name)
+        if len(calls) == 5:  # in the third step
+            raise KeyboardInterrupt
+        descend(bench, name, loss)
+
+    monkeypatch.setattr(contrast._Bench, "descend", killed)
+    monkeypatch.setattr(models, "SAVED", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        models.train_contrast("gan-4", spec, images)
+    assert [path.suffix for path in (cache / "artifacts").glob("*.checkpoint*")] == [".checkpoint"]
+    model = models.train_contrast("gan-4", spec, images)
+    assert len(calls) == 7 and not list((cache / "artifacts").glob("*.checkpoint*"))
+    for state in contrast.train(spec, images):
+        pass
+    direct = models.contrast_model("", spec, contrast.trained(spec, state), "", 16)
+    assert torch.equal(weights_of(model), weights_of(direct))
+    assert not torch.equal(weights_of(model), weights_of(straight))  # of other images
+
+
 def test_a_released_pipeline_joins_the_models_by_the_path_of_the_hub(tmp_path):
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -248,6 +273,10 @@ def test_a_released_pipeline_joins_the_models_by_the_path_of_the_hub(tmp_path):
     model = models.from_hub(str(tmp_path / "ddpm-tiny"))
     assert model.name == "ddpm-tiny" and model.trained_diffusion and model.evaluations == 50
     assert model.generate(models.BANK[:1]).shape == (1, 3, 32, 32)
+    assert model.identity == models.from_hub(str(tmp_path / "ddpm-tiny")).identity
+    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    DDPMPipeline(unet, scheduler).save_pretrained(tmp_path / "ddpm-tiny")
+    assert model.identity != models.from_hub(str(tmp_path / "ddpm-tiny")).identity
 
 
 def test_weights_come_from_any_file_of_this_project(images, tmp_path):

@@ -423,3 +423,9 @@ def test_fourier_frequencies_are_normal_with_a_scale_of_16():
     torch.manual_seed(0)
     freqs = UNet(**NCSNPP | TINY | dict(width=256)).embedding.freqs / (2 * torch.pi)
     assert freqs.std().item() == pytest.approx(16, rel=0.25)
+
+
+@pytest.mark.parametrize("width", [33, 50])
+def test_a_width_that_does_not_divide_into_groups_is_one_line(width):
+    with pytest.raises(UserError, match=f"{width} channels do not divide"):
+        networks.build("unet", **DDPMPP | TINY | {"width": width})

@@ -32,7 +32,8 @@ noise.stream = lambda *key, device="cpu": of_the_cpu(*key)  # the toy has no gen
 errors.check_device = lambda device: device if device == "toy" else refuse_others(device)
 
 from paper_utils import augmentation, contrast, data, denoisers, descriptors  # noqa: E402
-from paper_utils import inverse, models, operators, recipes, regimes, samplers, training  # noqa: E402
+from paper_utils import inverse, models, operators, recipes, reconstructions  # noqa: E402
+from paper_utils import regimes, samplers, training  # noqa: E402
 from paper_utils.models import BANK  # noqa: E402
 from paper_utils.samplers import Solver  # noqa: E402
 
@@ -139,6 +140,19 @@ def test_algorithm_1(name, level, ancestral):
         answers.append(inverse.reconstruct(denoiser, measurement, operator, BANK[:2].to(device),
                                            guidance))
     assert close(*answers, 1e-3)
+
+
+@pytest.mark.parametrize("name", ["optimal", "gaussian"])
+def test_closed_forms_restore_on_their_device(name):
+    images, answers, seen = data.load("bundled").first(4), [], []
+    for device in ("toy", "cpu"):
+        model = models.closed_forms(data.load("bundled").first(20), 64, device)[name]
+        form = model.denoiser()
+        watched = replace(model, denoiser=lambda: lambda u, *rest: (
+            seen.append(u.device.type), form(u, *rest))[1])
+        one = reconstructions.restoring(watched, reconstructions.MAIN, images, 4)
+        answers.append(one.generate(BANK[:4]))
+    assert close(*answers, 1e-3) and seen == 4 * ["toy"] + 4 * ["cpu"]
 
 
 @pytest.mark.parametrize("kind", contrast.KINDS)
