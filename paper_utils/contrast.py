@@ -249,10 +249,10 @@ def train_vae(spec: Spec, images: Images, state: State | None = None,
         yield bench.state(step, {"rate": rate, "distortion": distortion})
 
 
-def save_checkpoint(spec: Spec, images: Images, state: State, path: Path) -> None:
-    """Write a state so that `load_checkpoint` gives it back; UserError for one that has diverged,
-    and where there is no room or no permission."""
-    training.check_finite(path.stem, state)
+def save_checkpoint(name: str, spec: Spec, images: Images, state: State, path: Path) -> None:
+    """Write a state so that `load_checkpoint` gives it back; UserError, which tells the name, for
+    one that has diverged, and where there is no room or no permission."""
+    training.check_finite(name, state)
     replace_file(path, save({k: v.contiguous() for k, v in state.items()}, _made(spec, images)))
 
 

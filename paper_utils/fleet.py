@@ -154,7 +154,7 @@ def _contrast(spec: contrast.Spec, images: data.Images, path: Path, device: str)
     for state in contrast.train(spec, images, before, device):
         losses = [v for k, v in state.items() if k.startswith("loss")]
         yield (int(state["step"]), spec.steps, sum(losses),
-               lambda: contrast.save_checkpoint(spec, images, state, path))
+               lambda: contrast.save_checkpoint(path.stem, spec, images, state, path))
 
 
 def train(options: argparse.Namespace) -> None:

@@ -134,7 +134,7 @@ def from_hub(source: str, device: str = "cpu") -> Model:
     Raises UserError when it cannot be loaded.
     """
     pipeline = denoisers.pipeline(source, "DDPMPipeline")
-    denoiser = denoisers.from_diffusers(pipeline).to(device)
+    denoiser = denoisers.from_diffusers(pipeline).to(check_device(device))
     solver = Solver("ddim", 50, "karras", 0.01, 80)
     widths = "-".join(map(str, denoiser.network.unet.config.block_out_channels))
     return Model(
@@ -173,14 +173,21 @@ def from_hub_dit(source: str, classes: Sequence[int], device: str = "cpu") -> Mo
 
 
 def _identity_of(pipeline, solver: Solver) -> dict:
-    """Weights and settings of a diffusers pipeline, down to its scheduler and decoder."""
+    """Weights and settings of a diffusers pipeline, down to its scheduler and decoder, wherever it
+    lies."""
     parts = {name: part for name, part in pipeline.components.items()
              if hasattr(part, "to_json_string")}
     weights = {f"{name}.{key}": value for name, part in parts.items() if isinstance(part, nn.Module)
                for key, value in part.state_dict().items()}
     return {"weights": artifacts.digest(weights), "solver": asdict(solver),
-            "settings": {name: part.to_json_string() for name, part in parts.items()},
+            "settings": {name: _settings(part) for name, part in parts.items()},
             "code": _sampling_code()}
+
+
+def _settings(part) -> dict:
+    """The configuration of a part of a pipeline, without its path and its diffusers' version."""
+    found = json.loads(part.to_json_string())
+    return {key: value for key, value in found.items() if not key.startswith("_")}
 
 
 def _architecture(spec: training.Spec) -> str:
@@ -391,11 +398,15 @@ def train_contrast(name: str, spec: contrast.Spec, images: data.Images,
     checkpoint = path.with_name(f"{path.stem}.checkpoint")
 
     def compute() -> artifacts.Tensors:
-        state, saved = contrast.load_checkpoint(spec, images, checkpoint), time.monotonic()
+        state, saved = None, time.monotonic()
+        try:
+            state = contrast.load_checkpoint(spec, images, checkpoint)
+        except UserError as error:
+            warnings.warn(f"{error}; training {name} from the start", stacklevel=2)
         states = contrast.train(spec, images, state, device)
         for state in progress(states, name, spec.steps, "step", done=lambda s: int(s["step"])):
             if time.monotonic() - saved > SAVED:
-                contrast.save_checkpoint(spec, images, state, checkpoint)
+                contrast.save_checkpoint(name, spec, images, state, checkpoint)
                 saved = time.monotonic()
         training.check_finite(name, state)
         checkpoint.unlink(missing_ok=True)

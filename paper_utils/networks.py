@@ -75,8 +75,8 @@ def group_norm(channels: int) -> GroupNorm:
     """
     groups = min(32, max(1, channels // 4))
     if channels % groups:
-        raise UserError(f"{channels} channels do not divide into {groups} groups: choose widths "
-                        "that are multiples of 4, above 128 of 32, on every level")
+        raise UserError(f"a layer of {channels} channels does not divide into {groups} groups: "
+                        "choose another width (multiples of 32 fit on every level)")
     return GroupNorm(groups, channels, eps=1e-6)
 
 

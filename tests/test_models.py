@@ -1,6 +1,7 @@
 """Models: samples are computed once and per noise, training goes on, wrong weights are refused."""
 
 import itertools
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -253,7 +254,15 @@ def test_a_killed_contrast_training_goes_on(images, cache, monkeypatch):
     monkeypatch.setattr(models, "SAVED", 0.0)
     with pytest.raises(KeyboardInterrupt):
         models.train_contrast("gan-4", spec, images)
-    assert [path.suffix for path in (cache / "artifacts").glob("*.checkpoint*")] == [".checkpoint"]
+    kept, = (cache / "artifacts").glob("*.checkpoint*")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-9])
+    with pytest.warns(UserWarning, match="training gan-4 from the start"):
+        with pytest.raises(ZeroDivisionError):
+            with pytest.MonkeyPatch.context() as broken:
+                broken.setattr(contrast._Bench, "descend", lambda *_: 1 / 0)
+                models.train_contrast("gan-4", spec, images)
+    kept.write_bytes(whole)
     model = models.train_contrast("gan-4", spec, images)
     assert len(calls) == 7 and not list((cache / "artifacts").glob("*.checkpoint*"))
     for state in contrast.train(spec, images):
@@ -273,7 +282,8 @@ def test_a_released_pipeline_joins_the_models_by_the_path_of_the_hub(tmp_path):
     model = models.from_hub(str(tmp_path / "ddpm-tiny"))
     assert model.name == "ddpm-tiny" and model.trained_diffusion and model.evaluations == 50
     assert model.generate(models.BANK[:1]).shape == (1, 3, 32, 32)
-    assert model.identity == models.from_hub(str(tmp_path / "ddpm-tiny")).identity
+    shutil.copytree(tmp_path / "ddpm-tiny", tmp_path / "elsewhere")
+    assert model.identity == models.from_hub(str(tmp_path / "elsewhere")).identity
     scheduler = DDPMScheduler(prediction_type="v_prediction")
     DDPMPipeline(unet, scheduler).save_pretrained(tmp_path / "ddpm-tiny")
     assert model.identity != models.from_hub(str(tmp_path / "ddpm-tiny")).identity

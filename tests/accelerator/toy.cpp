@@ -17,6 +17,11 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
 namespace {
 
 using at::Tensor;
@@ -51,6 +56,7 @@ C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
 struct Memory final : at::Allocator {
   at::DataPtr allocate(size_t bytes) override {
     void* data = bytes ? std::malloc(bytes) : nullptr;
+    TORCH_CHECK(data || !bytes, "no memory for ", bytes, " bytes");
     return {data, data, &std::free, kToy};
   }
   at::DeleterFnPtr raw_deleter() const override { return &std::free; }
@@ -68,7 +74,8 @@ struct Hooks final : at::PrivateUse1HooksInterface {
   void init() const override {}
   void resizePrivateUse1Bytes(const c10::Storage& storage, size_t bytes) const override {
     auto data = memory.allocate(bytes);
-    if (storage.data()) std::memcpy(data.get(), storage.data(), std::min(bytes, storage.nbytes()));
+    if (bytes && storage.data())
+      std::memcpy(data.get(), storage.data(), std::min(bytes, storage.nbytes()));
     auto& grown = const_cast<c10::Storage&>(storage);
     grown.set_data_ptr(std::move(data));
     grown.set_nbytes(bytes);
@@ -81,9 +88,10 @@ const bool hooked = (at::RegisterPrivateUse1HooksInterface(new Hooks()), true);
 // The same memory as a tensor of the CPU.
 Tensor host(const Tensor& t) {
   if (!t.defined() || t.device().is_cpu()) return t;
+  TORCH_CHECK(!t.is_conj() && !t.is_neg(), "the toy has no lazy conjugates");
   auto options = at::TensorOptions().dtype(t.dtype()).device(at::kCPU);
   auto* data = static_cast<char*>(t.storage().mutable_data());
-  if (!data) return at::empty_strided(t.sizes(), t.strides(), options);
+  if (!data) return at::empty_strided(t.sizes(), t.strides(), options);  // of no elements
   return at::from_blob(data + t.storage_offset() * t.element_size(), t.sizes(), t.strides(),
                        options);
 }
@@ -144,7 +152,8 @@ void check(at::ArrayRef<Tensor> tensors, const std::string& name) {
   check(static_cast<int>(tensors.size() - cpu), static_cast<int>(cpu), name);
 }
 
-// As on a GPU, numbers (tensors of no dimension) and indices may lie on the CPU.
+// As on a GPU, indices may lie on the CPU, and so may numbers (tensors of no dimension); these pass
+// here for every operation, also for the few that would refuse them there.
 void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   auto name = c10::toString(op.operator_name());
   bool indices = name.find("index.Tensor") != std::string::npos ||
