@@ -19,10 +19,10 @@
 # the paper finds that reproducibility collapses there.
 #
 # The models are U-Nets of three widths, each trained on the first N images of CIFAR-10 for several
-# N, all for the same number of images seen. On the `laptop` profile they come from `zoo/regimes/`;
-# they work on 4×4 patches and saw 400,000 images each where the paper's saw 50 million, so read
-# the curves as what such a budget shows, with the paper's own behind them. A model that was not
-# trained yet is missing from every figure.
+# N, and a transformer for the fewest and the most, all for the same number of images seen. On the
+# `laptop` profile they come from `zoo/regimes/`; they work on 4×4 patches and saw 400,000 images
+# each where the paper's saw 50 million, so read the curves as what such a budget shows, with the
+# paper's own behind them. A model that was not trained yet is missing from every figure.
 
 # %% tags=["parameters"]
 profile: str = "laptop"
@@ -48,13 +48,13 @@ held_out = data.load(sizes.dataset, "test")
 # %% [markdown]
 # ## The models
 #
-# Their samples are of the same noises, by the same solver. The first few images of each are
-# generated again here and compared with the shipped ones, but for four moments of training that
-# ship as images alone.
+# Their samples are of the same noises, those of all U-Nets by the same solver. The first few images
+# of each are generated again here and compared with the shipped ones, but for those that ship as
+# images alone: the moments of training before its end, the other halves and a transformer.
 
 # %%
 found = regimes.trained(sizes, training, device)
-grid = regimes.grid(found)
+grid, transformers = regimes.grid(found), regimes.transformers(found)
 images = regimes.samples(found, sizes)
 check = tables.check_sheets(found, images, min(sizes.live, 4))
 check = check.rename(columns={"images": "generated again"})
@@ -78,12 +78,11 @@ known = tables.features_of(describe, training)
 real = tables.features_of(describe, held_out)[:sizes.held_out]
 rp = regimes.between_widths(grid, features, copies, sizes.resamples)
 gl = regimes.generalization(found, grid, features, known, real, describe.threshold, sizes.resamples)
-against, trained_sizes = {}, sorted(regimes.cells(grid).images.unique())
-for name in models.CLOSED_FORMS:
-    theirs = regimes.closed_samples(name, training, trained_sizes, sizes, device)
-    against[name] = regimes.with_closed_form(grid, images, features, theirs, describe,
-                                             sizes.resamples)
-    output.table(against[name], f"tab_rp_with_{name}")
+trained_sizes = sorted({*regimes.cells(grid).images, *transformers.images})
+closed = {name: regimes.closed_samples(name, training, trained_sizes, sizes, device)
+          for name in models.CLOSED_FORMS}
+against = {name: regimes.with_closed_form(grid, images, features, theirs, describe, sizes.resamples)
+           for name, theirs in closed.items()}
 by_pixels = regimes.between_widths(grid, images, scores.close, sizes.resamples)
 output.table(rp.assign(**{"MAE score": by_pixels.score}), "tab_rp_against_images")
 output.table(gl, "tab_gl_against_images")
@@ -126,6 +125,9 @@ explore.training_images(grid, nearest, rp, nested)
 # of the N images and the local equivariant score their patches; neither is trained.
 
 # %%
+output.table(against["optimal"], "tab_rp_with_optimal")
+output.table(against["gaussian"], "tab_rp_with_gaussian")
+output.table(against["local"], "tab_rp_with_local")
 panels = {f"{name.capitalize()} denoiser": table for name, table in against.items()}
 paper = {"Optimal denoiser": claims.paper_curves("optimal", "width")}
 output.figure(plots.scores_against(panels, "width", paper=paper, shaded=True,
@@ -143,6 +145,35 @@ networks = {row.images: found[row.model].denoiser() for row in column.itertuples
 distances = regimes.denoiser_distances(networks, training, held_out.pixels[:16], sizes, device)
 output.table(distances, "tab_denoiser_distances", digits=3)
 output.figure(plots.distances_against_sigma(distances), "fig_denoiser_distances")
+
+# %% [markdown]
+# ## Another architecture
+#
+# All widths share architecture, framework and solver. A transformer (DiT: v-prediction, a cosine
+# schedule, a multistep solver) shares none of them; it trained on the fewest and on the most
+# images, for as long. Does it make the same images as the U-Nets, and is that more than what each
+# shares with the closed forms of those images?
+
+# %%
+forms = {"Gaussian": closed["gaussian"], "optimal": closed["optimal"]}
+described = {label: {n: descriptors.features(describe, theirs[n]) for n in transformers.images}
+             for label, theirs in forms.items()}
+alike = regimes.across_architectures(found, features, described, copies, sizes.resamples)
+close = regimes.across_architectures(found, images, forms, scores.close, sizes.resamples)
+copied = regimes.generalization(found, transformers, features, known, real, describe.threshold,
+                                sizes.resamples)
+output.table(copied.merge(check, how="left"), "tab_transformers").drop(columns="largest")
+
+# %%
+if alike:
+    output.table(tables.over("images", alike), "tab_rp_across_architectures")
+    output.table(tables.over("images", close), "tab_mae_across_architectures")
+    maps = {f"{score}, {n:,} images": by_images[n] for n in alike
+            for score, by_images in {"RP": alike, "MAE score": close}.items()}
+    widths = sorted(regimes.cells(grid).width.unique())
+    output.figure(plots.heatmaps(maps, [*(f"U-Net {w}" for w in widths), "DiT", *forms], 0.0,
+                                 columns=2, note=f"{sizes.grid_noises} noises"),
+                  "fig_rp_across_architectures")
 
 # %% [markdown]
 # ## Other views of the same regimes
@@ -195,7 +226,7 @@ output.figure(plots.mixture_errors(errors), "fig_mixture")
 
 # %% tags=["nbval-ignore-output"]
 verdicts = claims.two_regimes(rp, nested, against["optimal"], against["gaussian"], halves, errors,
-                              crossings)
+                              crossings, alike)
 ours = {"RP": (rp, "pair"), "GL": (nested, "width"),
         "optimal": (against["optimal"], "width")}
 beside = claims.regimes_beside_the_paper(ours, recipes.GRIDS[profile].widths)

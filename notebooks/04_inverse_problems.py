@@ -99,19 +99,31 @@ output.figure(plots.heatmaps(pairs, list(everyone), 0.0, note, groups, columns=3
 blocks = tables.over("task", {p.task.name: inverse.block_scores(
     features[p.name], groups, describe.threshold, sizes.resamples,
     features[replace(p, other_noise=True).name]) for p in TASKS})
+output.table(blocks, "tab_rp_blocks")
+
+# %% [markdown]
+# *other images*: the same pairs with their images mixed, the chance level. *other noise*: the
+# second model restored the same measurement from another noise: what the measurement alone fixes.
+# Where that is as high as RP, a high RP says nothing of the noise.
+#
+# By how much do two models of one family agree more than two of different families?
+
+# %%
 gaps = tables.over("task", {p.task.name: inverse.family_gap(
     features[p.name], groups, describe.threshold, sizes.resamples) for p in TASKS})
 output.table(gaps, "tab_family_gap")
+
+# %% [markdown]
+# The same difference in the unconditional samples of these models: how far the families are apart
+# where nothing is measured.
+
+# %%
 free = {name: descriptors.features(describe, rows) for name, rows in
         models.shipped_samples(found, zoo.FOLDER, sizes.noises, sizes.shipped).items()}
 free_gap = inverse.family_gap(free, groups, describe.threshold, sizes.resamples)
 output.table(free_gap, "tab_family_gap_without_measurement")
-output.table(blocks, "tab_rp_blocks")
 
 # %% [markdown]
-# The difference within a family and across, by task, and before it the same of the unconditional
-# samples of these eight models: how far the families are apart where nothing is measured.
-#
 # Is it the family? Two seeds of one recipe are always inside one, and the DiTs share a framework
 # that no U-Net has. So the same differences from pairs of different frameworks alone, and at the
 # largest step size, where they are largest.
@@ -124,10 +136,6 @@ apart = tables.over("problem", {p.name: inverse.family_gap(
 output.table(apart, "tab_family_gap_apart")
 
 # %% [markdown]
-# *other images*: the same pairs with their images mixed, the chance level. *other noise*: the
-# second model restored the same measurement from another noise: what the measurement alone fixes.
-# Where that is as high as RP, a high RP says nothing of the noise.
-#
 # ## From easy to hard
 #
 # More lost pixels, a larger box, and last the largest step size. The last row is the Gaussian

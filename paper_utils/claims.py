@@ -497,6 +497,20 @@ def more_than_gaussian(rp: pd.DataFrame, gaussian: pd.DataFrame, what: str = "wi
         (_least(forms, -theirs), "with the Gaussian denoiser")))
 
 
+def across_architectures(tables: Mapping[int, pd.DataFrame]) -> list[Claim]:
+    """Our control of a transformer and the U-Nets of the same images, the most it trained on.
+
+    tables: of regimes.across_architectures.
+    """
+    if len(tables) < 2:  # of the fewest images at most, where all copy
+        return []
+    most = max(tables)
+    nets = {*tables[most].model, *tables[most].other} - {"Gaussian", "optimal"}
+    pairs = across(tables[most], nets - {"DiT"}, ["DiT"])
+    return [more_than(f"RP of a transformer and each U-Net at {most:,} images", pairs,
+                      across(tables[most], nets, ["Gaussian"]), "the Gaussian denoiser")]
+
+
 def mixture_crosses(errors: pd.DataFrame, crossings: pd.DataFrame) -> Claim:
     """From the empirical optimum to the ground truth, in a mixture of Gaussians."""
     lowest, found = errors.sigma.min(), crossings[crossings.crossing.notna() & crossings.decided]
@@ -523,11 +537,12 @@ def mixture_crosses(errors: pd.DataFrame, crossings: pd.DataFrame) -> Claim:
 
 
 def two_regimes(rp: pd.DataFrame, gl: pd.DataFrame, optimal: pd.DataFrame, gaussian: pd.DataFrame,
-                halves: pd.DataFrame, errors: pd.DataFrame, crossings: pd.DataFrame) -> list[Claim]:
+                halves: pd.DataFrame, errors: pd.DataFrame, crossings: pd.DataFrame,
+                architectures: Mapping[int, pd.DataFrame]) -> list[Claim]:
     """The claims of section 3, from the tables of `regimes` and `mixture`."""
     return [valley(rp), *moves_right(gl), leaves_the_optimum(optimal),
             halves_agree(halves, gaussian), more_than_gaussian(rp, gaussian),
-            mixture_crosses(errors, crossings)]
+            *across_architectures(architectures), mixture_crosses(errors, crossings)]
 
 
 # --- section 4: conditional models --------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Section 3: the same scores against the number of training images, for a grid of models.
 
-A grid is a table, a row per model: model, width, images, half, images seen. The functions take it
+A grid is a table, a row per U-Net: model, width, images, half, images seen. The functions take it
 with samples or features by model name and return tables; a cell that was not trained is not in the
-grid and so in no table.
+grid and so in no table. Transformers stand beside it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,16 +28,14 @@ from paper_utils.scores import Hits
 def trained(profile: Profile, images: data.Images, device: str = "cpu") -> dict[str, Model]:
     """The models of section 3 by name; from zoo/regimes/ for the laptop profile, else trained now.
 
-    A model of zoo/regimes/ that is not there is left out, as is one of which a sheet alone ships, of
-    fewer images than profile.grid_noises. Raises UserError where one is that was trained on other
+    A model of zoo/regimes/ that is not there is left out, as is one of which a sheet alone ships,
+    of fewer images than profile.grid_noises. Raises UserError where one is that was trained on other
     images or by another recipe than its name says.
     """
     specs = recipes.regime_specs(profile.name)
-    if not profile.shipped:
-        return models.train_all(specs, images, device)
-    found, rows = models.shipped_by(specs, zoo.REGIMES, images, device), zoo.entries(zoo.REGIMES)
-    return {name: model for name, model in found.items()
-            if not model.sheet_alone or profile.grid_noises <= rows[name].noises}
+    found = models.shipped_or_trained(specs, zoo.REGIMES, profile, images, device)
+    return {name: model for name, model in found.items() if not model.sheet_alone
+            or profile.grid_noises <= zoo.entry(name, zoo.REGIMES).noises}
 
 
 def samples(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
@@ -46,11 +44,18 @@ def samples(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
 
 
 def grid(found: Mapping[str, Model]) -> pd.DataFrame:
-    """What each model is: model, width, images, half, images seen, last (the end of its budget)."""
+    """What each U-Net is: model, width, images, half, images seen, last (the end of its budget)."""
     rows = [(name, m.spec.network_args["width"], m.spec.images, m.spec.half, m.spec.images_seen)
-            for name, m in found.items()]
+            for name, m in found.items() if m.family == "U-Net"]
     table = pd.DataFrame(rows, columns=["model", "width", "images", "half", "images seen"])
     return table.assign(last=table["images seen"] == table["images seen"].max())
+
+
+def transformers(found: Mapping[str, Model]) -> pd.DataFrame:
+    """The transformers beside the grid, of the same budget: model, images, half, images seen."""
+    rows = [(name, m.spec.images, m.spec.half, m.spec.images_seen)
+            for name, m in found.items() if m.family == "transformer"]
+    return pd.DataFrame(rows, columns=["model", "images", "half", "images seen"])
 
 
 def cells(table: pd.DataFrame) -> pd.DataFrame:
@@ -124,7 +129,7 @@ def generalization(found: Mapping[str, Model], table: pd.DataFrame, features: Ma
             baseline[key] = scores.gl(real, own, threshold, resamples).value
         score = scores.gl(features[cell["model"]], own, threshold, resamples)
         rows.append(score.row(**cell) | {"held-out": baseline[key]})
-    return pd.DataFrame(rows)
+    return scores.table_of(rows, *table, "held-out")
 
 
 def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],
@@ -144,6 +149,26 @@ def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],
         found.append(score.row(images=row.images, width=row.width, shuffled=chance,
                                distance=gap))
     return pd.DataFrame(found)
+
+
+def across_architectures(found: Mapping[str, Model], rows: Mapping[str, Tensor],
+                         closed: Mapping[str, Mapping[int, Tensor]], hits: Hits,
+                         resamples: int = 1_000) -> dict[int, pd.DataFrame]:
+    """RP (or another score) of the transformer with the U-Nets of the same images, and of all of
+    them with closed forms: number of images -> scores.pairwise of 'U-Net 48', ..., 'DiT', ...
+
+    closed: label -> number of images -> rows of a closed form, of the same noises.
+    """
+    tables, grid_ = {}, cells(grid(found)).sort_values("width")
+    for row in transformers(found).itertuples():
+        if row.images not in set(grid_.images):
+            continue
+        cell = {f"U-Net {u.width}": rows[u.model]
+                for u in grid_[grid_.images == row.images].itertuples()}
+        forms = {label: theirs[row.images] for label, theirs in closed.items()}
+        tables[row.images] = scores.pairwise(cell | {"DiT": rows[row.model]} | forms, hits,
+                                             resamples)
+    return tables
 
 
 def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], threshold: float,

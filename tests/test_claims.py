@@ -329,7 +329,8 @@ def test_the_halves_of_section_3_are_held_against_the_gaussian_denoiser():
     errors = pd.DataFrame({"points": [8, 512], "sigma": 0.1, "to empirical": [1., 3.],
                            "to ground truth": [2., 1.], "between them": [2., 2.]})
     crossings = pd.DataFrame({"sigma": [0.1], "crossing": [40.0], "decided": True})
-    found = {kind: claims.two_regimes(rp, rising, rising, gaussian, rising, errors, crossings)
+    found = {kind: claims.two_regimes(rp, rising, rising, gaussian, rising, errors, crossings,
+                                      {})
              for kind, gaussian in (("near", rising), ("far", curve({1024: .2}, width=32)))}
     verdicts = {kind: next(c.verdict for c in found[kind] if "no training image" in c.statement)
                 for kind in found}
@@ -479,6 +480,8 @@ def sections() -> dict[str, list[claims.Claim]]:
     errors = pd.DataFrame({"points": [8, 512], "sigma": 0.1, "to empirical": [1., 3.],
                            "to ground truth": [2., 1.]})
     crossings = pd.DataFrame({"sigma": [0.1], "crossing": [40.0], "decided": True})
+    unlike = table(("U-Net 16", "DiT", 0.8), ("U-Net 16", "Gaussian", 0.6),
+                   ("DiT", "Gaussian", 0.5), ("U-Net 16", "optimal", 0.9))
     rp_cond = table(("a", "b", 0.5), ("a", "g", 0.25)).assign(**{"other class": 0.25})
     gap = pd.DataFrame([("a", "b", 0.5, 0.55, -0.05, -0.08, -0.02, 100)], columns=[
         "model", "other", "score", "twins", "difference", "low", "high", "n"])
@@ -505,7 +508,8 @@ def sections() -> dict[str, list[claims.Claim]]:
             gl_table(edm=1., ct=.97, gaussian=1., **{"held-out": .99}),
             {name: torch.tensor(w) for name, w in winners.items()}),
         "two_regimes": claims.two_regimes(widths.assign(pair="16 / 32"), widths, widths, widths,
-                                          curve({64: .1, 1024: .6}, width=32), errors, crossings),
+                                          curve({64: .1, 1024: .6}, width=32), errors, crossings,
+                                          {64: table(("U-Net 16", "DiT", 0.4)), 1024: unlike}),
         "conditional": claims.conditional(
             rp_cond, gap, table(("a", "b", 0.55)), rp_cond.assign(random=0.1, model="a"), guidance,
             "g"),
@@ -559,7 +563,9 @@ def test_every_claim_has_our_number_and_its_interval_where_there_is_one():
      "0.60 [0.55, 0.65] (width 32, 1024 images); 0.10 [0.05, 0.15] (width 32, 64 images)", 100),
     ("two_regimes", 5, "", "",
      "0.95 [0.90, 1.00] (16 / 32); 1.00 [0.95, 1.05] (with the Gaussian denoiser)", 100),
-    ("two_regimes", 6, "studied, settings not seen", "S", "crossing at 40 points (sigma 0.1)",
+    ("two_regimes", 6, "", "", "0.80 [0.78, 0.82] (U-Net 16, DiT); "
+     "0.60 [0.58, 0.62] (U-Net 16, Gaussian)", 100),
+    ("two_regimes", 7, "studied, settings not seen", "S", "crossing at 40 points (sigma 0.1)",
      None),
     ("conditional", 0, "said, without a number", "S",
      "-0.05 [-0.08, -0.02] (a, b: RP_cond minus RP of their twins)", 100),

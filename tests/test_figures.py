@@ -23,6 +23,12 @@ def test_every_figure_and_table_of_the_notebooks_is_there():
     assert len(WRITTEN) > 40 and not missing
 
 
+def test_the_names_of_figures_and_tables_stand_in_the_notebooks():
+    """Where report and batch look for them; only `train` names its figures after a model."""
+    for path in (ROOT / "notebooks").glob("0*.py"):
+        assert not re.search(r'f"(fig|tab)_', path.read_text()), path.name
+
+
 def test_every_section_has_its_claims():
     assert all(claims.load(LAPTOP).values())
 

@@ -57,7 +57,10 @@ def test_the_contrast_models_are_two_of_each_kind_of_different_width():
 @pytest.mark.parametrize("profile", recipes.GRIDS)
 def test_the_grid_is_every_width_on_every_nested_subset(profile):
     grid, specs = recipes.GRIDS[profile], recipes.regime_specs(profile)
-    whole = [s for s in specs.values() if s.images_seen == grid.budget]
+    others = [s for s in specs.values() if s.network == "dit"]
+    assert [s.images for s in others] == [grid.images[0], grid.images[-1]]
+    assert all((s.images_seen, s.batch, s.half) == (grid.budget, grid.batch, 0) for s in others)
+    whole = [s for s in specs.values() if s.images_seen == grid.budget and s.network == "unet"]
     cells = {(s.network_args["width"], s.images) for s in whole if s.half == 0}
     assert cells == {(w, n) for w in grid.widths for n in grid.images}
     assert {s.images for s in whole if s.half} == set(grid.halves)

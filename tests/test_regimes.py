@@ -24,6 +24,11 @@ def fake(width: int, n: int, half: int = 0, seen: int = 100) -> tuple[str, Model
     return name, Model(name, "U-Net", "", "", "", 1, 1, n, seen, {}, lambda noise: noise, spec)
 
 
+def transformer(n: int) -> tuple[str, Model]:
+    spec = Spec(f"dit-n{n}", "dit", {"dim": 8}, images=n, images_seen=100)
+    return spec.name, Model(spec.name, "transformer", "", "", "", 1, 1, n, 100, {}, None, spec)
+
+
 GRID = dict([fake(w, n) for n in (2, 4) for w in (8, 16, 32) if (w, n) != (32, 4)]
             + [fake(16, 2, 1), fake(8, 2, 0, 50), fake(16, 2, 0, 50)])
 
@@ -57,6 +62,22 @@ def test_widths_are_compared_at_the_same_number_of_images():
     by = found.set_index(["images", "pair"]).score.to_dict()
     assert by == {(2, "8 / 16"): 0.5, (2, "8 / 32"): 1.0, (2, "16 / 32"): 0.5, (4, "8 / 16"): 1.0}
     assert (found.shuffled == 0).all() and (found.n == 4).all()
+
+
+def test_a_transformer_is_compared_with_the_unets_and_closed_forms_of_its_images():
+    found = GRID | dict([transformer(4)])
+    assert regimes.grid(found).equals(regimes.grid(GRID))
+    assert regimes.transformers(found).values.tolist() == [["dit-n4", 4, 0, 100]]
+    features = dict.fromkeys(found, unit(0, 90)) | {"unet-16-n4": unit(0, 180)}
+    closed = {"Gaussian": {2: unit(5, 5), 4: unit(0, 40)}}
+    (n, pairs), = regimes.across_architectures(found, features, closed, copies, 50).items()
+    assert n == 4 and pairs.set_index(["model", "other"]).score.to_dict() == {
+        ("U-Net 8", "U-Net 16"): 0.5, ("U-Net 8", "DiT"): 1.0, ("U-Net 8", "Gaussian"): 0.5,
+        ("U-Net 16", "DiT"): 0.5, ("U-Net 16", "Gaussian"): 0.5, ("DiT", "Gaussian"): 0.5}
+    assert regimes.across_architectures(GRID, features, closed, copies, 50) == {}
+    nothing = regimes.generalization(GRID, regimes.transformers(GRID), features, unit(0), unit(0),
+                                     0.9, 50)
+    assert nothing.empty and {"model", "score", "held-out"} <= set(nothing)
 
 
 def test_gl_is_against_the_images_of_the_cell():
@@ -238,6 +259,16 @@ def test_a_missing_size_breaks_the_curve():
 def test_no_noise_to_show_is_a_mistake():
     with pytest.raises(UserError, match="at least one noise"):
         plots.sample_grid({"m": torch.zeros(0, 3, 32, 32, dtype=torch.uint8)}, columns=0)
+    with pytest.raises(UserError, match="at least one noise"):
+        plots.sample_grid({})
+
+
+def test_an_interval_below_zero_is_inside_its_panel():
+    gain = pd.DataFrame({"who": "ct", "x": [0, 1], "score": 0.05, "low": -0.2, "high": 0.2})
+    rp = gain.assign(low=0.0)
+    figure = plots.curves({"gain": gain, "RP": rp}, "who", "x", "x")
+    (bottom, top), (zero, one) = (axis.get_ylim() for axis in figure.axes)
+    assert bottom < -0.2 and top > 0.2 and -0.1 < zero < 0 < 1 < one < 1.1
 
 
 def test_more_curves_than_colours_are_all_drawn_and_told_apart():

@@ -249,8 +249,7 @@ def test_shipped_models_of_section_4_reproduce_their_sheet(folder, name):
 
 @needs_zoo
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["unet-48-n64", "unet-96-n64", "unet-48-n1024@50000",
-                                  "unet-192-n32768"])
+@pytest.mark.parametrize("name", ["unet-48-n64", "unet-96-n64", "unet-192-n32768", "dit-n32768"])
 def test_shipped_cells_reproduce_their_sheet(name):
     row = zoo.entry(name, zoo.REGIMES)
     weights, values = row.load_weights(zoo.REGIMES)
