@@ -135,6 +135,14 @@ def test_training_makes_the_weights_that_it_makes_on_the_cpu(spec, tmp_path):
                for key, value in again.state_dict().items())
 
 
+def test_training_in_bf16_goes_through_autocast():
+    """Which casts nothing on the toy."""
+    spec = replace(SPECS["edm"], batch=8, precision="bf16")
+    run = training.Training(spec, spec.subset(data.load("bundled")), "toy")
+    run.advance()
+    assert on_the_toy(run.state_dict()) and run.loss.isfinite()
+
+
 @pytest.mark.parametrize("solver", [
     Solver("heun", 4), Solver("ddim", 4, "cosine"), Solver("dpm-solver-2", 3, "log"),
     Solver("dpm-solver-3", 3, "log"), Solver("dpm-multistep-2", 4), Solver("consistency", 2)],

@@ -240,4 +240,8 @@ TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>());
 }
 
+TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) {  // which casts nothing here
+  m.fallback(torch::CppFunction::makeFallthrough());
+}
+
 }  // namespace
