@@ -75,19 +75,15 @@ class Model:
 def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: str) -> Model:
     """A trained denoiser with the solver of its specification; `weights` is their hash."""
     family = "transformer" if spec.network in TRANSFORMERS else "U-Net"
-    classes = tuple(range(denoiser.classes))
+    classes, device = tuple(range(denoiser.classes)), next(denoiser.parameters()).device
     return Model(
         name=spec.name, family=family, architecture=_architecture(spec),
         framework=denoiser.framework.label, solver=spec.solver,
         evaluations=spec.solver.evaluations, parameters=networks.count_parameters(denoiser),
         images=spec.images, images_seen=spec.images_seen,
         identity={"weights": weights, "solver": asdict(spec.solver), "code": _sampling_code()},
-        generate=_sampled(denoiser, spec.solver, classes), spec=spec, denoiser=lambda: denoiser,
-        classes=classes, device=_device_of(denoiser))
-
-
-def _device_of(denoiser: denoisers.Preconditioned) -> torch.device:
-    return next(denoiser.parameters()).device
+        generate=_sampled(denoiser, spec.solver, device, classes), spec=spec,
+        denoiser=lambda: denoiser, classes=classes, device=device)
 
 
 def resolved(model: Model, solver: Solver, name: str = "") -> Model:
@@ -106,7 +102,7 @@ def resolved(model: Model, solver: Solver, name: str = "") -> Model:
     return replace(model, name=name or f"{model.name}, {solver}", solver=solver,
                    evaluations=solver.evaluations,
                    identity=model.identity | {"solver": asdict(solver)},
-                   generate=_sampled(model.denoiser(), solver, device=model.device))
+                   generate=_sampled(model.denoiser(), solver, model.device))
 
 
 @lru_cache(maxsize=None)
@@ -114,11 +110,9 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=3)
 
 
-def _sampled(denoiser: denoisers.Denoiser, solver: Solver, classes: tuple[int, ...] = (),
-             device: str | torch.device = "") -> Callable[..., Tensor]:
-    """noise -> x0, both on the CPU, by `solver` on a device, by default that of the denoiser."""
-    device = device or _device_of(denoiser)
-
+def _sampled(denoiser: denoisers.Denoiser, solver: Solver, device: str | torch.device,
+             classes: tuple[int, ...] = ()) -> Callable[..., Tensor]:
+    """noise -> x0, both on the CPU, by `solver` on the device of the denoiser."""
     def generate(noise: Tensor, title: str = "") -> Tensor:
         return samplers.sample(denoiser, noise.to(device), solver, progress=title).cpu()
 
@@ -142,7 +136,7 @@ def from_hub(source: str, device: str = "cpu") -> Model:
         architecture=f"UNet2DModel {widths}", framework=denoiser.framework.label, solver=solver,
         evaluations=solver.evaluations, parameters=networks.count_parameters(denoiser),
         images=50_000, images_seen=None, identity=_identity_of(pipeline, solver),
-        generate=_sampled(denoiser, solver), denoiser=lambda: denoiser, device=device)
+        generate=_sampled(denoiser, solver, device), denoiser=lambda: denoiser, device=device)
 
 
 def from_hub_dit(source: str, classes: Sequence[int], device: str = "cpu") -> Model:
@@ -155,7 +149,7 @@ def from_hub_dit(source: str, classes: Sequence[int], device: str = "cpu") -> Mo
     denoiser, decode = denoisers.from_diffusers_dit(pipeline, check_device(device))
     denoiser.check_labels(torch.tensor(classes))
     solver, config = Solver("ddim", 50, "karras", 0.01, 80), denoiser.network.transformer.config
-    latents = _sampled(denoiser, solver, tuple(classes))
+    latents = _sampled(denoiser, solver, device, tuple(classes))
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
         found = latents(noise, title)
