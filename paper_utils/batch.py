@@ -257,9 +257,14 @@ def _written(notebook: Path) -> tuple[set[str], set[str]]:
 
 
 def _snakemake(batch: Batch, lock: int) -> int:
-    """Run it; an interruption here interrupts it, its jobs, and what it has submitted to SLURM."""
+    """Run it; an interruption here interrupts it, its jobs, and what it has submitted to SLURM.
+
+    It heeds SIGINT even where this process may not, which a script started with &: by SIGINT alone
+    does Snakemake end its jobs.
+    """
     piped = {"stderr": subprocess.PIPE, "text": True, "pass_fds": (lock,),
-             "start_new_session": True}
+             "start_new_session": True,
+             "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     raise_lost()
     with subprocess.Popen(batch.command(*_again(batch)), cwd=ROOT, **piped) as process:
         try:

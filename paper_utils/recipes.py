@@ -183,15 +183,15 @@ class Grid:
 
     dit: arguments of a transformer that trains for as long on the fewest and on the most images.
     halves: subset sizes at which the narrowest also trains on the other half of the dataset.
-    early: the two subset sizes whose two narrower U-Nets are also looked at after each of `budgets`
-    images, before the end of their budget.
+    watched: the subset sizes whose two narrower U-Nets are looked at at other `moments` of training
+    too: after so many images, before or after the budget that all share.
     """
 
     widths: tuple[int, int, int]
     images: tuple[int, ...]
     halves: tuple[int, ...]
-    early: tuple[int, int]
-    budgets: tuple[int, ...]
+    watched: tuple[int, ...]
+    moments: tuple[int, ...]
     budget: int
     batch: int
     warmup: int
@@ -207,25 +207,26 @@ class Grid:
 _SUBSETS = tuple(2**k for k in (6, 8, 10, 12, 14, 15))
 GRIDS = {
     "smoke": Grid(
-        widths=(8, 12, 16), images=(4, 32, 128), halves=(4, 32, 128), early=(4, 32), budgets=(256,),
-        budget=512, batch=32, warmup=64, ema_half_life=128,
+        widths=(8, 12, 16), images=(4, 32, 128), halves=(4, 32, 128), watched=(4, 32),
+        moments=(256,), budget=512, batch=32, warmup=64, ema_half_life=128,
         network=dict(channel_mult=(1, 2), blocks=1, attention=(8,), patch=4),
         dit=dict(patch=8, dim=32, depth=2, heads=1), precision="float32"),
     # a patch of 4x4 pixels is 48 numbers: fewer channels would let noise through
     "laptop": Grid(
-        widths=(48, 96, 192), images=_SUBSETS, halves=_SUBSETS[:-1], early=(64, 1024),
-        budgets=(50_000, 200_000), budget=400_000, batch=32, warmup=5_000, ema_half_life=5_000,
+        widths=(48, 96, 192), images=_SUBSETS, halves=_SUBSETS[:-1], watched=(64, 1024),
+        moments=(50_000, 200_000, 800_000, 1_600_000), budget=400_000, batch=32, warmup=5_000,
+        ema_half_life=5_000,
         network=dict(channel_mult=(1, 1), blocks=1, attention=(8,), patch=4),
         dit=dict(patch=4, dim=192, depth=6, heads=6), learning_rate=2e-3),
     "gpu": Grid(
-        widths=(32, 64, 128), images=_SUBSETS, halves=_SUBSETS[:-1], early=(64, 1024),
-        budgets=(250_000, 500_000, 1_000_000, 2_000_000), budget=4_000_000, batch=128,
+        widths=(32, 64, 128), images=_SUBSETS, halves=_SUBSETS[:-1], watched=(64, 1024),
+        moments=(250_000, 500_000, 1_000_000, 2_000_000), budget=4_000_000, batch=128,
         warmup=100_000, ema_half_life=50_000,
         network=dict(channel_mult=(1, 2, 2), blocks=1, attention=(8,), patch=2),
         dit=dict(patch=4, dim=256, depth=8, heads=8)),
     "paper": Grid(
         widths=(64, 128, 256), images=tuple(2**k for k in range(6, 16)), halves=_SUBSETS[:-1],
-        early=(64, 1024), budgets=(500_000, 2_000_000, 5_000_000, 20_000_000), budget=50_000_000,
+        watched=(64, 1024), moments=(500_000, 2_000_000, 5_000_000, 20_000_000), budget=50_000_000,
         batch=128, warmup=10_000_000, ema_half_life=500_000,
         network=dict(channel_mult=(2, 2, 2), blocks=4, attention=(16,), dropout=0.13),
         dit=dict(patch=2, dim=512, depth=12, heads=16), framework="vp", augmentation=0.12),
@@ -237,16 +238,16 @@ def regime_specs(profile: str) -> dict[str, Spec]:
 
     'unet-48-n64' is 48 channels wide and trains on the first 64 images, as the transformer
     'dit-n64' does; '-half1' ends the name of one that trains on the first images of the other half,
-    '@25000' that of one stopped after 25,000 images. Raises UserError for an unknown profile.
+    '@25000' that of one looked at after 25,000 images. Raises UserError for an unknown profile.
     """
     grid = GRIDS[choose(profile, GRIDS, "profile")]
     cells = [_cell(grid, width, n) for n in grid.images for width in grid.widths]
     halves = [_cell(grid, grid.widths[0], n, 1) for n in grid.halves]
     transformers = [_dit(grid, n) for n in (grid.images[0], grid.images[-1])]
-    early = [replace(_cell(grid, width, n), images_seen=seen) for n in grid.early
-             for width in grid.widths[:2] for seen in grid.budgets]
+    moments = [replace(_cell(grid, width, n), images_seen=seen) for n in grid.watched
+               for width in grid.widths[:2] for seen in grid.moments]
     return ({spec.name: spec for spec in cells + transformers + halves}
-            | {f"{spec.name}@{spec.images_seen}": spec for spec in early})
+            | {f"{spec.name}@{spec.images_seen}": spec for spec in moments})
 
 
 def _cell(grid: Grid, width: int, n: int, half: int = 0) -> Spec:

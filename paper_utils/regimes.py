@@ -29,8 +29,8 @@ def trained(profile: Profile, images: data.Images, device: str = "cpu") -> dict[
     """The models of section 3 by name; from zoo/regimes/ for the laptop profile, else trained now.
 
     A model of zoo/regimes/ that is not there is left out, as is one of which a sheet alone ships,
-    of fewer images than profile.grid_noises. Raises UserError where one is that was trained on other
-    images or by another recipe than its name says.
+    of fewer images than profile.grid_noises. Raises UserError where one is that was trained on
+    other images or by another recipe than its name says.
     """
     specs = recipes.regime_specs(profile.name)
     found = models.shipped_or_trained(specs, zoo.REGIMES, profile, images, device)
@@ -44,11 +44,12 @@ def samples(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
 
 
 def grid(found: Mapping[str, Model]) -> pd.DataFrame:
-    """What each U-Net is: model, width, images, half, images seen, last (the end of its budget)."""
+    """What each U-Net is: model, width, images, half, images seen, moment (of a training, before or
+    after the budget that the others share)."""
     rows = [(name, m.spec.network_args["width"], m.spec.images, m.spec.half, m.spec.images_seen)
             for name, m in found.items() if m.family == "U-Net"]
     table = pd.DataFrame(rows, columns=["model", "width", "images", "half", "images seen"])
-    return table.assign(last=table["images seen"] == table["images seen"].max())
+    return table.assign(moment=["@" in name for name in table.model])
 
 
 def transformers(found: Mapping[str, Model]) -> pd.DataFrame:
@@ -59,8 +60,8 @@ def transformers(found: Mapping[str, Model]) -> pd.DataFrame:
 
 
 def cells(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the main grid: nested subsets, the whole budget."""
-    return table[(table.half == 0) & table["last"]]
+    """The rows of the main grid: nested subsets, the shared budget."""
+    return table[(table.half == 0) & ~table.moment]
 
 
 def fullest_width(table: pd.DataFrame) -> int:
@@ -177,9 +178,9 @@ def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], threshold
 
     Columns: images, width, score, low, high, n, shuffled, cosine (mean, of the descriptors).
     """
-    found, last, hits = [], table[table["last"]], partial(scores.copies, threshold=threshold)
-    for row in last[last.half == 1].itertuples():
-        twin = last[(last.half == 0) & (last.images == row.images) & (last.width == row.width)]
+    found, whole, hits = [], table[~table.moment], partial(scores.copies, threshold=threshold)
+    for row in whole[whole.half == 1].itertuples():
+        twin = whole[(whole.half == 0) & (whole.images == row.images) & (whole.width == row.width)]
         for other in twin.model:
             mine, theirs = features[row.model], features[other]
             score, chance = scores.agreement(mine, theirs, hits, resamples)
@@ -207,12 +208,12 @@ def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.Da
                   threshold: float, resamples: int = 1_000) -> pd.DataFrame:
     """GL of the narrowest widths and RP between them against images seen (Bonnaire et al. 2025).
 
-    Only subset sizes that have models from before the end of their budget. Columns: images, images
-    seen, what ('GL, width 16' or 'RP, widths 16 and 32'), score, low, high, n.
+    Only subset sizes of which other moments than the shared budget are there. Columns: images,
+    images seen, what ('GL, width 16' or 'RP, widths 16 and 32'), score, low, high, n.
     """
-    early = table[~table["last"]]
-    widths, rows = sorted(early.width.unique()), []
-    part = table[(table.half == 0) & table.images.isin(early.images) & table.width.isin(widths)]
+    moments = table[table.moment]
+    widths, rows = sorted(moments.width.unique()), []
+    part = table[(table.half == 0) & table.images.isin(moments.images) & table.width.isin(widths)]
     judged = gl.set_index("model")
     for (images, seen), cell in part.groupby(["images", "images seen"]):
         where = {"images": images, "images seen": seen}

@@ -1,7 +1,9 @@
-"""Common to all tests: one thread, no network, kernels that find the package, and the shim in
-place before torchvision."""
+"""Common to all tests: one thread, no network, kernels that find the package, Ctrl-C heeded (what
+a script starts with & is deaf to it, and so are its children), and the shim in place before
+torchvision."""
 
 import os
+import signal
 from pathlib import Path
 
 ROOT = str(Path(__file__).resolve().parents[1])
@@ -9,6 +11,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("P
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch

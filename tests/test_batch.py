@@ -16,7 +16,7 @@ import pytest
 
 from paper_utils import batch, graph, report, run
 from paper_utils.batch import Batch
-from paper_utils.errors import UserError
+from paper_utils.errors import UserError, ended_by_signals
 from paper_utils.graph import Job
 from paper_utils.run import ROOT
 
@@ -357,19 +357,27 @@ def test_a_job_whose_weights_are_gone_is_not_done(elsewhere, monkeypatch):
     assert there.marker.exists() and not gone.marker.exists()
 
 
-def test_an_interruption_interrupts_snakemake(elsewhere, monkeypatch):
-    code = "import signal, sys, time; signal.signal(2, lambda *_: sys.exit(7)); " \
-           "print('up', file=sys.stderr, flush=True); time.sleep(60)"
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_interrupts_snakemake(elsewhere, monkeypatch, how):
+    """By SIGTERM a run that a script started with &, where SIGINT is ignored."""
+    code = "import sys, time; print('up', file=sys.stderr, flush=True); time.sleep(60)"
     monkeypatch.setattr(Batch, "command", lambda self, *_: [sys.executable, "-c", code])
     seen, start = [], subprocess.Popen
     monkeypatch.setattr(batch.subprocess, "Popen",
                         lambda *a, **k: seen.append(start(*a, **k)) or seen[0])
     monkeypatch.setattr(sys, "stderr", type("Screen", (), {
-        "write": lambda self, text: os.kill(os.getpid(), signal.SIGINT) if "up" in text else 0,
+        "write": lambda self, text: os.kill(os.getpid(), how) if "up" in text else 0,
         "flush": lambda self: None})())
-    with open(elsewhere / "lock", "w") as lock, pytest.raises(KeyboardInterrupt):
-        batch._snakemake(Batch("smoke"), lock.fileno())
-    assert seen[0].wait(30) == 7
+    before = signal.getsignal(signal.SIGINT)
+    if how != signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ended_by_signals(), open(elsewhere / "lock", "w") as lock, \
+                pytest.raises((KeyboardInterrupt, SystemExit)):
+            batch._snakemake(Batch("smoke"), lock.fileno())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen[0].wait(30) == -signal.SIGINT
 
 
 def test_a_key_that_a_profile_of_snakemake_does_not_have_is_one_line(tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def test_the_grid_is_every_width_on_every_nested_subset(profile):
 def test_the_grid_has_the_sizes_of_the_paper_and_fits_the_data(profile):
     grid = recipes.GRIDS[profile]
     assert {2**k for k in (6, 8, 10, 12, 14, 15)} <= set(grid.images)
-    assert max(grid.halves) <= 25_000 and set(grid.early) <= set(grid.images)
+    assert max(grid.halves) <= 25_000 and set(grid.watched) <= set(grid.images)
 
 
 def test_the_papers_grid_is_the_released_recipe():
@@ -90,6 +90,8 @@ def test_a_run_passes_through_its_shorter_ones():
     specs = recipes.regime_specs("laptop")
     found = recipes.prefixes(specs["unet-96-n64"], specs)
     assert found == {1563: "unet-96-n64@50000", 6250: "unet-96-n64@200000"}
+    longer = recipes.prefixes(specs["unet-96-n64@800000"], specs)
+    assert longer == found | {12500: "unet-96-n64"}
     assert not recipes.prefixes(specs["unet-192-n64"], specs)
     assert not recipes.prefixes(specs["unet-48-n64-half1"], specs)
 

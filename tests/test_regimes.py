@@ -45,7 +45,7 @@ def copies(a, b):
 
 def test_the_grid_knows_its_cells():
     table = regimes.grid(GRID)
-    assert len(table) == len(GRID) == 8 and (~table["last"]).sum() == 2
+    assert len(table) == len(GRID) == 8 and table.moment.sum() == 2
     assert sorted(regimes.cells(table)[["images", "width"]].itertuples(index=False, name=None)) == [
         (2, 8), (2, 16), (2, 32), (4, 8), (4, 16)]
 
@@ -175,13 +175,13 @@ def test_a_network_is_as_far_from_a_closed_form_as_it_is():
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
     """The laptop profile with a grid of three cells, one of them trained and added by the fleet."""
-    grid = replace(recipes.GRIDS["smoke"], budgets=(64,), budget=128)
+    grid = replace(recipes.GRIDS["smoke"], moments=(64, 256), budget=128)
     monkeypatch.setitem(recipes.GRIDS, "laptop", grid)
     monkeypatch.setitem(profiles.PROFILES, "laptop", replace(SMOKE, name="laptop", shipped=True))
     monkeypatch.setattr(zoo, "REGIMES", tmp_path / "zoo")
     zoo.REGIMES.mkdir()
-    fleet.train_one("unet-8-n32", "laptop", "cpu", tmp_path, float("inf"))
-    for name in ("unet-8-n32", "unet-8-n32@64"):
+    fleet.train_one("unet-8-n32@256", "laptop", "cpu", tmp_path, float("inf"))
+    for name in ("unet-8-n32", "unet-8-n32@64", "unet-8-n32@256"):
         path = str(tmp_path / f"{name}.safetensors")
         assert fleet.main(["add", path, "--made", "by a test", "--noises", "5"]) == 0
     return profiles.PROFILES["laptop"]
@@ -190,8 +190,8 @@ def shipped(tmp_path, monkeypatch):
 def test_what_was_trained_is_loaded_and_the_rest_is_missing(shipped):
     images = data.load("bundled")
     found = regimes.trained(shipped, images)
-    assert list(found) == ["unet-8-n32", "unet-8-n32@64"]
-    assert [m.spec.images_seen for m in found.values()] == [128, 64]
+    assert list(found) == ["unet-8-n32", "unet-8-n32@64", "unet-8-n32@256"]
+    assert [m.spec.images_seen for m in found.values()] == [128, 64, 256]
     small = replace(shipped, grid_noises=5)
     sheets = regimes.samples(found, small)
     again = {name: data.to_bytes(m.generate(models.BANK[:5])) for name, m in found.items()}
@@ -252,7 +252,7 @@ def test_a_missing_size_breaks_the_curve():
     assert lines["width 32"][0] == 0.5 and lines["width 32"][1] != lines["width 32"][1]
     bar, = [segment for drawn in figure.axes[0].collections if isinstance(drawn, LineCollection)
             for segment in drawn.get_segments()]
-    alone = gl[(gl.width == 32) & (gl.images == 2) & gl["last"]].iloc[0]
+    alone = gl[(gl.width == 32) & (gl.images == 2) & ~gl.moment].iloc[0]
     assert bar[:, 1].tolist() == [alone.low, alone.high]  # a point without neighbours
 
 
