@@ -12,7 +12,8 @@
 # This is the companion to *The Emergence of Reproducibility and Consistency in Diffusion Models*
 # (Zhang, Zhou, Lu, Guo, Wang, Shen, Qu; ICML 2024). The paper found that different diffusion
 # models, given the same noise and a deterministic sampler, make nearly the same image. Each
-# notebook regenerates one section; all of them rest on one idea, shown below in a few cells.
+# notebook regenerates one section; this one shows the finding itself, and the idea that all of them
+# rest on, in a few cells.
 #
 # **Everything is a denoiser.** Whatever the framework, write the diffused image as *x(t) = s(t)
 # (x₀ + σ(t) ε)* and work with *u = x / s*. Then every model is one function *D(u; σ)* that
@@ -24,7 +25,8 @@ profile: str = "laptop"
 noises: int = 0
 
 # %%
-from paper_utils import claims, data, denoisers, models, noise, plots, profiles, run, samplers
+from paper_utils import claims, data, denoisers, descriptors, models, noise, plots, profiles, run
+from paper_utils import samplers, scores, zoo
 
 run.check_parameters()
 sizes = profiles.get(profile)
@@ -37,25 +39,33 @@ print(f"{len(training)} training images, {bank.name}")
 # ## A noise that everybody shares
 #
 # Noise *k* of the bank is the same array on every machine, whatever the batch or the device. That
-# is what makes "the same noise" mean something. Here are two denoisers nobody trained: the optimal
-# denoiser of the training set, whose samples are training images (the paper's theorem), and the
-# Gaussian denoiser, which knows the mean and the covariance of the data and nothing else. Both
-# start from the same noises and use the same solver.
+# is what makes "the same noise" mean something. A column below is one noise. The U-Net and the
+# transformer share neither architecture nor framework nor solver; both learned from 32,768 images
+# of CIFAR-10, on a CPU. Two denoisers nobody trained: the Gaussian denoiser, which knows the mean
+# and the covariance of the data and nothing else, and the optimal denoiser of the training set,
+# whose samples are training images (the paper's theorem). And a GAN and a VAE, for which a noise
+# means something else.
 
 # %%
-optimal = denoisers.OptimalDenoiser(training.pixels)
-gaussian = models.gaussian(training)
 solver = samplers.Solver("heun", steps=18)
 shared = bank[:noises or 12]
-rows = {"optimal": data.to_bytes(samplers.sample(optimal, shared, solver)),
-        "gaussian": data.to_bytes(samplers.sample(gaussian, shared, solver))}
-output.figure(plots.sample_grid(rows, columns=len(shared), title="Two closed-form denoisers"),
+trained = {"U-Net": models.shipped("unet-96-n32768", zoo.REGIMES),
+           "transformer": models.shipped("dit-n32768", zoo.REGIMES),
+           "GAN": models.shipped("gan-32"), "VAE": models.shipped("vae-32")}
+rows = {name: data.to_bytes(model.generate(shared, name)) for name, model in trained.items()}
+closed = {"Gaussian denoiser": models.gaussian(training),
+          "optimal denoiser": denoisers.OptimalDenoiser(training.pixels)}
+rows |= {name: data.to_bytes(samplers.sample(form, shared, solver))
+         for name, form in closed.items()}
+shown = ("U-Net", "transformer", *closed, "GAN", "VAE")
+rows = {name: rows[name] for name in shown}
+output.figure(plots.sample_grid(rows, columns=len(shared), title="One noise per column"),
               "fig_start_here")
 
 # %% [markdown]
 # ## A denoiser of your own
 #
-# A denoiser is any function of `u` and `sigma`. Anything that can be written so joins every table
+# A denoiser is any function of `u` and `sigma`. Anything that can be written so joins every score
 # of this project, a network of yours or a diffusers pipeline (`denoisers.from_diffusers`)
 # included. This one answers with the mean image, whatever it sees; its sample is the mean image
 # from any noise. (The state *u* is kept in double precision: a network in single precision joins
@@ -63,8 +73,26 @@ output.figure(plots.sample_grid(rows, columns=len(shared), title="Two closed-for
 
 # %%
 mean = data.to_unit(training.pixels).mean(0)
-constant = samplers.sample(lambda u, sigma: mean.to(u).expand_as(u), bank[:2], solver)
+constant = samplers.sample(lambda u, sigma: mean.to(u).expand_as(u), shared, solver)
 print("largest distance from the mean image:", round((constant - mean).abs().max().item(), 4))
+rows["mean image"] = data.to_bytes(constant)
+
+# %% [markdown]
+# ## Do they make the same image?
+#
+# **RP** is the share of noises whose two images are copies of each other by a copy-detection
+# descriptor, the **MAE score** the share whose mean pixel difference is under 15 of 255. U-Net and
+# transformer agree with each other more than either does with the Gaussian denoiser: they share
+# what training taught them. (Few noises, so the scores are coarse; `02_two_regimes` has these
+# models with 256 noises and intervals.)
+
+# %%
+describe = descriptors.load("cifar-copy")
+features = {name: descriptors.features(describe, images) for name, images in rows.items()}
+maps = {"RP": scores.pairwise(features, scores.copies(describe.threshold)),
+        "MAE score": scores.pairwise(rows, scores.close)}
+output.figure(plots.heatmaps(maps, list(rows), 0.0, f"{len(shared)} noises"),
+              "fig_start_here_scores")
 
 # %% [markdown]
 # ## Where to go from here

@@ -31,8 +31,6 @@ hyperplane: int = 0
 device: str = "cpu"
 
 # %%
-from functools import partial
-
 from paper_utils import claims, data, descriptors, explore, models, plots, profiles, run, scores
 from paper_utils import tables
 
@@ -85,16 +83,16 @@ output.figure(plots.sample_grid(images, title="One noise per column, one model p
 # Every score has a 95 % interval (bootstrap over noises, or Wilson's where no noise or every
 # noise is a hit) and a baseline, the same score with the noises shuffled. The paper's descriptor,
 # SSCD, is made for larger pictures and is a download; here the project's own descriptor for 32×32
-# images stands in for it, under its own name, and the last table shows RP under every descriptor
-# at hand.
+# images stands in for it, under its own name; below, a table has RP under every descriptor at
+# hand.
 
 # %%
 features = {name: descriptors.features(describe, rows) for name, rows in images.items()}
-copies = partial(scores.copies, threshold=describe.threshold)
+copies = scores.copies(describe.threshold)
 rp = scores.pairwise(features, copies, sizes.resamples)
 mae = scores.pairwise(images, scores.close, sizes.resamples)
-output.table(rp, "tab_rp_pairs")
-output.table(mae, "tab_mae_pairs").head(3)
+output.table(mae, "tab_mae_pairs")
+output.table(rp, "tab_rp_pairs").head(3)
 
 # %%
 diffusion = [name for name, model in everything.items() if model.trained_diffusion]
@@ -137,7 +135,7 @@ output.figure(plots.heatmaps({"RP score": rp, "MAE score": mae}, contrast + leas
 known = tables.features_of(describe, training)
 real = tables.features_of(describe, held_out)
 judged = features | {"held-out": real[:sizes.held_out]}
-gl = tables.gl_table(judged, {name: known for name in judged}, describe.threshold, sizes.resamples)
+gl = tables.gl_table(judged, known, describe.threshold, sizes.resamples)
 output.table(gl, "tab_gl")
 rows = tables.model_table(everything, features, gl, real, f"{describe.name}, {sizes.noises} images")
 output.table(rows, "tab_models")
@@ -158,9 +156,11 @@ explore.nearest(images, features, training.pixels, known, describe.threshold)
 # Three noises span a plane. Every point of it is a noise (rescaled to unit variance); its colour
 # tells which of the three corner images the model's image is most like, and the paler, the less
 # alike. Models that learned the same map from noise to image divide the plane alike. Look at the
-# GANs and VAEs too: any smooth map keeps a noise near the corner it is nearest to, so likeness
-# here is weaker evidence than it looks. Only a model that jumps, as the optimal denoiser does
-# between training images, breaks the pattern.
+# GANs and VAEs too: a smooth map mostly keeps a noise near the corner it is nearest to, so likeness
+# here is weaker evidence than it looks. Where the colour is pale, the image is like none of the
+# three, and which of them is the least unlike says little: there even seeds of one recipe differ.
+# A model that jumps, as the optimal denoiser does between training images, breaks the pattern
+# where the colours are full.
 
 # %%
 shown = [name for name in everything if name != "local"]
@@ -189,8 +189,8 @@ explore.hyperplane(planes, maps)
 # is its home ground. Every threshold but SSCD's own is chosen by one rule, on images the
 # descriptor was not trained on: five in a million pairs of different real images exceed it. The
 # share of test pairs above it is measured afterwards (near-duplicates, of which CIFAR-10 has
-# some, count as errors). This table was measured once and is shipped; the next one, RP under
-# every descriptor, is computed here.
+# some, count as errors). This table was measured once and is shipped; the next one, RP of all
+# diffusion models under every descriptor, students included, is computed here.
 
 # %%
 output.table(tables.copy_detection(), "tab_copy_detection", digits=3).T
@@ -202,16 +202,16 @@ output.table(by_descriptor, "tab_rp_by_descriptor")
 
 # %% [markdown]
 # And with one descriptor, does it hang on the cosine from which two images count as copies? In the
-# first column its own threshold and others.
+# first column its own threshold and others; the models of many steps alone.
 
 # %%
 by_threshold = tables.rp_by_threshold(of_many, features["gaussian"], describe.threshold)
 output.table(by_threshold, "tab_rp_by_threshold")
 
 # %% [markdown]
-# Where the descriptors differ, look at the recall of each descriptor above: one that fails to find an
-# image again under a little noise or blur calls two images different that differ in grain alone,
-# and grain is what models of a small training budget differ in.
+# Where the descriptors differ, look at how well each finds an image again under noise and blur
+# (first table): one that fails there calls two images different that differ in grain alone, and
+# grain is what models of a small training budget differ in.
 #
 # ## The claims, and the paper's numbers beside ours
 #

@@ -32,8 +32,6 @@ live: int = 0
 device: str = "cpu"
 
 # %%
-from functools import partial
-
 from paper_utils import claims, data, descriptors, explore, mixture, models, plots, profiles
 from paper_utils import recipes, regimes, run, scores, tables
 
@@ -41,7 +39,7 @@ run.check_parameters()
 sizes = profiles.get(profile, grid_noises=grid_noises, live=live)
 output = plots.Output.of(profile, descriptor=descriptor, grid_noises=grid_noises, live=live)
 describe = descriptors.load(descriptor, device)
-copies = partial(scores.copies, threshold=describe.threshold)
+copies = scores.copies(describe.threshold)
 training = data.load(sizes.dataset)
 held_out = data.load(sizes.dataset, "test")
 
@@ -50,15 +48,15 @@ held_out = data.load(sizes.dataset, "test")
 #
 # Their samples are of the same noises, those of all U-Nets by the same solver. The first few images
 # of each are generated again here and compared with the shipped ones, but for those that ship as
-# images alone: the moments of training before its end, the other halves and a transformer.
+# images alone: other moments of training than the budget all share (*moment*), models of the other
+# half of the dataset (*half* 1) and a transformer.
 
 # %%
 found = regimes.trained(sizes, training, device)
 grid, transformers = regimes.grid(found), regimes.transformers(found)
 images = regimes.samples(found, sizes)
 check = tables.check_sheets(found, images, min(sizes.live, 4))
-check = check.rename(columns={"images": "generated again"})
-output.table(grid.merge(check, how="left"), "tab_regimes_models").drop(columns="largest")
+output.table(grid.merge(check, how="left"), "tab_regimes_models")
 
 # %% [markdown]
 # ## Reproducibility and generalization against the number of images
@@ -67,7 +65,8 @@ output.table(grid.merge(check, how="left"), "tab_regimes_models").drop(columns="
 # intervals: of the bootstrap, or Wilson's where no or every noise is a hit. The pale curves are
 # the paper's, for widths of 64, 128 and 256; shaded are its two regimes. The control is the
 # Gaussian denoiser of the same N images, which nobody trained: networks that learned little are
-# near it, and agree with each other for that reason alone. Held-out real images score below 1 in
+# near it, and agree with each other for that reason alone (dashed, in the colour of the width).
+# Held-out real images score below 1 in
 # GL too (`held-out` in the table), for two reasons: CIFAR-10 has near-duplicates, and the
 # descriptor has false alarms (by eye, at 32,768 training images, for less than one held-out image
 # in a hundred).
@@ -86,6 +85,8 @@ against = {name: regimes.with_closed_form(grid, images, features, theirs, descri
 by_pixels = regimes.between_widths(grid, images, scores.close, sizes.resamples)
 output.table(rp.assign(**{"MAE score": by_pixels.score}), "tab_rp_against_images")
 output.table(gl, "tab_gl_against_images")
+
+# %%
 nested = regimes.cells(gl)
 curves = {"RP between widths": regimes.beside_control(rp, against["gaussian"]),
           "GL": nested.assign(pair="width " + nested.width.astype(str))}
@@ -100,11 +101,11 @@ output.figure(plots.scores_against(curves, "pair", paper=paper, shaded=True,
 
 # %%
 width = regimes.fullest_width(grid)
-column = regimes.cells(grid)[lambda rows: rows.width == width].sort_values("images")
+one_width = regimes.cells(grid)[lambda rows: rows.width == width].sort_values("images")
 nearest = {name: regimes.with_nearest(found[name].spec, images[name], features[name],
                                       training.pixels, known)
            for name in regimes.cells(grid).model}
-strips = {f"{row.images:,} images": nearest[row.model] for row in column.itertuples()}
+strips = {f"{row.images:,} images": nearest[row.model] for row in one_width.itertuples()}
 output.figure(plots.gallery(strips, title=f"Width {width}: samples and nearest training images"),
               "fig_nearest_images")
 
@@ -128,21 +129,24 @@ explore.training_images(grid, nearest, rp, nested)
 output.table(against["optimal"], "tab_rp_with_optimal")
 output.table(against["gaussian"], "tab_rp_with_gaussian")
 output.table(against["local"], "tab_rp_with_local")
-panels = {f"{name.capitalize()} denoiser": table for name, table in against.items()}
-paper = {"Optimal denoiser": claims.paper_curves("optimal", "width")}
+panels = {f"{name.capitalize()} denoiser, {table.n.max()} noises": table
+          for name, table in against.items()}
+paper = {next(iter(panels)): claims.paper_curves("optimal", "width")}
 output.figure(plots.scores_against(panels, "width", paper=paper, shaded=True,
                                    labels=dict.fromkeys(panels, "RP")),
               "fig_rp_with_closed_forms")
 
 # %% [markdown]
 # The same question asked of the denoisers themselves: how far is the network's answer from that of
-# each closed form, at one noise level, for held-out images? (Where the noise is low these lie far
-# from every training image, and there the optimal denoiser jumps to one of those: even a network
-# that copies does not follow it off its training set.)
+# each closed form, at each noise level? Above for held-out images: where the noise is low these lie
+# far from every training image, and the optimal denoiser jumps to one of those, which no network
+# does. Below for images that all of the networks trained on, where a network that copies can be
+# told from one that does not.
 
 # %%
-networks = {row.images: found[row.model].denoiser() for row in column.itertuples()}
-distances = regimes.denoiser_distances(networks, training, held_out.pixels[:16], sizes, device)
+networks = {row.images: found[row.model].denoiser() for row in one_width.itertuples()}
+asked = {"held-out images": held_out.pixels[:16], "training images": training.pixels[:4]}
+distances = regimes.denoiser_distances(networks, training, asked, sizes, device)
 output.table(distances, "tab_denoiser_distances", digits=3)
 output.figure(plots.distances_against_sigma(distances), "fig_denoiser_distances")
 
@@ -162,7 +166,7 @@ alike = regimes.across_architectures(found, features, described, copies, sizes.r
 close = regimes.across_architectures(found, images, forms, scores.close, sizes.resamples)
 copied = regimes.generalization(found, transformers, features, known, real, describe.threshold,
                                 sizes.resamples)
-output.table(copied.merge(check, how="left"), "tab_transformers").drop(columns="largest")
+output.table(copied.merge(check, how="left"), "tab_transformers")
 
 # %%
 if alike:
@@ -172,7 +176,7 @@ if alike:
             for score, by_images in {"RP": alike, "MAE score": close}.items()}
     widths = sorted(regimes.cells(grid).width.unique())
     output.figure(plots.heatmaps(maps, [*(f"U-Net {w}" for w in widths), "DiT", *forms], 0.0,
-                                 columns=2, note=f"{sizes.grid_noises} noises"),
+                                 columns=2, note=f"{sizes.grid_noises} noises; blank: not trained"),
                   "fig_rp_across_architectures")
 
 # %% [markdown]
@@ -185,7 +189,7 @@ if alike:
 
 # %%
 ratio = regimes.nearer_than_second(found, grid, images, training.pixels, sizes.resamples)
-halves = regimes.across_halves(grid, features, describe.threshold, sizes.resamples)
+halves = regimes.across_halves(grid, features, copies, sizes.resamples)
 output.table(ratio, "tab_nearer_than_second")
 output.table(halves, "tab_disjoint_halves")
 views = {"Copies by pixel distance": ratio, "Trained on disjoint halves": halves}
@@ -197,19 +201,20 @@ output.figure(plots.scores_against(views, "width", shaded=True, labels=dict(
 # et al. 2025), at a time that grows with their number.
 
 # %%
-time = regimes.over_training(grid, features, gl, describe.threshold, sizes.resamples)
+time = regimes.over_training(grid, features, gl, copies, sizes.resamples)
 output.table(time, "tab_over_training")
-moments = {f"{n} training images": rows for n, rows in time.groupby("images")} or {"": time}
-output.figure(plots.scores_against(moments, "what", x="images seen"), "fig_over_training")
+moments = {f"{n} training images": rows for n, rows in time.groupby("images")}
+output.figure(plots.scores_against(moments or {"": time}, "what", x="images seen"),
+              "fig_over_training")
 
 # %% [markdown]
 # ## A mixture of Gaussians, where both truths are known
 #
 # The paper's settings of this study were not seen; these are ours. The network trains on N points
-# of a mixture in 16 dimensions. Its error to the empirical optimum of those points and its error to
-# the exact denoiser of the mixture cross: with few points it is nearer to the former, with many to
-# the latter. Where the two truths are closer to each other than the network is to either (dashed),
-# nothing can be decided, and a crossing there is no part of the claim.
+# of a mixture in 16 dimensions. The expectation: its error to the empirical optimum of those points
+# and its error to the exact denoiser of the mixture cross, for with few points it is nearer to the
+# former, with many to the latter. Where the two truths are closer to each other than the network is
+# to either (dashed), nothing can be decided, and a crossing there is no part of the claim.
 
 # %%
 study = mixture.STUDIES[profile]
@@ -224,11 +229,13 @@ output.figure(plots.mixture_errors(errors), "fig_mixture")
 #
 # The paper's widths are 64, 128 and 256; ours stand beside them in the order of their size.
 
-# %% tags=["nbval-ignore-output"]
-verdicts = claims.two_regimes(rp, nested, against["optimal"], against["gaussian"], halves, errors,
-                              crossings, alike)
+# %%
 ours = {"RP": (rp, "pair"), "GL": (nested, "width"),
         "optimal": (against["optimal"], "width")}
 beside = claims.regimes_beside_the_paper(ours, recipes.GRIDS[profile].widths)
 output.table(beside, "tab_paper_numbers_regimes")
+
+# %% tags=["nbval-ignore-output"]
+verdicts = claims.two_regimes(rp, nested, against["optimal"], against["gaussian"], halves, errors,
+                              crossings, alike)
 claims.save(verdicts, "two_regimes", output, device)

@@ -32,8 +32,6 @@ imagenet: str = ""
 device: str = "cpu"
 
 # %%
-from functools import partial
-
 from paper_utils import claims, conditional, data, descriptors, models, plots, profiles, recipes
 from paper_utils import run, scores, tables, zoo
 
@@ -42,7 +40,7 @@ sizes = profiles.get(profile, class_noises=class_noises, live=live)
 output = plots.Output.of(profile, descriptor=descriptor, class_noises=class_noises, live=live,
                          shown_noise=shown_noise, imagenet=imagenet)
 describe = descriptors.load(descriptor, device)
-copies = partial(scores.copies, threshold=describe.threshold)
+copies = scores.copies(describe.threshold)
 training = data.load(sizes.dataset)
 conditional.check_noise(shown_noise, sizes)
 
@@ -51,7 +49,8 @@ conditional.check_noise(shown_noise, sizes)
 #
 # Four conditional models, each the twin of an unconditional one of section 2: the same network
 # with a class label, a tenth of the labels dropped in training so that it can be guided. U-ViT saw
-# half as many images as its twin, so it is left out where twins are compared. On the `laptop`
+# half as many images as its twin: it stands in the maps, but is left out of the table that compares
+# twins and of its verdict. On the `laptop`
 # profile weights and images come from `zoo/conditional/`; the first noise of each is sampled again
 # here, with every class, and compared.
 
@@ -95,8 +94,10 @@ rp_cond["other class"] = conditional.other_class(rp_cond, features, copies)
 rp_plain = scores.pairwise(plain, copies, sizes.resamples)
 compared = [*twin.values(), "gaussian"]
 rp_twins = claims.among(rp_plain, compared)
-output.table(rp_cond, "tab_rp_cond")
 output.table(rp_twins, "tab_rp_unconditional_twins")
+output.table(rp_cond, "tab_rp_cond")
+
+# %%
 short = {f"{name}-cond": name for name in compared}
 both = {"RP_cond": rp_cond.replace(short), "RP of the unconditional twins": rp_twins}
 note = f"{sizes.class_noises} noises, 10 classes, {describe.name} > {describe.threshold:.2f}"
@@ -144,19 +145,19 @@ output.table(same, "tab_same_winning_class")
 # %%
 guided = conditional.guided_samples(found, {name: images[name] for name in found}, sizes)
 again = {name: conditional.guided(model, 2.0) for name, model in found.items()}
-tables.check_sheets(again, guided[2.0], min(sizes.live, 2))
+tables.check_sheets(again, guided[2.0], min(sizes.live, 2))  # an error where they differ
 described = {weight: {name: descriptors.features(describe, rows) for name, rows in part.items()}
              for weight, part in guided.items()}
 guidance = conditional.over_guidance(described, copies, sizes.resamples)
 output.table(guidance, "tab_rp_cond_guidance")
-output.figure(plots.scores_against({"RP_cond against guidance": guidance}, "pair", "guidance",
-                                   linear=True, labels={"RP_cond against guidance": "RP_cond"}),
+output.figure(plots.curves({"RP_cond": guidance}, "pair", "guidance", "guidance weight"),
               "fig_guidance")
 
 # %%
 first = next(iter(found))
 rows = {f"weight {weight:g}": part[first] for weight, part in guided.items()}
-output.figure(plots.sample_grid(rows, columns=10, heads=data.CLASSES, title=first),
+output.figure(plots.sample_grid(rows, columns=10, heads=data.CLASSES,
+                                title=f"{first}: every column another noise and class"),
               "fig_guidance_samples")
 
 # %% [markdown]

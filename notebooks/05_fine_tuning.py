@@ -32,7 +32,7 @@ device: str = "cpu"
 
 # %%
 from paper_utils import claims, data, descriptors, fine_tuning, plots, profiles, recipes
-from paper_utils import regimes, run, tables
+from paper_utils import regimes, run, scores, tables
 
 run.check_parameters()
 sizes = profiles.get(profile, transfer_noises=transfer_noises, live=live)
@@ -40,6 +40,7 @@ study = recipes.transfer(profile, pretraining)
 output = plots.Output.of(profile, descriptor=descriptor, pretraining=pretraining,
                          transfer_noises=transfer_noises, live=live)
 describe = descriptors.load(descriptor, device)
+copies = scores.copies(describe.threshold)
 target = data.load(study.target)
 which = f"pre-trained on {data.title(study.base)}, fine-tuned on {data.title(study.target)}"
 print(which)
@@ -58,7 +59,7 @@ found = fine_tuning.trained(sizes, pretraining, device)
 grid = fine_tuning.grid(found)
 images = fine_tuning.samples(found, sizes)
 again = fine_tuning.spot_checks(found, sizes.live)
-tables.check_sheets(again, images, 1)
+tables.check_sheets(again, images, 1)  # an error where they differ
 output.table(fine_tuning.ways(found, grid), "tab_fine_tuning_ways")
 
 # %%
@@ -79,13 +80,15 @@ output.figure(plots.sample_grid(rows, columns=10, title=f"One noise per column; 
 features = {name: descriptors.features(describe, part) for name, part in images.items()}
 known = fine_tuning.known_features(describe, study.target)
 real = fine_tuning.known_features(describe, study.target, "test")[:sizes.held_out]
-rp = fine_tuning.reproducibility(grid, features, describe.threshold, sizes.resamples)
+rp = fine_tuning.reproducibility(grid, features, copies, sizes.resamples)
 gl = fine_tuning.generalization(grid, features, known, real, describe.threshold, sizes.resamples)
 output.table(rp, "tab_fine_tuning_rp")
 output.table(gl, "tab_fine_tuning_gl")
+
+# %%
 panels = {"RP, different starts": rp[rp.pair == fine_tuning.OTHER], "GL": gl}
-output.figure(plots.scores_against(panels, "way", title=which,
-                                   labels=dict(zip(panels, ("RP", "GL")))), "fig_fine_tuning")
+output.figure(plots.scores_against(panels, "way", labels=dict(zip(panels, ("RP", "GL"))),
+                                   title=which, xlabel="fine-tuning images"), "fig_fine_tuning")
 
 # %% [markdown]
 # ## Does the shared start explain it?
@@ -94,11 +97,13 @@ output.figure(plots.scores_against(panels, "way", title=which,
 # of different ones. The table has the difference, on the same noises.
 
 # %%
-gain = fine_tuning.shared_start(grid, features, describe.threshold, sizes.resamples)
+gain = fine_tuning.shared_start(grid, features, copies, sizes.resamples)
 output.table(gain, "tab_shared_start")
+
+# %%
 both = {way: rp[rp.way == way] for way in recipes.WAYS if way != "scratch"}
-output.figure(plots.scores_against(both, "pair", title=which, labels=dict.fromkeys(both, "RP")),
-              "fig_shared_start")
+output.figure(plots.scores_against(both, "pair", labels=dict.fromkeys(both, "RP"), title=which,
+                                   xlabel="fine-tuning images"), "fig_shared_start")
 
 # %% [markdown]
 # ## What do they agree with?
@@ -108,18 +113,18 @@ output.figure(plots.scores_against(both, "pair", title=which, labels=dict.fromke
 # than this says little. How far do the two pre-trained networks agree with each other?
 
 # %%
-bases = fine_tuning.agreement_of_bases(features, describe.threshold, sizes.resamples)
+bases = fine_tuning.agreement_of_bases(features, copies, sizes.resamples)
 print(f"RP of the two pre-trained networks: {bases}")
 start = dict.fromkeys(grid.images.unique(), features["base"])
 closed = regimes.closed_samples("gaussian", target, sorted(grid.images.unique()), sizes, device)
 closed = {n: descriptors.features(describe, part) for n, part in closed.items()}
-with_start = fine_tuning.against(grid, features, start, describe.threshold, sizes.resamples)
-gaussian = fine_tuning.against(grid, features, closed, describe.threshold, sizes.resamples)
+with_start = fine_tuning.against(grid, features, start, copies, sizes.resamples)
+gaussian = fine_tuning.against(grid, features, closed, copies, sizes.resamples)
 output.table(with_start, "tab_fine_tuning_with_base")
 output.table(gaussian, "tab_fine_tuning_with_gaussian")
 panels = {"With the pre-trained network": with_start, "With the Gaussian denoiser": gaussian}
-output.figure(plots.scores_against(panels, "way", title=which,
-                                   labels=dict.fromkeys(panels, "RP")), "fig_fine_tuning_against")
+output.figure(plots.scores_against(panels, "way", labels=dict.fromkeys(panels, "RP"), title=which,
+                                   xlabel="fine-tuning images"), "fig_fine_tuning_against")
 
 # %% [markdown]
 # ## The claims

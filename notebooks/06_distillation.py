@@ -30,8 +30,6 @@ live: int = 0
 device: str = "cpu"
 
 # %%
-from functools import partial
-
 from paper_utils import claims, data, descriptors, models, plots, profiles, run, scores, students
 from paper_utils import tables
 
@@ -76,7 +74,7 @@ output.figure(plots.sample_grid({name: images[name] for name in shown},
 
 # %%
 features = {name: descriptors.features(describe, rows) for name, rows in images.items()}
-copies = partial(scores.copies, threshold=describe.threshold)
+copies = scores.copies(describe.threshold)
 note = f"{sizes.grid_noises} noises, descriptor {describe.name} > {describe.threshold:.2f}"
 with_teacher = {"RP with the teacher": students.with_teacher(runs, features, copies,
                                                              sizes.resamples),
@@ -142,19 +140,18 @@ output.figure(plots.curves(panels, "series", "evaluations", "network evaluations
 # Progressive students blur the more, the fewer their steps, and blurred images are alike. If that
 # were all, a student would agree with the models it never saw more than its sharper teacher does,
 # and would lose this lead once both sides go through the same low-pass filter. Left: mean RP with
-# those models; right: the student's RP with them less its teacher's.
+# those models, and of those among themselves; right: the student's RP with them less its teacher's.
 
 # %%
 part = {name: everyone[name] for name in (students.TEACHER, *one_step, *unseen)}
 filtered = students.filtered(part, describe)
 smooth = students.after_low_pass(filtered, [students.TEACHER, *one_step], list(unseen),
-                                 describe.threshold, sizes.resamples)
-gains = students.gain_over_teacher(filtered, one_step, list(unseen), describe.threshold,
-                                   sizes.resamples)
+                                 copies, sizes.resamples)
+gains = students.gain_over_teacher(filtered, one_step, list(unseen), copies, sizes.resamples)
 output.table(smooth, "tab_low_pass")
 output.table(gains, "tab_gain_over_teacher")
 panels = {"RP with unseen models": smooth,
-          "student less teacher": gains.rename(columns={"difference": "score"})}
+          "RP: student less teacher": gains.rename(columns={"difference": "score"})}
 output.figure(plots.curves(panels, "who", "width", "low-pass filter of both sides, pixels",
                            title=note), "fig_low_pass")
 
@@ -165,7 +162,10 @@ output.figure(plots.curves(panels, "who", "width", "low-pass filter of both side
 
 # %% tags=["nbval-ignore-output"]
 numbers = claims.beside_the_paper(rp, mae)
-output.table(numbers[numbers.ours.notna()], "tab_paper_numbers_students")
+with_student = numbers[["our model", "our other"]].isin(one_step).any(axis=1)
+output.table(numbers[with_student & numbers.ours.notna()], "tab_paper_numbers_students")
+
+# %% tags=["nbval-ignore-output"]
 sharp = price.set_index("run").sharpness[[students.TEACHER, *one_step]].to_dict()
 verdicts = claims.distillation(rp, list(unseen), with_teacher["RP with the teacher"],
                                students.UNDISTILLED, gains, sharp)

@@ -21,7 +21,7 @@ from torch import Tensor
 from paper_utils import artifacts, scores
 from paper_utils.errors import UserError, choose
 from paper_utils.plots import GENERALIZATION, MEMORIZATION, Output
-from paper_utils.scores import Score
+from paper_utils.scores import CONTROL, Score
 
 # section of claims.json -> the notebook that decides it
 SECTIONS = {"unconditional": "01_unconditional", "two_regimes": "02_two_regimes",
@@ -764,8 +764,9 @@ def noise_decides(blocks: pd.DataFrame) -> Claim:
 
 def gap_grows(curves: pd.DataFrame) -> Claim:
     """This project's question: what the step size does to the gap. curves: RP by step size x."""
-    weak, strong = (curves[curves.x == end].set_index("who")
-                    for end in (curves.x.min(), curves.x.max()))
+    blocks = curves[~curves.who.str.startswith(CONTROL)]
+    weak, strong = (blocks[blocks.x == end].set_index("who")
+                    for end in (blocks.x.min(), blocks.x.max()))
     statement = "A larger step size parts the families (our question)"
     rule = ("from the smallest to the largest step size RP across falls (intervals apart), and by "
             "more than inside either family")

@@ -6,7 +6,6 @@ them are [n, classes, d].
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import combinations
 
 import pandas as pd
@@ -92,7 +91,7 @@ def imagenet_rp(found: Mapping[str, Model], images: Mapping[str, Tensor], descri
         raise UserError(f"pipelines with noises of different shapes share none ({shapes}): compare "
                         "pipelines of one latent size")
     rows = {name: features(descriptor, part) for name, part in images.items()}
-    return scores.pairwise(rows, partial(scores.copies, threshold=descriptor.threshold), resamples)
+    return scores.pairwise(rows, scores.copies(descriptor.threshold), resamples)
 
 
 def check_noise(noise: int, profile: Profile) -> None:

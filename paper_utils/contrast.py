@@ -263,13 +263,13 @@ def load_checkpoint(spec: Spec, images: Images, path: Path) -> State | None:
         return None
     state, made = load_tensors(path)
     if made != _made(spec, images):
-        raise UserError(f"checkpoint {path} belongs to another specification: give this run a "
-                        "folder of its own")
+        raise UserError(f"checkpoint {path} belongs to another specification or other images: "
+                        "give this run a folder of its own")
     return state
 
 
 def _made(spec: Spec, images: Images) -> dict[str, str]:
-    return {"spec": json.dumps(asdict(spec) | {"images": len(images)})}
+    return {"spec": json.dumps(asdict(spec) | {"images": len(images)}), "subset": images.hash}
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:

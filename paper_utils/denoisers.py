@@ -40,19 +40,17 @@ Coefficients = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Framework:
-    """A perturbation process, the network's parameterization, and the loss it is trained with.
+    """A perturbation process, the network's parameterization, and the noise it is trained with.
 
     precondition: sigma -> (c_skip, c_out, c_in, c_noise), so that
         D(u; sigma) = c_skip u + c_out F(c_in u; c_noise)         (Karras et al. 2022, eq. 7)
     noise_level: quantile in (0, 1) -> sigma, the training distribution of noise levels.
-    weight: sigma -> weight of |D - x0|^2 in the training loss.
     """
 
     name: str
     label: str
     precondition: Callable[[Tensor], Coefficients]
     noise_level: Callable[[Tensor], Tensor]
-    weight: Callable[[Tensor], Tensor]
     sigma_min: float
     sigma_max: float
 
@@ -130,11 +128,6 @@ def guided(denoiser: Preconditioned, weight: float) -> Denoiser:
     return answer
 
 
-def _epsilon_weight(sigma: Tensor) -> Tensor:
-    """|eps_hat - eps|^2 = |D - x0|^2 / sigma^2 (the unweighted loss of Ho et al. 2020)."""
-    return 1 / sigma**2
-
-
 def _epsilon_prediction(c_in: Callable, c_noise: Callable) -> Callable[[Tensor], Coefficients]:
     return lambda sigma: (torch.ones_like(sigma), -sigma, c_in(sigma), c_noise(sigma))
 
@@ -182,7 +175,7 @@ def vp() -> Framework:
     time = _between(1e-5, 1.0)
     precondition = _epsilon_prediction(_unit_variance, lambda s: 999 * _vp_time(s))
     return Framework("vp", "VP, continuous", precondition, lambda q: _vp_sigma(time(q)),
-                     _epsilon_weight, 0.001, 152.0)
+                     0.001, 152.0)
 
 
 def subvp() -> Framework:
@@ -194,7 +187,7 @@ def subvp() -> Framework:
     time = _between(5e-3, 1.0)
     precondition = _epsilon_prediction(_subvp_scale, lambda s: 999 * _subvp_time(s))
     return Framework("subvp", "sub-VP, continuous", precondition, lambda q: _subvp_sigma(time(q)),
-                     _epsilon_weight, 0.002, 152.0)
+                     0.002, 152.0)
 
 
 def discrete(alphas_cumprod: Tensor, prediction: str = "epsilon") -> Framework:
@@ -217,9 +210,10 @@ def discrete(alphas_cumprod: Tensor, prediction: str = "epsilon") -> Framework:
         rows = (quantile * len(sigmas)).long().clamp(max=len(sigmas) - 1)
         return sigmas.to(quantile.device)[rows].to(quantile.dtype)
 
-    coefficients, weight = _PREDICTIONS[prediction]
-    return Framework("vp-discrete", "VP, discrete", lambda s: (*coefficients(s), index(s)),
-                     noise_level, weight, low, high)
+    coefficients = _PREDICTIONS[prediction]
+    what = {"epsilon": "", "v_prediction": ", v-prediction", "sample": ", x0-prediction"}
+    return Framework("vp-discrete", f"VP, discrete{what[prediction]}",
+                     lambda s: (*coefficients(s), index(s)), noise_level, low, high)
 
 
 def _v_coefficients(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,15 +222,10 @@ def _v_coefficients(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return scale**2, -sigma * scale, scale
 
 
-def _v_weight(sigma: Tensor) -> Tensor:
-    return 1 + 1 / sigma**2
-
-
 _PREDICTIONS = {
-    "epsilon": (lambda s: (torch.ones_like(s), -s, _unit_variance(s)), _epsilon_weight),
-    "v_prediction": (_v_coefficients, _v_weight),
-    "sample": (lambda s: (torch.zeros_like(s), torch.ones_like(s), _unit_variance(s)),
-               torch.ones_like),
+    "epsilon": lambda s: (torch.ones_like(s), -s, _unit_variance(s)),
+    "v_prediction": _v_coefficients,
+    "sample": lambda s: (torch.zeros_like(s), torch.ones_like(s), _unit_variance(s)),
 }
 
 
@@ -254,8 +243,7 @@ def ve() -> Framework:
         one = torch.ones_like(sigma)
         return one, sigma, one, (sigma / 2).log()
 
-    return Framework("ve", "VE", precondition, lambda q: log_sigma(q).exp(), _epsilon_weight,
-                     low, high)
+    return Framework("ve", "VE", precondition, lambda q: log_sigma(q).exp(), low, high)
 
 
 def edm(sigma_data: float = 0.5) -> Framework:
@@ -267,11 +255,7 @@ def edm(sigma_data: float = 0.5) -> Framework:
     def noise_level(quantile: Tensor) -> Tensor:
         return (torch.special.ndtri(quantile.double().clamp(1e-7, 1 - 1e-7)) * 1.2 - 1.2).exp()
 
-    def weight(sigma: Tensor) -> Tensor:
-        return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
-
-    return Framework("edm", "EDM", precondition, lambda q: noise_level(q).to(q.dtype), weight,
-                     0.002, 80.0)
+    return Framework("edm", "EDM", precondition, lambda q: noise_level(q).to(q.dtype), 0.002, 80.0)
 
 
 def cosine(prediction: str, name: str, label: str) -> Framework:
@@ -281,20 +265,20 @@ def cosine(prediction: str, name: str, label: str) -> Framework:
     """
     low, high = 0.002, 80.0
     angle = _between(math.atan(low), math.atan(high))
-    coefficients, weight = _PREDICTIONS[prediction]
+    coefficients = _PREDICTIONS[prediction]
 
     def precondition(sigma: Tensor) -> Coefficients:
         return *coefficients(sigma), sigma.atan() * (999 * 2 / math.pi)
 
-    return Framework(name, label, precondition, lambda q: angle(q).tan(), weight, low, high)
+    return Framework(name, label, precondition, lambda q: angle(q).tan(), low, high)
 
 
 def f_prediction(process: Framework, sigma_data: float = 0.5) -> Framework:
     """The same process, noise levels and time embedding with EDM's output parameterization.
 
     eps-prediction multiplies the network's error by sigma, so it needs a long training before its
-    high noise levels are right; c_skip, c_out and the weight of EDM (Karras et al. 2022, table 1)
-    train in a fraction of that. The models trained on a CPU use it.
+    high noise levels are right; c_skip and c_out of EDM (Karras et al. 2022, table 1) train in a
+    fraction of that. The models trained on a CPU use it.
     """
     target = edm(sigma_data)
 
@@ -303,7 +287,7 @@ def f_prediction(process: Framework, sigma_data: float = 0.5) -> Framework:
         return c_skip, c_out, *process.precondition(sigma)[2:]
 
     return replace(process, name=f"{process.name}-f", label=f"{process.label}, F-prediction",
-                   precondition=precondition, weight=target.weight)
+                   precondition=precondition)
 
 
 CONSISTENCY = "-consistency"
@@ -382,6 +366,9 @@ def from_diffusers_dit(source, device: str = "cpu"
 
 
 def _scheduled(network: nn.Module, scheduler) -> Preconditioned:
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise UserError(f"a {type(scheduler).__name__} has no alphas_cumprod: give a pipeline with "
+                        "the scheduler of a discrete VP process, as DDPMScheduler")
     kind = discrete(scheduler.alphas_cumprod, scheduler.config.prediction_type)
     return Preconditioned(network, kind).eval()
 

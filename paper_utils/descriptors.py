@@ -141,7 +141,9 @@ def _at_once(device: torch.device, on_cpu: int) -> int:
 def _load_sscd(device: torch.device, weights: Path | None) -> Descriptor:
     path = weights or cache_dir() / SSCD_URL.rsplit("/", 1)[1]
     if not path.exists():
-        _fetch_sscd(path)
+        with artifacts.locked(path):
+            if not path.exists():  # another process may have fetched it meanwhile
+                _fetch_sscd(path)
     network = _torchscript(path, device, "delete it, it is fetched anew")
 
     def embed(images: Tensor) -> Tensor:
@@ -152,7 +154,6 @@ def _load_sscd(device: torch.device, weights: Path | None) -> Descriptor:
 
 def _fetch_sscd(path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         data.download(SSCD_URL, path)
     except OSError as error:
         raise UserError(f"SSCD could not be fetched ({error}): put {SSCD_URL} at {path} by hand, "

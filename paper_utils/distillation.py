@@ -314,4 +314,5 @@ def objective(name: str, student: Preconditioned, solver: Solver, teacher: Denoi
             "teacher (start)"))
     if name == "progressive":
         return Progressive(teacher, solver, **options)
-    return Consistency(student, teacher, **CONSISTENT[name] | options)
+    return Consistency(student, teacher,
+                       **{"sigma_max": solver.sigma_max} | CONSISTENT[name] | options)

@@ -36,14 +36,17 @@ def check_device(device):
     import torch
 
     try:
-        kind = torch.device(device).type
+        kind, index = torch.device(device).type, torch.device(device).index or 0
     except RuntimeError:
-        kind = ""
+        kind, index = "", 0
     if kind not in ("cpu", "cuda"):
         raise UserError(f"unknown device {device!r}: use 'cpu', 'cuda' or 'cuda:1'")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device!r} was asked for, but this machine has no CUDA GPU: "
                         "use device='cpu'")
+    if kind == "cuda" and index >= (count := torch.cuda.device_count()):
+        raise UserError(f"device {device!r} was asked for, but this machine has {count} GPU(s): "
+                        f"use 'cuda:0' to 'cuda:{count - 1}'")
     return device
 
 

@@ -4,7 +4,6 @@ Where nobody watches (papermill, nbval, nbconvert) an exploration is the picture
 an ordinary figure.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from torch import Tensor
 from paper_utils import plots, regimes
 from paper_utils.errors import UserError
 from paper_utils.noise import EXTENT
+from paper_utils.progress import shell
 from paper_utils.reconstructions import Problem
 
 COLUMNS = 5  # pairs of images beside each other
@@ -69,8 +69,7 @@ def watched() -> bool:
 
     Papermill, nbval and nbconvert say of every cell that nobody can; a script has no kernel.
     """
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    kernel = getattr(shell, "kernel", None)
+    kernel = getattr(shell(), "kernel", None)
     request = kernel.get_parent("shell") if hasattr(kernel, "get_parent") else {}
     return bool(request.get("content", {}).get("allow_stdin"))
 

@@ -8,7 +8,6 @@ start from nothing are the contrast. A table of models has a row for each: model
 
 import re
 from collections.abc import Mapping
-from functools import partial
 
 import pandas as pd
 import torch
@@ -21,6 +20,7 @@ from paper_utils.errors import UserError
 from paper_utils.models import Model
 from paper_utils.noise import stream
 from paper_utils.profiles import Profile
+from paper_utils.scores import Hits
 
 BASES = ("base", "base-seed1")
 SAME, OTHER = "same start", "different starts"
@@ -81,7 +81,7 @@ def known_features(descriptor: Descriptor, name: str, split: str = "train") -> T
     return tables.features_of(descriptor, whole)[torch.isin(whole.labels, part.labels.unique())]
 
 
-def reproducibility(table: pd.DataFrame, features: Mapping[str, Tensor], threshold: float,
+def reproducibility(table: pd.DataFrame, features: Mapping[str, Tensor], hits: Hits,
                     resamples: int = 1_000) -> pd.DataFrame:
     """RP of two models of each way at each number of images.
 
@@ -95,12 +95,12 @@ def reproducibility(table: pd.DataFrame, features: Mapping[str, Tensor], thresho
         for pair, run in runs.items():
             names = [known.get((way, images, r)) for r in ("", run)]
             if None not in names:
-                rows.append(_pair(*(features[name] for name in names), threshold, resamples,
+                rows.append(_pair(*(features[name] for name in names), hits, resamples,
                                   images=images, way=way, pair=pair))
     return scores.table_of(rows, "images", "way", "pair", "shuffled")
 
 
-def shared_start(table: pd.DataFrame, features: Mapping[str, Tensor], threshold: float,
+def shared_start(table: pd.DataFrame, features: Mapping[str, Tensor], hits: Hits,
                  resamples: int = 1_000) -> pd.DataFrame:
     """RP of one start minus RP of two, on the same noises.
 
@@ -111,28 +111,27 @@ def shared_start(table: pd.DataFrame, features: Mapping[str, Tensor], threshold:
         runs = [known.get((way, images, run)) for run in ("", "seed1", "other")]
         if way != "scratch" and None not in runs:
             first, same, other = (features[name] for name in runs)
-            hits = [scores.copies(first, second, threshold) for second in (same, other)]
-            mean = [h.double().mean().item() for h in hits]
-            rows.append(scores.paired_difference(*hits, resamples).row(
+            copies = [hits(first, second) for second in (same, other)]
+            mean = [c.double().mean().item() for c in copies]
+            rows.append(scores.paired_difference(*copies, resamples).row(
                 "difference", way=way, images=images, same=mean[0], different=mean[1]))
     columns = ["way", "images", "same", "different", "difference", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _pair(mine: Tensor, theirs: Tensor, threshold: float, resamples: int, **where) -> dict:
+def _pair(mine: Tensor, theirs: Tensor, hits: Hits, resamples: int, **where) -> dict:
     n = min(len(mine), len(theirs))
-    copies = partial(scores.copies, threshold=threshold)
-    found, chance = scores.agreement(mine[:n], theirs[:n], copies, resamples)
+    found, chance = scores.agreement(mine[:n], theirs[:n], hits, resamples)
     return found.row(**where) | {"shuffled": chance}
 
 
 def against(table: pd.DataFrame, features: Mapping[str, Tensor], others: Mapping[int, Tensor],
-            threshold: float, resamples: int = 1_000) -> pd.DataFrame:
+            hits: Hits, resamples: int = 1_000) -> pd.DataFrame:
     """RP of the first run of each way with something else at each number of images.
 
     others: number of images -> features. Columns: images, way, score, low, high, n, shuffled.
     """
-    rows = [_pair(features[row.model], others[row.images], threshold, resamples,
+    rows = [_pair(features[row.model], others[row.images], hits, resamples,
                   images=row.images, way=row.way) for row in table[table.run == ""].itertuples()]
     return scores.table_of(rows, "images", "way", "shuffled")
 
@@ -153,11 +152,10 @@ def generalization(table: pd.DataFrame, features: Mapping[str, Tensor], known: T
     return scores.table_of(rows, "images", "way", "held-out")
 
 
-def agreement_of_bases(features: Mapping[str, Tensor], threshold: float,
+def agreement_of_bases(features: Mapping[str, Tensor], hits: Hits,
                        resamples: int = 1_000) -> scores.Score:
     """RP of the two pre-trained networks, before any fine-tuning."""
-    copies = scores.copies(*(features[name] for name in BASES), threshold)
-    return scores.proportion(copies, resamples)
+    return scores.proportion(hits(*(features[name] for name in BASES)), resamples)
 
 
 def examples(table: pd.DataFrame, images: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:

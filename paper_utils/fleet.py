@@ -133,7 +133,10 @@ def _start(path: Path, known: dict[str, training.Spec]) -> artifacts.Tensors:
     """The weights of a finished run, in the precision they ship in; else those that shipped."""
     if not path.exists():
         return _shipped_start(path, known[path.stem])
-    tensors, _ = artifacts.load_tensors(path)
+    tensors, metadata = _checkpoint(path)
+    if not known[path.stem].is_recorded_as(json.loads(metadata["spec"])):
+        raise UserError(f"{path} is of another recipe than {path.stem} of this profile: give --out "
+                        "another folder")
     if int(tensors["step"]) < (steps := known[path.stem].steps):
         raise UserError(f"{path} is at step {int(tensors['step'])} of {steps}: finish it first")
     return artifacts.float32(zoo.halved(artifacts.below("ema.", tensors)))
@@ -167,7 +170,7 @@ def train(options: argparse.Namespace) -> None:
     if options.compile:
         training.check_compiler(torch.device(options.device))
     known = recipes.every_spec(options.profile) | recipes.contrast_specs(options.profile)
-    waiting = [choose(name, known, "model") for name in options.models]
+    waiting = [choose(name, known, "model") for name in dict.fromkeys(options.models)]
     threads = max(torch.get_num_threads() // min(options.at_once, len(waiting)), 1)
     artifacts.check_writable(options.out)
     deadline = time.time() + 60 * options.minutes

@@ -39,12 +39,12 @@ class Model:
 
     generate: unit normal noise [B, 3, 32, 32] -> x0 [B, 3, 32, 32] in [-1, 1]; of a conditional
     model [B, classes, 3, 32, 32], an image of every class it knows. identity: all that decides what
-    it generates (names its samples in the artifact store). images_seen: the training budget; 0 for
-    a closed form, None where it is not known. spec: of the diffusion models this project trained.
-    solver, denoiser (makes it): None for GANs and VAEs, which take one step. classes: labels of a
-    conditional model. shape: of a noise, which for a model of latents is not that of an image.
-    device: where its denoiser works. sheet_alone: its weights are not in the zoo; it has the images
-    of its sheet, and no others.
+    it generates (names its samples in the artifact store). images, images_seen: how many it trained
+    on, and the budget (0 of a closed form); None where it is not known. spec: of the diffusion
+    models this project trained. solver, denoiser (makes it): None for GANs and VAEs, which take one
+    step. classes: labels of a conditional model. shape: of a noise, which for a model of latents is
+    not that of an image. device: where its denoiser works. sheet_alone: its weights are not in the
+    zoo; it has the images of its sheet, and no others.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Model:
     solver: Solver | None
     evaluations: int
     parameters: int
-    images: int
+    images: int | None
     images_seen: int | None
     identity: dict
     generate: Callable[..., Tensor]
@@ -125,17 +125,21 @@ def _sampled(denoiser: denoisers.Denoiser, solver: Solver, device: str | torch.d
 def from_hub(source: str, device: str = "cpu") -> Model:
     """A diffusers pipeline, by hub name or folder, as one more model (DDIM, 50 steps).
 
-    Raises UserError when it cannot be loaded.
+    Raises UserError when it cannot be loaded, and for images of another size than this project's.
     """
     pipeline = denoisers.pipeline(source, "DDPMPipeline")
     denoiser = denoisers.from_diffusers(pipeline).to(check_device(device))
+    config = denoiser.network.unet.config
+    if (config.in_channels, config.sample_size, config.sample_size) != BANK.shape:
+        raise UserError(f"{source} makes images of {config.sample_size} pixels in "
+                        f"{config.in_channels} channels: give a pipeline of 32 pixels in 3")
     solver = Solver("ddim", 50, "karras", 0.01, 80)
-    widths = "-".join(map(str, denoiser.network.unet.config.block_out_channels))
+    widths = "-".join(map(str, config.block_out_channels))
     return Model(
         name=source.rstrip("/").split("/")[-1], family="U-Net",
         architecture=f"UNet2DModel {widths}", framework=denoiser.framework.label, solver=solver,
         evaluations=solver.evaluations, parameters=networks.count_parameters(denoiser),
-        images=50_000, images_seen=None, identity=_identity_of(pipeline, solver),
+        images=None, images_seen=None, identity=_identity_of(pipeline, solver),
         generate=_sampled(denoiser, solver, device), denoiser=lambda: denoiser, device=device)
 
 
@@ -353,11 +357,12 @@ def weights_of(path: str | Path, student: training.Spec | None = None) -> artifa
         raise UserError(f"there is no {given}{places}: give a safetensors file's whole path")
     if path.is_dir():
         raise UserError(f"{path} is a folder: give a safetensors file")
+    path = path.resolve()  # of the zoo or not, wherever it was named from
     tensors, metadata = artifacts.load_tensors(path)
     made = _specification(metadata)
     if student and made.keys() >= {"network", "framework"}:
         training.check_teacher(student, training.Spec.from_json(json.dumps(made)))
-    if path.parent in zoo.FOLDERS and made.get("start"):
+    if made.get("start") and path.parent in [folder.resolve() for folder in zoo.FOLDERS]:
         row = zoo.entry(path.stem, path.parent)
         whole = assembled(path.stem, row.kind, made, tensors, path.name, "", path.parent,
                           start=row.start)
@@ -455,20 +460,23 @@ def by_name(names: Iterable[str], profile: Profile, images: data.Images,
             device: str = "cpu") -> dict[str, Model]:
     """Unconditional diffusion models by name, from where `unconditional` has them."""
     if profile.shipped:
-        return {name: shipped(name, device) for name in names}
+        return {name: shipped(name, device=device) for name in names}
     specs = recipes.specs(profile.name)
     return train_all({name: specs[name] for name in names}, images, device)
 
 
-def shipped(name: str, device: str = "cpu") -> Model:
-    """A model of zoo/ with its weights; UserError for an unknown name or damaged weights."""
-    row = zoo.entry(name)
+def shipped(name: str, folder: Path = zoo.FOLDER, device: str = "cpu") -> Model:
+    """A model of a folder of the zoo with its weights.
+
+    Raises UserError for an unknown name, one without weights there, or damaged weights.
+    """
+    row = zoo.entry(name, folder)
     if not row.weights:
-        raise UserError(f"{name} has no weights in the zoo: for a closed form see "
-                        "models.closed_forms")
-    tensors, values = row.load_weights()
-    return assembled(name, row.kind, values, tensors, row.weights, row.weights_sha256,
-                     device=device)
+        raise UserError(f"{name} has no weights in the zoo: it is one of models.closed_forms, or "
+                        "ships as its images alone")
+    tensors, values = row.load_weights(folder)
+    return assembled(name, row.kind, values, tensors, row.weights, row.weights_sha256, folder,
+                     device, row.start)
 
 
 def shipped_or_trained(specs: Mapping[str, training.Spec], folder: Path, profile: Profile,
@@ -541,17 +549,16 @@ def assembled(name: str, kind: str, values: dict, weights: dict[str, Tensor], wh
         networks.load_into(network, weights, where)
         return contrast_model(name, spec, network.to(device), digest, values["images"])
     spec = training.Spec.from_json(json.dumps(values))
-    denoiser = training.build(spec)
-    if spec.start:
-        base = zoo.entry(spec.start, folder).load_weights(folder)[0]
-        if artifacts.digest(base) != start:
-            raise UserError(f"{where} was fine-tuned from other weights than those of {spec.start} "
-                            "in the zoo: train it again from them")
+    base = zoo.entry(spec.start, folder).load_weights(folder)[0] if spec.start else None
+    if base and artifacts.digest(base) != start:
+        raise UserError(f"{where} was fine-tuned from other weights than those of {spec.start} in "
+                        "the zoo: train it again from them")
+    denoiser = training.build(spec, base)
+    if base:
         chosen = training.trained_names(denoiser.network)
         if set(weights) != set(chosen):
             raise UserError(f"{where} does not hold the {len(chosen)} parameters that "
                             f"'{spec.trains}' trains: add it to the zoo again")
-        denoiser = training.build(spec, base)
         weights, digest = denoiser.network.state_dict() | weights, f"{start}+{digest}"
     networks.load_into(denoiser.network, weights, where)
     return diffusion(spec, denoiser.eval().to(device), digest)
@@ -577,11 +584,17 @@ def samples(model: Model, n: int, start: int = 0) -> Tensor:
 def shipped_samples(found: Mapping[str, Model], folder: Path, n: int,
                     shipped: bool) -> dict[str, Tensor]:
     """Images of the first n noises from every model: from the sheets of a folder of the zoo where
-    `shipped` and as far as they reach, else from the artifact store or made now."""
+    `shipped` and as far as they reach, the others from the artifact store or made now."""
     sheets = zoo.entries(folder) if shipped else {}
-    return {name: sheets[name].load_sheet(folder)[:n]
-            if name in sheets and sheets[name].noises >= n else samples(model, n)
-            for name, model in found.items()}
+
+    def images(name: str, model: Model) -> Tensor:
+        sheet = sheets[name].load_sheet(folder)[:n] if name in sheets else None
+        if sheet is None:
+            return samples(model, n)
+        rest = n - len(sheet)
+        return torch.cat([sheet, samples(model, rest, start=len(sheet))]) if rest else sheet
+
+    return {name: images(name, model) for name, model in found.items()}
 
 
 def all_samples(models: dict[str, Model], profile: Profile) -> dict[str, Tensor]:

@@ -18,6 +18,8 @@ from paper_utils import artifacts, profiles
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import EXTENT
 from paper_utils.paths import ROOT, folder_name
+from paper_utils.progress import shell
+from paper_utils.scores import CONTROL
 
 pd.set_option("display.max_colwidth", None)  # a notebook shows a claim to its end
 FIGURES = ROOT / "figures"
@@ -27,7 +29,7 @@ STYLE = {"font.size": 9, "axes.titlesize": 10, "figure.dpi": 100, "savefig.dpi":
 PAGE = 15.0     # inches, the widest that a row of heat maps becomes
 PICTURE = 0.64  # inches of a picture in a grid: two screen pixels for one of 32, four in a file
 MARKERS = "os^Dv*"
-COUNTS = ("n", "images", "steps", "generated again", "largest")  # columns of tables
+COUNTS = ("n", "images", "steps", "generated again", "largest difference")  # columns of tables
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Output:
         choose(profile, profiles.PROFILES, "profile")
         return cls(FIGURES / folder_name(profile, **chosen))
 
-    def figure(self, figure: Figure, name: str) -> Figure:
-        """Write <name>.pdf and <name>.png and hand the figure back (a notebook shows it)."""
+    def figure(self, figure: Figure, name: str) -> None:
+        """Write <name>.pdf and <name>.png; a notebook shows it, wherever in a cell this stands."""
         for kind in ("pdf", "png"):
             buffer = BytesIO()
             when = {"CreationDate": None} if kind == "pdf" else {"Software": None}
@@ -54,7 +56,9 @@ class Output:
                 figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=when)
             artifacts.replace_file(self.folder / f"{name}.{kind}", buffer.getvalue())
         plt.close(figure)
-        return figure
+        if shell():
+            from IPython.display import display
+            display(figure)
 
     def table(self, table: pd.DataFrame, name: str, digits: int = 2) -> pd.DataFrame:
         """Write <name>.csv (full precision) and <name>.tex; returns it rounded, for reading.
@@ -198,11 +202,11 @@ MEMORIZATION, GENERALIZATION = 2**10, 2**13.5  # the paper's shading: up to, and
 def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images",
                    paper: Mapping[str, pd.DataFrame] | None = None,
                    labels: Mapping[str, str] | None = None, title: str = "",
-                   shaded: bool = False, linear: bool = False) -> Figure:
+                   shaded: bool = False, xlabel: str = "") -> Figure:
     """Curves of a score with its intervals, a panel per table, a curve per value of column `by`.
 
-    x: the column on the horizontal axis, in powers of two unless `linear`. paper: panel -> the
-    paper's curves (columns x, by, score), drawn pale and dashed. labels: panel -> its vertical
+    x: the column on the horizontal axis, in powers of two, which `xlabel` names. paper: panel ->
+    the paper's curves (columns x, by, score), drawn pale and dashed. labels: panel -> its vertical
     axis. shaded: mark the paper's two regimes. What was not measured is not drawn, nor bridged by
     its neighbours. A colour means the same curve in every panel.
     """
@@ -226,10 +230,10 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
                 label = f"{by} {key}" if isinstance(key, int) else str(key)
                 # where curves coincide, each shows around the next; a single point stands out
                 size = 8 if len(curve) == 1 else max(7 - k, 3.5)
-                _curve(axis, whole, x, label, *looks[key], size=size)
+                _curve(axis, whole, x, label, *looks[str(key)], size=size)
             if shaded:
                 _regimes(axis, ticks)
-            (_linear_axis if linear else _power_axis)(axis, ticks, x)
+            _power_axis(axis, ticks, xlabel or {"images": "training images"}.get(x, x))
             axis.set_ylim(-0.03, 1.03)
             axis.set_title(name, pad=14 if shaded else None)
             axis.set_ylabel((labels or {}).get(name, "score"))
@@ -241,17 +245,28 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
 
 
 def _looks(keys: Iterable) -> dict[object, tuple[str, str]]:
-    """Colour and style of every curve; of more than there are colours, another pair for each."""
-    count = len(MODEL_COLOURS)
-    return {key: (MODEL_COLOURS[k % count], f"{MARKERS[(k + k // count) % count]}-")
-            for k, key in enumerate(dict.fromkeys(keys))}
+    """Colour and style of every curve; of more than there are colours, another pair for each.
+
+    The control of X, CONTROL + X, has the colour and marker of X and is dashed.
+    """
+    count, shown = len(MODEL_COLOURS), [str(key) for key in dict.fromkeys(keys)]
+    order = list(dict.fromkeys(key.removeprefix(CONTROL) for key in shown))
+    looks = {}
+    for key in shown:
+        k = order.index(key.removeprefix(CONTROL))
+        line = "--" if key.startswith(CONTROL) else "-"
+        looks[key] = MODEL_COLOURS[k % count], MARKERS[(k + k // count) % count] + line
+    return looks
 
 
 def _curve(axis, curve: pd.DataFrame, x: str, label: str, colour: str, style: str = "o-",
            size: float = 4.5) -> None:
-    axis.plot(curve[x], curve.score, style, color=colour, ms=size, lw=1.5, label=label, zorder=3)
+    pale = style.endswith("--")
+    axis.plot(curve[x], curve.score, style, color=colour, ms=size, lw=1 if pale else 1.5,
+              label=label, zorder=3, mfc="white" if pale else colour)
     if {"low", "high"} <= set(curve):
-        axis.fill_between(curve[x], curve.low, curve.high, color=colour, alpha=0.18, lw=0)
+        axis.fill_between(curve[x], curve.low, curve.high, color=colour, lw=0,
+                          alpha=0.08 if pale else 0.18)
         lonely = curve.score.shift().isna() & curve.score.shift(-1).isna()
         alone = curve[lonely & curve.score.notna()]
         axis.vlines(alone[x], alone.low, alone.high, color=colour, lw=1.5)
@@ -266,19 +281,19 @@ def _regimes(axis, ticks: Sequence[int]) -> None:
     """The paper's two regimes, shaded and named above the axis."""
     low, high = min(ticks) / 1.3, max(ticks) * 1.3
     for name, start, stop, colour in (("paper: memorization", low, MEMORIZATION, "#F4E3C1"),
-                                      ("generalization", GENERALIZATION, high, "#D5E8F0")):
+                                      ("paper: generalization", GENERALIZATION, high, "#D5E8F0")):
         if low <= start < stop <= high:
             axis.axvspan(start, stop, color=colour, alpha=0.55, lw=0, zorder=0)
             axis.text((start * stop) ** 0.5, 1.01, name, transform=axis.get_xaxis_transform(),
                       ha="center", va="bottom", fontsize=6.5, color="0.35")
 
 
-def _power_axis(axis, ticks: Sequence[int], x: str) -> None:
+def _power_axis(axis, ticks: Sequence[int], xlabel: str) -> None:
     axis.set_xscale("log", base=2)
     powers = all(t & (t - 1) == 0 for t in ticks)
     axis.set_xticks(ticks, [f"$2^{{{t.bit_length() - 1}}}$" if powers else f"{t:,}" for t in ticks])
     axis.minorticks_off()
-    axis.set_xlabel({"images": "training images"}.get(x, x))
+    axis.set_xlabel(xlabel)
 
 
 def _ticks(axis, ticks: Sequence[float], log: bool = False) -> None:
@@ -291,11 +306,6 @@ def _ticks(axis, ticks: Sequence[float], log: bool = False) -> None:
         ticks = [t for t in ticks if float(np.log2(t)).is_integer()] or ticks
     axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axis.minorticks_off()
-
-
-def _linear_axis(axis, ticks: Sequence[float], x: str) -> None:
-    _ticks(axis, ticks)
-    axis.set_xlabel({"guidance": "guidance weight"}.get(x, x))
 
 
 def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log_x: bool = False,
@@ -313,7 +323,7 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
                                     layout="constrained", squeeze=False)
         for axis, (label, table) in zip(axes.flat, panels.items()):
             for key, curve in table.groupby(by, sort=False):
-                _curve(axis, curve.sort_values(x), x, str(key), *looks[key])
+                _curve(axis, curve.sort_values(x), x, str(key), *looks[str(key)])
             _ticks(axis, sorted(set(table[x])), log_x)
             axis.set(xlabel=xlabel, ylabel=label)
             if label in log_y:
@@ -409,20 +419,24 @@ def gallery(found: Mapping[str, tuple[Tensor, Tensor]], title: str = "") -> Figu
 
 
 def distances_against_sigma(table: pd.DataFrame) -> Figure:
-    """Distance of networks to closed forms against sigma: a panel per form, a curve per size."""
-    forms = list(dict.fromkeys(table.form))
+    """Distance of networks to closed forms against sigma: of regimes.denoiser_distances.
+
+    A row for the images asked about, a column per form, a curve per number of training images.
+    """
+    forms, asked = (list(dict.fromkeys(table[by])) for by in ("form", "asked about"))
+    shades = dict(zip(sorted(set(table.images)), sns.color_palette("viridis", len(table))))
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(forms), figsize=(3.3 * len(forms) + 0.3, 3.2),
-                                    layout="constrained", sharey=True, squeeze=False)
-        shades = sns.color_palette("viridis", table.images.nunique())
-        for axis, form in zip(axes.flat, forms):
-            curves = table[table.form == form].groupby("images")
-            for shade, (images, curve) in zip(shades, curves):
-                axis.plot(curve.sigma, curve.distance, "o-", color=shade, ms=3, lw=1.3,
+        figure, axes = plt.subplots(
+            len(asked), len(forms), figsize=(3.3 * len(forms) + 0.3, 2.8 * len(asked) + 0.2),
+            layout="constrained", sharex=True, sharey=True, squeeze=False)
+        for axis, ((what, form), part) in zip(axes.flat, table.groupby(["asked about", "form"],
+                                                                       sort=False)):
+            for images, curve in part.groupby("images"):
+                axis.plot(curve.sigma, curve.distance, "o-", color=shades[images], ms=3, lw=1.3,
                           label=f"$2^{{{int(images).bit_length() - 1}}}$ images")
-            axis.set(xscale="log", yscale="log", title=f"{form.capitalize()} denoiser",
-                     xlabel="noise level $\\sigma$")
-        axes.flat[0].set_ylabel("RMS difference of denoisers")
+            axis.set(xscale="log", yscale="log", title=f"{form.capitalize()} denoiser, {what}")
+        figure.supxlabel("noise level $\\sigma$", fontsize=9)
+        figure.supylabel("RMS difference of denoisers", fontsize=9)
         axes.flat[-1].legend(frameon=False, fontsize=7)
         sns.despine(figure)
     return figure
@@ -438,8 +452,9 @@ def mixture_errors(table: pd.DataFrame) -> Figure:
         for axis, sigma in zip(axes, sigmas):
             part = table[table.sigma == sigma].sort_values("points")
             for column, colour, style in zip(columns, (*CORNERS[:2], "0.6"), ("o-", "s-", "--")):
+                label = {"between them": "empirical to ground truth"}.get(column, column)
                 axis.plot(part.points, part[column], style, color=colour, ms=3.5, lw=1.4,
-                          label=column)
+                          label=label)
             axis.set(yscale="log", title=f"$\\sigma$ = {sigma:g}", xlabel="training points")
             axis.set_xscale("log", base=2)
             axis.set_xticks(sorted(part.points)[::2])

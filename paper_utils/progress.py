@@ -7,12 +7,17 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from paper_utils.errors import choose
 
 EVERY = 20.0  # seconds between plain lines
 T = TypeVar("T")
+
+
+def shell() -> Any:
+    """The IPython shell that runs this code, as in a notebook; None where there is none."""
+    return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
 
 
 def progress(items: Iterable[T], title: str, total: int, unit: str = "batch",

@@ -6,7 +6,6 @@ Images are uint8 [n, 3, H, W], measured and restored once by every model from th
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import combinations, product
 
 import pandas as pd
@@ -26,6 +25,7 @@ from paper_utils.operators import Measurement, Operator, Task
 from paper_utils.precision import exact
 from paper_utils.profiles import Profile
 from paper_utils.samplers import Solver
+from paper_utils.scores import CONTROL, Hits
 
 ELSEWHERE = 100_000  # first noise of the runs from other noises
 CLOSED = ("gaussian", "optimal")  # the references
@@ -180,22 +180,15 @@ def features(describe: Descriptor, answers: Mapping) -> dict:
             else features(describe, value) for key, value in answers.items()}
 
 
-def pairwise(rows: Mapping[str, Tensor], describe: Descriptor,
-             resamples: int = 1_000) -> pd.DataFrame:
-    """RP of every two models: scores.pairwise of features [n, d] by model."""
-    return scores.pairwise(rows, partial(scores.copies, threshold=describe.threshold), resamples)
-
-
-def hits(features: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]], threshold: float,
+def hits(features: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]], same: Hits,
          other: Mapping[str, Tensor] | None = None) -> Tensor:
     """[n, pairs] bool: which restored images are the same. other: features of the second model."""
     other = features if other is None else other
-    return scores.over_pairs([(features[a], other[b]) for a, b in pairs],
-                             partial(scores.copies, threshold=threshold))
+    return scores.over_pairs([(features[a], other[b]) for a, b in pairs], same)
 
 
 def block_scores(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]],
-                 threshold: float, resamples: int = 1_000,
+                 same: Hits, resamples: int = 1_000,
                  elsewhere: Mapping[str, Tensor] | None = None) -> pd.DataFrame:
     """RP averaged over the pairs inside each family, and across: a row for each of BLOCKS.
 
@@ -205,18 +198,28 @@ def block_scores(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[s
     """
     mixed, rows = {name: scores.shuffled(part) for name, part in features.items()}, []
     for block, pairs in pairs_of(groups).items():
-        found = scores.proportion(hits(features, pairs, threshold), resamples)
-        chance = hits(features, pairs, threshold, mixed).double().mean().item()
+        found = scores.proportion(hits(features, pairs, same), resamples)
+        chance = hits(features, pairs, same, mixed).double().mean().item()
         row = found.row(block=block) | {"other images": chance}
         if elsewhere:
-            fixed = hits(features, pairs, threshold, elsewhere)
+            fixed = hits(features, pairs, same, elsewhere)
             row["other noise"] = fixed.double().mean().item()
         rows.append(row)
     return pd.DataFrame(rows)
 
 
+def with_gaussian(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]],
+                  same: Hits, resamples: int = 1_000) -> pd.DataFrame:
+    """RP of the Gaussian denoiser, averaged over each family. Columns: block, score, low, high, n.
+    """
+    rows = [scores.proportion(hits(features, [("gaussian", name) for name in names], same),
+                              resamples).row(block=f"{CONTROL}{family}s")
+            for family, names in groups.items()]
+    return pd.DataFrame(rows)
+
+
 def family_gap(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]],
-               threshold: float, resamples: int = 1_000,
+               same: Hits, resamples: int = 1_000,
                frameworks: Mapping[str, str] | None = None) -> pd.DataFrame:
     """RP inside each family minus RP across, on the same images.
 
@@ -225,10 +228,10 @@ def family_gap(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str
     without such pairs is left out.
     """
     pairs = pairs_of(groups, frameworks)
-    across = hits(features, pairs[BLOCKS[2]], threshold)
+    across = hits(features, pairs[BLOCKS[2]], same)
     rows = []
     for block in filter(pairs.get, BLOCKS[:2]):
-        gap = scores.paired_difference(hits(features, pairs[block], threshold), across, resamples)
+        gap = scores.paired_difference(hits(features, pairs[block], same), across, resamples)
         rows.append(gap.row("difference", block=block))
     return pd.DataFrame(rows, columns=["block", "difference", "low", "high", "n"])
 
@@ -240,10 +243,13 @@ def curves(problems: Sequence[Problem], x: Callable[[Problem], float],
            resamples: int = 1_000) -> dict[str, pd.DataFrame]:
     """RP of each block and the errors of each family against x of the problem.
 
-    By quantity ('RP' and QUANTITIES), columns x, who, score, low, high.
+    By quantity ('RP' and QUANTITIES), columns x, who, score, low, high. In RP the control too:
+    'Gaussian / U-Nets' is RP of the Gaussian denoiser with them.
     """
+    same = scores.copies(describe.threshold)
     rp = tables.over("x", {
-        x(p): block_scores(features[p.name], groups, describe.threshold, resamples)
+        x(p): pd.concat([block_scores(features[p.name], groups, same, resamples),
+                         with_gaussian(features[p.name], groups, same, resamples)])
         for p in problems}).rename(columns={"block": "who"})
     who = {f"{family}s": names for family, names in groups.items()}
     who |= {f"{name.capitalize()} denoiser": [name] for name in CLOSED}
@@ -322,7 +328,7 @@ def ancestral_runs(found: Mapping[str, Model], images: data.Images,
 
 
 def with_ancestral_noise(deterministic: Mapping[str, Tensor],
-                         stochastic: Mapping[tuple[str, int], Tensor], threshold: float,
+                         stochastic: Mapping[tuple[str, int], Tensor], same: Hits,
                          resamples: int = 1_000) -> pd.DataFrame:
     """RP of deterministic and of stochastic DPS, by what the two runs share.
 
@@ -331,7 +337,6 @@ def with_ancestral_noise(deterministic: Mapping[str, Tensor],
     """
     names = list(deterministic)
     pairs = list(combinations(names, 2))
-    same = partial(scores.copies, threshold=threshold)
     rows = {("deterministic", "two models"): [same(deterministic[a], deterministic[b])
                                               for a, b in pairs]}
     rows |= {("stochastic", f"two models, {how} fresh noise"):
@@ -353,14 +358,14 @@ def solvers(model: Model, images: data.Images, describe: Descriptor, evaluations
     Columns: solver, steps, evaluations, PSNR, RP with DPM-Solver-1. The step size is scaled with
     the number of steps.
     """
-    rows, features = [], {}
+    rows, features, copies = [], {}, scores.copies(describe.threshold)
     for sampler, each in (("dpm-solver-1", 1), ("dpm-solver-2", 2), ("heun", 2),
                           ("dpm-solver-3", 3)):
         steps = max(evaluations // each, 2)
         solver = replace(problem.guidance(steps).solver, sampler=sampler)
         made = answer(model, problem, images, steps, solver=solver)
         features[sampler] = descriptors.features(describe, made)
-        same = scores.copies(features[sampler], features["dpm-solver-1"], describe.threshold)
+        same = copies(features[sampler], features["dpm-solver-1"])
         rows.append((sampler, steps, solver.evaluations, psnr(made, images.pixels).mean().item(),
                      same.double().mean().item()))
     return pd.DataFrame(rows, columns=["solver", "steps", "evaluations", "PSNR",

@@ -6,8 +6,7 @@ grid and so in no table. Transformers stand beside it.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 
 import pandas as pd
 import torch
@@ -20,7 +19,7 @@ from paper_utils.models import Model
 from paper_utils.noise import stream
 from paper_utils.precision import exact
 from paper_utils.profiles import Profile
-from paper_utils.scores import Hits
+from paper_utils.scores import CONTROL, Hits
 
 
 # --- the models ---------------------------------------------------------------------------------
@@ -75,9 +74,9 @@ def closed_samples(name: str, images: data.Images, sizes: Sequence[int], profile
     """Samples of a closed form ('optimal', 'gaussian', 'local') of the first n images, for every n.
 
     Of as many noises as the models have; of a thirty-second of them for the local score, which
-    takes a second for each.
+    takes a second for each, but of two at least: of one there are no shuffled noises.
     """
-    noises = max(profile.grid_noises // (32 if name == "local" else 1), 1)
+    noises = max(profile.grid_noises // (32 if name == "local" else 1), 2)
     return {n: models.samples(models.closed_forms(images.first(n), profile.bag, device)[name],
                               noises) for n in sizes}
 
@@ -100,11 +99,11 @@ def between_widths(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
 
 
 def beside_control(rp: pd.DataFrame, control: pd.DataFrame) -> pd.DataFrame:
-    """RP of pairs of widths and, under the pair 'Gaussian / 16', each width's RP with the control.
+    """RP of pairs of widths; under the pair 'Gaussian / width 16' each width's with the control.
 
     rp: of `between_widths`; control: of `with_closed_form`, for the Gaussian denoiser.
     """
-    named = control.assign(pair=[f"Gaussian / {width}" for width in control.width])
+    named = control.assign(pair=[f"{CONTROL}width {width}" for width in control.width])
     return pd.concat([rp, named[[*rp]]], ignore_index=True)
 
 
@@ -142,7 +141,7 @@ def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],
     images, width, score, low, high, n, shuffled, distance (mean |difference| of pixels, 0..255).
     """
     found, described = [], {n: descriptors.features(descriptor, rows) for n, rows in theirs.items()}
-    hits = partial(scores.copies, threshold=descriptor.threshold)
+    hits = scores.copies(descriptor.threshold)
     for row in cells(table).itertuples():
         rows, other = theirs[row.images], described[row.images]
         score, chance = scores.agreement(features[row.model][:len(rows)], other, hits, resamples)
@@ -172,13 +171,13 @@ def across_architectures(found: Mapping[str, Model], rows: Mapping[str, Tensor],
     return tables
 
 
-def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], threshold: float,
+def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], hits: Hits,
                   resamples: int = 1_000) -> pd.DataFrame:
     """RP of two networks trained on disjoint halves (Kadkhodaie et al. 2024), the same width.
 
     Columns: images, width, score, low, high, n, shuffled, cosine (mean, of the descriptors).
     """
-    found, whole, hits = [], table[~table.moment], partial(scores.copies, threshold=threshold)
+    found, whole = [], table[~table.moment]
     for row in whole[whole.half == 1].itertuples():
         twin = whole[(whole.half == 0) & (whole.images == row.images) & (whole.width == row.width)]
         for other in twin.model:
@@ -205,7 +204,7 @@ def nearer_than_second(found: Mapping[str, Model], table: pd.DataFrame,
 
 
 def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.DataFrame,
-                  threshold: float, resamples: int = 1_000) -> pd.DataFrame:
+                  hits: Hits, resamples: int = 1_000) -> pd.DataFrame:
     """GL of the narrowest widths and RP between them against images seen (Bonnaire et al. 2025).
 
     Only subset sizes of which other moments than the shared budget are there. Columns: images,
@@ -221,8 +220,8 @@ def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.Da
             score = judged.loc[row.model, ["score", "low", "high", "n"]].to_dict()
             rows.append(where | {"what": f"GL, width {row.width}"} | score)
         for a, b in combinations(cell.sort_values("width").itertuples(), 2):
-            copies = scores.copies(features[a.model], features[b.model], threshold)
-            rows.append(scores.proportion(copies, resamples).row(
+            score = scores.proportion(hits(features[a.model], features[b.model]), resamples)
+            rows.append(score.row(
                 **where, what=f"RP, widths {a.width} and {b.width}"))
     return scores.table_of(rows, "images", "images seen", "what")
 
@@ -231,26 +230,27 @@ def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.Da
 
 @torch.no_grad()
 @exact()
-def denoiser_distances(networks: Mapping[int, Denoiser], images: data.Images, pixels: Tensor,
-                       profile: Profile, device: str = "cpu",
+def denoiser_distances(networks: Mapping[int, Denoiser], images: data.Images,
+                       asked: Mapping[str, Tensor], profile: Profile, device: str = "cpu",
                        sigmas: Sequence[float] = (0.05, 0.2, 0.5, 1, 2, 5, 20)) -> pd.DataFrame:
     """How far the answers of networks are from those of the closed forms of their images.
 
-    networks: number of images -> denoiser; pixels: held-out images uint8 [B, 3, H, W]. Columns:
-    images, form, sigma, distance (root mean square of D - D_form at x0 + sigma eps, per pixel, data
-    in [-1, 1]).
+    networks: number of images -> denoiser; asked: images uint8 [B, 3, H, W] by what they are.
+    Columns: asked about, images, form, sigma, distance (root mean square of D - D_form at
+    x0 + sigma eps, per pixel, data in [-1, 1]).
     """
-    clean, rows = data.to_unit(pixels).to(device), []
-    eps = torch.randn(clean.shape, generator=stream("denoiser distances")).to(device)
+    rows = []
     for n, network in networks.items():
         forms = {name: form.denoiser() for name, form in
                  models.closed_forms(images.first(n), profile.bag, device).items()}
-        for sigma in sigmas:
-            noisy = clean + sigma * eps
+        for (what, pixels), sigma in product(asked.items(), sigmas):
+            eps = torch.randn(pixels.shape, generator=stream("denoiser distances"))
+            noisy = (data.to_unit(pixels) + sigma * eps).to(device)
             answer = network(noisy, sigma)
-            rows += [(n, name, sigma, scores.rms(answer - form(noisy, sigma)))
+            rows += [(what, n, name, sigma, scores.rms(answer - form(noisy, sigma)))
                      for name, form in forms.items()]
-    return pd.DataFrame(rows, columns=["images", "form", "sigma", "distance"])
+    table = pd.DataFrame(rows, columns=["asked about", "images", "form", "sigma", "distance"])
+    return table.sort_values("asked about", kind="stable", key=lambda c: c.map([*asked].index))
 
 
 def with_nearest(spec: training.Spec, samples: Tensor, features: Tensor, pixels: Tensor,

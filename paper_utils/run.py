@@ -26,6 +26,7 @@ from typing import Any, TextIO
 from paper_utils.errors import UserError, choose, ended_by_signals, exit_code, raise_lost
 from paper_utils.paths import ROOT, cache_dir, folder_name
 from paper_utils.profiles import PROFILES
+from paper_utils.progress import shell
 
 HEARTBEAT = 30.0  # seconds between progress lines of a running notebook
 POLL = 0.5  # seconds between two looks for an interruption that was lost
@@ -108,8 +109,8 @@ def check_parameters(cells: Sequence[str] | None = None) -> None:
 
 
 def _executed_cells() -> list[str]:
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return [source for source in shell.user_ns.get("In", []) if source.strip()] if shell else []
+    names = shell().user_ns if shell() else {}
+    return [source for source in names.get("In", []) if source.strip()]
 
 
 def _literal(text: str) -> Any:

@@ -17,6 +17,7 @@ from paper_utils.errors import UserError
 from paper_utils.noise import stream
 
 MAE_THRESHOLD = 15.0  # on the 0..255 scale, strict (paper, section 2)
+CONTROL = "Gaussian / "  # begins the name of a score: of the Gaussian denoiser with what follows
 
 Hits = Callable[[Tensor, Tensor], Tensor]  # which of two models' rows agree: bool [n] or [n, C]
 
@@ -86,13 +87,16 @@ def _parts(total: int, size: int = 100) -> list[int]:
     return [min(size, total - done) for done in range(0, total, size)]
 
 
-def copies(a: Tensor, b: Tensor, threshold: float) -> Tensor:
-    """[n] bool: M(a_k, b_k) > threshold, strictly (paper, section 2). a, b: features [n, d]."""
-    return similarity(*_paired(a, b)) > threshold
+def copies(threshold: float) -> Hits:
+    """The hits of RP: of features [n, d] of two models, M(a_k, b_k) > threshold, strictly.
+
+    Source: paper, section 2.
+    """
+    return lambda a, b: similarity(*_paired(a, b)) > threshold
 
 
 def close(a: Tensor, b: Tensor) -> Tensor:
-    """[n] bool: mean |a_k - b_k| < 15 on the 0..255 scale (MAE score). a, b: uint8 images."""
+    """The hits of the MAE score: of uint8 images of two models, mean |a_k - b_k| < 15 of 255."""
     a, b = _paired(a, b)
     difference = (a.short() - b.short()).abs().flatten(1).float().mean(1)
     return difference < MAE_THRESHOLD

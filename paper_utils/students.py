@@ -8,7 +8,6 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import combinations
 
 import pandas as pd
@@ -62,7 +61,7 @@ def table_of_runs(made: Mapping[str, Model]) -> pd.DataFrame:
 
 def partners(found: Mapping[str, Model], unseen: Mapping[str, Model]) -> dict[str, list[str]]:
     """Groups of models to compare the stages of progressive distillation with, by label."""
-    groups = {"the teacher, Heun": [TEACHER] if TEACHER in found else [],
+    groups = {"first teacher, Heun": [TEACHER] if TEACHER in found else [],
               "other students": [name for name in CONSISTENT if name in found]}
     for family, label in (("U-Net", "U-Nets"), ("transformer", "transformers")):
         groups[label] = [name for name, model in unseen.items() if model.family == family]
@@ -81,15 +80,6 @@ def samples(made: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
 
 # --- agreement ----------------------------------------------------------------------------------
 
-def group_score(one: Tensor, others: Sequence[Tensor], hits: Hits,
-                resamples: int = 1_000) -> tuple[scores.Score, float]:
-    """Mean agreement of one model with several on the same noises, and its chance level.
-
-    one, others: features [n, d] or images [n, 3, H, W], whatever `hits` takes.
-    """
-    return scores.mean_agreement([(one, other) for other in others], hits, resamples)
-
-
 def with_teacher(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
                  resamples: int = 1_000) -> pd.DataFrame:
     """Each run's agreement with the teacher's own samples (Heun).
@@ -105,20 +95,21 @@ def with_teacher(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
 
 def down_the_stages(table: pd.DataFrame, rows: Mapping[str, Tensor], groups: Groups, hits: Hits,
                     resamples: int = 1_000) -> pd.DataFrame:
-    """Agreement of each stage of progressive distillation with its teacher and groups of models.
+    """Agreement of each stage of progressive distillation with the one before and with models.
 
-    groups: partner -> models, whose mean agreement is taken; 'its teacher' is the stage before, of
-    the first the teacher with DDIM; left out where it is missing. Columns partner, steps, score,
-    low, high, n, shuffled.
+    groups: partner -> models, whose mean agreement is taken. 'the stage before' is what the stage
+    learned from, of the first the teacher with DDIM; left out where it is missing. Columns partner,
+    steps, score, low, high, n, shuffled.
     """
     stages, found = table[table.series == "progressive"].sort_values("steps", ascending=False), []
     most = table[table.series == UNDISTILLED].steps.max()
     for stage in stages.itertuples():
         kind = f"{UNDISTILLED} " if 2 * stage.steps == most else "progressive-"
         before = [name for name in [f"{kind}{2 * stage.steps}"] if name in rows]
-        own = {"its teacher": before} if before else {}
+        own = {"the stage before": before} if before else {}
         for partner, names in (own | dict(groups)).items():
-            score, chance = group_score(rows[stage.run], [rows[n] for n in names], hits, resamples)
+            pairs = [(rows[stage.run], rows[name]) for name in names]
+            score, chance = scores.mean_agreement(pairs, hits, resamples)
             found.append(score.row(partner=partner, steps=stage.steps, shuffled=chance))
     return scores.table_of(found, "partner", "steps", "shuffled")
 
@@ -178,16 +169,17 @@ def filtered(images: Mapping[str, Tensor], describe: Descriptor,
 
 
 def after_low_pass(features: Mapping[float, Mapping[str, Tensor]], names: Sequence[str],
-                   others: Sequence[str], threshold: float, resamples: int = 1_000) -> pd.DataFrame:
+                   others: Sequence[str], hits: Hits, resamples: int = 1_000) -> pd.DataFrame:
     """Mean RP of each of `names` with the others, both sides low-passed; and that of the others
     among themselves.
 
     Columns who, width, score, low, high, n, shuffled.
     """
-    hits, found = partial(scores.copies, threshold=threshold), []
+    found = []
     for width, rows in features.items():
         for name in names:
-            score, chance = group_score(rows[name], [rows[o] for o in others], hits, resamples)
+            pairs = [(rows[name], rows[other]) for other in others]
+            score, chance = scores.mean_agreement(pairs, hits, resamples)
             found.append(score.row(who=name, width=width, shuffled=chance))
         pairs = list(combinations((rows[name] for name in others), 2))
         score, chance = scores.mean_agreement(pairs, hits, resamples)
@@ -197,14 +189,14 @@ def after_low_pass(features: Mapping[float, Mapping[str, Tensor]], names: Sequen
 
 
 def gain_over_teacher(features: Mapping[float, Mapping[str, Tensor]], names: Sequence[str],
-                      others: Sequence[str], threshold: float,
+                      others: Sequence[str], hits: Hits,
                       resamples: int = 1_000) -> pd.DataFrame:
     """RP of each student with the others minus that of its teacher with them, same noises, by
     width of the low-pass filter.
 
     Columns who, width, difference, low, high, n.
     """
-    hits, found = partial(scores.copies, threshold=threshold), []
+    found = []
     for width, rows in features.items():
         agreed = {name: scores.over_pairs([(rows[name], rows[o]) for o in others], hits)
                   for name in (TEACHER, *names)}

@@ -1,7 +1,6 @@
 """Tables of models, what a table is made from (features of a dataset), and the checks of sheets."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from statistics import median
 
 import pandas as pd
@@ -24,11 +23,11 @@ def check_sheets(found: Mapping[str, Model], sheets: Mapping[str, Tensor],
                  live: int) -> pd.DataFrame:
     """Generate the first `live` images of every model again and compare with the sheets.
 
-    Columns: model, images, largest (of any pixel, 8-bit levels), mean of worst image. A model
-    whose sheet alone ships is left out. Raises UserError naming the models whose weights do not
-    reproduce their sheet.
+    Columns: model, generated again (images), largest difference (of a pixel, of 255), mean
+    difference (over the pixels of the worst image). A model whose sheet alone ships is left out.
+    Raises UserError naming the models whose weights do not reproduce their sheet.
     """
-    rows, live = [], min(live, *(len(sheet) for sheet in sheets.values()))
+    rows, live = [], min([live, *map(len, sheets.values())])
     for name, model in found.items():
         if model.sheet_alone:
             continue
@@ -36,8 +35,9 @@ def check_sheets(found: Mapping[str, Model], sheets: Mapping[str, Tensor],
         gap = (again.short() - sheets[name][:live].short()).abs()
         each = gap.flatten(0, -4).flatten(1).float().mean(1)
         rows.append((name, len(each), int(gap.max()), each.max().item()))
-    table = pd.DataFrame(rows, columns=["model", "images", "largest", "mean of worst image"])
-    wrong = table.model[table["mean of worst image"] > LIVE_TOLERANCE].tolist()
+    table = pd.DataFrame(rows, columns=["model", "generated again", "largest difference",
+                                        "mean difference"])
+    wrong = table.model[table["mean difference"] > LIVE_TOLERANCE].tolist()
     if wrong:
         raise UserError(f"the weights of {', '.join(wrong)} do not reproduce their sheet "
                         f"(difference over {LIVE_TOLERANCE} level): make the sheet again")
@@ -73,14 +73,13 @@ def copy_detection() -> pd.DataFrame:
     return pd.read_csv(zoo.FOLDER / "copy_detection.csv")
 
 
-def gl_table(features: Mapping[str, Tensor], training: Mapping[str, Tensor], threshold: float,
+def gl_table(features: Mapping[str, Tensor], known: Tensor, threshold: float,
              resamples: int = 1_000) -> pd.DataFrame:
-    """GL of every set of features against its own training images: columns model, GL, low, high, n.
+    """GL of every set of features against `known`, those of the training images.
 
-    training: features of the training images, by the same names.
+    Columns: model, GL, low, high, n.
     """
-    found = {name: scores.gl(rows, training[name], threshold, resamples)
-             for name, rows in features.items()}
+    found = {name: scores.gl(rows, known, threshold, resamples) for name, rows in features.items()}
     return pd.DataFrame([score.row("GL", model=name) for name, score in found.items()])
 
 
@@ -111,7 +110,7 @@ def rp_by_threshold(features: Mapping[str, Tensor], control: Tensor, own: float,
     """
     rows = []
     for threshold in sorted({own, *thresholds}):
-        copies = partial(scores.copies, threshold=threshold)
+        copies = scores.copies(threshold)
         pairs = scores.pairwise(features, copies, 1)
         with_control = [copies(one, control).double().mean().item() for one in features.values()]
         rows.append({"threshold": threshold, "lowest RP": pairs.score.min(),
@@ -155,7 +154,7 @@ def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str],
             rows.append({"descriptor": f"{name} (not available: {error})"})
             continue
         features = {k: descriptors.features(descriptor, v) for k, v in samples.items()}
-        copies = partial(scores.copies, threshold=descriptor.threshold)
+        copies = scores.copies(descriptor.threshold)
         pairs = scores.pairwise(features, copies, resamples)
         rows.append({"descriptor": name, "dim": descriptor.dim, "threshold": descriptor.threshold,
                      "lowest RP": pairs.score.min(), "median RP": pairs.score.median(),

@@ -25,7 +25,7 @@ from paper_utils import (artifacts, augmentation, data, denoisers, distillation,
 from paper_utils.artifacts import below
 from paper_utils.denoisers import CONSISTENCY, Framework, Preconditioned
 from paper_utils.distillation import Batch, Objective
-from paper_utils.errors import UserError, check_device
+from paper_utils.errors import UserError, check_device, choose
 from paper_utils.samplers import Solver
 
 
@@ -43,7 +43,7 @@ class Spec:
 
     Fine-tuning: start names the model whose weights it starts from, trains says which parameters
     learn (a name of trainable.WAYS or a regular expression). dataset is what data.load takes, where
-    it is not the profile's.
+    it is not the profile's. Raises UserError for a number or a precision that makes no sense.
 
     Distillation: objective is one of distillation.OBJECTIVES with its options, and start names the
     teacher, in whose network and framework the student begins. solver has the steps of the student.
@@ -70,6 +70,15 @@ class Spec:
     objective: str = "denoising"
     objective_args: dict = field(default_factory=dict)
     augmentation: float = 0.0
+
+    def __post_init__(self):
+        choose(self.precision, ("float32", "bf16"), "precision")
+        if self.half not in (0, 1):
+            raise UserError(f"half={self.half} of {self.name}: give 0 or 1")
+        for what in ("images", "images_seen", "batch", "learning_rate", "ema_half_life"):
+            if not getattr(self, what) > 0:
+                raise UserError(f"{what}={getattr(self, what)} of {self.name}: give a number above "
+                                "0")
 
     @property
     def run(self) -> str:
@@ -131,10 +140,14 @@ def trained_names(network: nn.Module) -> list[str]:
 
 def denoising_loss(denoiser: nn.Module, framework: Framework, clean: Tensor, sigma: Tensor,
                    eps: Tensor, labels: Tensor | None = None, **told: Tensor) -> Tensor:
-    """Mean of weight(sigma) |D(x0 + sigma eps; sigma) - x0|^2 over batch and pixels."""
+    """Mean of |D(x0 + sigma eps; sigma) - x0|^2 / c_out(sigma)^2 over batch and pixels.
+
+    That is the squared error of the network's own output, whatever it predicts: of eps as in Ho et
+    al. 2020, of v (Salimans & Ho 2022), of x0, or of EDM's F (Karras et al. 2022, section 5).
+    """
     scale = denoisers.column(sigma, clean)
     error = denoiser(clean + scale * eps, sigma, labels, **told) - clean
-    return (framework.weight(scale) * error**2).mean()
+    return (error / framework.precondition(scale)[1]).square().mean()
 
 
 class Denoising(Objective):
@@ -298,6 +311,10 @@ def _check(spec: Spec, images: data.Images, start: artifacts.Tensors | None) -> 
         missing = "gives no weights to start from" if spec.start else "starts from nothing"
         raise UserError(f"{spec.name} {missing}: pass start= exactly where spec.start names it")
     _check_augmentation(spec)
+    if spec.objective == "denoising" and spec.framework.endswith(CONSISTENCY):
+        raise UserError(f"{spec.name} would learn by denoising in '{spec.framework}', where the "
+                        "network has no say at sigma_min: give it an objective of consistency "
+                        "models")
     if spec.objective in distillation.FROM_A_TEACHER and spec.network_args.get("label_dropout"):
         raise UserError(f"{spec.name} would drop labels that its teacher sees: distill with "
                         "label_dropout=0")

@@ -319,7 +319,8 @@ def test_what_every_notebook_writes_is_seen():
     for path in sorted((run.ROOT / "notebooks").glob("0*.ipynb")):
         files[path.stem], sections[path.stem] = batch._written(path)
     assert all(files.values()) and len(set().union(*sections.values())) == 6
-    assert {"fig_start_here.png", "fig_start_here.pdf"} == files["00_start_here"]
+    drawn = {f"fig_start_here{what}.{kind}" for what in ("", "_scores") for kind in ("png", "pdf")}
+    assert drawn == files["00_start_here"]
     assert "tab_mae_pairs.tex" in files["01_unconditional"]
     assert not {name for name in files["03_conditional"] if "imagenet" in name}
 

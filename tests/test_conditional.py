@@ -104,7 +104,7 @@ def test_rp_cond_counts_noises_and_classes():
     one = directions(50, 4)
     other = one.clone()
     other[:, 0] = directions(50, 1, seed=9)[:, 0]  # the first class of every noise differs
-    copies = partial(scores.copies, threshold=0.75)
+    copies = scores.copies(0.75)
     row = scores.pairwise({"a": one, "b": other}, copies).iloc[0]
     assert row.score == pytest.approx(0.75) and row.n == 50 and row.shuffled == 0
 
@@ -145,7 +145,7 @@ def test_the_winning_class_is_counted_against_the_twin():
 def test_guidance_has_a_row_for_every_weight_and_pair():
     rows = {w: {name: directions(10, 1, seed=s)[:, 0] for name, s in
                 (("a-cond", 0), ("b-cond", 0 if w < 2 else 1), ("c-cond", 2))} for w in (0, 1, 2)}
-    table = conditional.over_guidance(rows, partial(scores.copies, threshold=0.75))
+    table = conditional.over_guidance(rows, scores.copies(0.75))
     assert len(table) == 9 and set(table.pair) == {"a / b", "a / c", "b / c"}
     found = table[table.pair == "a / b"].set_index("guidance")
     assert found.score.to_dict() == {0: 1.0, 1: 1.0, 2: 0.0}
@@ -158,7 +158,7 @@ def test_what_is_lost_with_classes_is_counted_on_the_same_noises():
     plain = {"a": one, "b": torch.cat([one[:30], other[30:]])}
     every = {"a-cond": one[:, None].expand(-1, 5, -1),
              "b-cond": torch.cat([one[:20], other[20:]])[:, None].expand(-1, 5, -1)}
-    twin, copies = {"a-cond": "a", "b-cond": "b"}, partial(scores.copies, threshold=0.75)
+    twin, copies = {"a-cond": "a", "b-cond": "b"}, scores.copies(0.75)
     row = conditional.carried_over(every, plain, twin, copies).iloc[0]
     assert (row.score, row.twins, row.difference) == (0.5, 0.75, -0.25) and row.n == 40
     apart = conditional.carried_over(every, {"a": one, "b": torch.cat([other[:30], one[30:]])},

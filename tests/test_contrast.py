@@ -167,3 +167,12 @@ def test_discriminator_learns_to_tell_real_from_fake(images):
     spec = Spec("gan", width=8, images_seen=40 * 32, batch=32, lr=1e-3)
     losses = [float(s["loss.discriminator"]) for s in contrast.train(spec, images)]
     assert losses[0] > 1.8 and min(losses[-10:]) < 1
+
+
+def test_a_checkpoint_of_other_images_is_refused(tmp_path, images):
+    spec, path = SMALL["vae"], tmp_path / "vae.safetensors"
+    contrast.save_checkpoint("vae", spec, images, run(spec, images)[-1], path)
+    assert int(contrast.load_checkpoint(spec, images, path)["step"]) == spec.steps
+    others = replace(images, pixels=images.pixels.flip(0))
+    with pytest.raises(UserError, match="other images: give this run a folder"):
+        contrast.load_checkpoint(spec, others, path)

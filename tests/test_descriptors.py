@@ -1,6 +1,8 @@
 """Descriptors, their preprocessing against Pillow, the copy-detection measures, the training."""
 
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -84,6 +86,21 @@ def test_sscd_that_cannot_be_fetched_says_where_to_put_it(tmp_path, monkeypatch)
     with pytest.raises(UserError, match="no route to host.*by hand") as caught:
         descriptors.load("sscd")
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_two_that_need_sscd_at_once_fetch_it_once(tmp_path, monkeypatch, sscd_file):
+    fetched, whole = [], sscd_file.read_bytes()
+
+    def slow(url, path):
+        fetched.append(path)
+        time.sleep(0.5)
+        path.write_bytes(whole)
+
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(data, "download", slow)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(descriptors.load, ["sscd"] * 2))
+    assert len(fetched) == 1 and [one.name for one in found] == ["sscd"] * 2
 
 
 def test_truncated_sscd_is_named(sscd_file):

@@ -41,6 +41,14 @@ def test_ipython_shows_the_line_of_a_mistake_and_no_frames(capsys):
     assert capsys.readouterr().out.strip() == "UserError: give 1 to 4"
 
 
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert errors.check_device("cuda") == "cuda" and errors.check_device("cuda:1") == "cuda:1"
+    with pytest.raises(UserError, match="'cuda:7' was asked for.*has 2 GPU.*'cuda:0' to 'cuda:1'"):
+        errors.check_device("cuda:7")
+
+
 def test_of_hundreds_of_names_the_nearest_and_the_first_are_shown():
     valid = [f"model-{k}" for k in range(200)]
     with pytest.raises(UserError, match="did you mean 'model-150'.*model-29 and 170 more$"):

@@ -1,7 +1,6 @@
 """figures/laptop/, which is committed: complete, and made by the weights that ship."""
 
 import re
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -44,7 +43,7 @@ def test_a_figure_is_what_the_weights_that_ship_make():
     describe = descriptors.load("cifar-copy")
     features = {name: descriptors.features(describe, data.to_bytes(model.generate(
         models.BANK[:profile.grid_noises]))) for name, model in found.items()}
-    copies = partial(scores.copies, threshold=describe.threshold)
+    copies = scores.copies(describe.threshold)
     again = students.with_teacher(students.table_of_runs(found), features, copies)
     committed = pd.read_csv(LAPTOP / "tab_rp_with_teacher.csv")
     both = again.merge(committed, on=["series", "steps"], suffixes=("", " committed"))

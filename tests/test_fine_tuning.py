@@ -15,6 +15,7 @@ from paper_utils.models import BANK
 pytestmark = pytest.mark.usefixtures("cache")
 
 SPECS = recipes.fine_tuning_specs("smoke")
+copies = scores.copies(0.75)
 
 
 def directions(n: int, seed: int) -> torch.Tensor:
@@ -127,6 +128,9 @@ def test_weights_of_a_fine_tuned_model_are_whole(runs, monkeypatch):
                            "--noises", "3"]) == 0
     monkeypatch.setattr(zoo, "FOLDERS", (runs / "zoo",))
     found = models.weights_of(runs / "zoo" / "low-rank-n4.safetensors")
+    monkeypatch.chdir(runs)
+    named_from_here = models.weights_of("zoo/low-rank-n4.safetensors")
+    assert all(torch.equal(found[k], named_from_here[k]) for k in found)
     base = models.weights_of(runs / "zoo" / "base.safetensors")
     moved = {k for k in found if not torch.equal(found[k], base[k])}
     assert found.keys() == base.keys() and moved
@@ -144,6 +148,13 @@ def test_a_fine_tuning_waits_for_its_start(runs):
     fleet.train_one("base", "smoke", "cpu", runs, 0.0)  # one step
     with pytest.raises(UserError, match="base.safetensors is at step 1 of 8: finish it first"):
         fleet.train_one("attention-n4", "smoke", "cpu", runs, float("inf"))
+    fleet.train_one("base-seed1", "smoke", "cpu", runs, float("inf"))
+    (runs / "base-seed1.safetensors").replace(runs / "base.safetensors")
+    with pytest.raises(UserError, match="base.safetensors is of another recipe than base"):
+        fleet.train_one("attention-n4", "smoke", "cpu", runs, float("inf"))
+    artifacts.write(runs / "base.safetensors", {"weight": torch.zeros(1)}, {})
+    with pytest.raises(UserError, match="base.safetensors is no checkpoint"):
+        fleet.train_one("attention-n4", "smoke", "cpu", runs, float("inf"))
 
 
 # --- the tables ---------------------------------------------------------------------------------
@@ -159,7 +170,7 @@ def test_rp_pairs_the_right_runs():
     one, two = directions(40, 0), directions(40, 1)
     features = {"all-n4": one, "all-n4-seed1": one, "all-n4-other": two, "scratch-n4": two,
                 "scratch-n4-seed1": torch.cat([two[:10], one[10:]]), "last-n4": one}
-    found = fine_tuning.reproducibility(table, features, 0.75).set_index(["way", "pair"]).score
+    found = fine_tuning.reproducibility(table, features, copies).set_index(["way", "pair"]).score
     assert found.to_dict() == {("all", "same start"): 1.0, ("all", "different starts"): 0.0,
                                ("scratch", "different starts"): 0.25}
 
@@ -176,7 +187,7 @@ def test_gl_is_against_the_images_of_the_fine_tuning():
 def test_agreement_with_something_else_uses_as_many_noises_as_it_has():
     table, one = grid(("all", 4, ""), ("all", 16, "")), directions(40, 0)
     others = {4: one[:8], 16: directions(40, 5)}
-    found = fine_tuning.against(table, {"all-n4": one, "all-n16": one}, others, 0.75)
+    found = fine_tuning.against(table, {"all-n4": one, "all-n16": one}, others, copies)
     assert found.score.tolist() == [1.0, 0.0] and found.n.tolist() == [8, 40]
 
 
@@ -237,7 +248,7 @@ def test_what_a_shared_start_adds_is_counted_on_the_same_noises():
     one, two = directions(40, 0), directions(40, 1)
     features = {"all-n4": one, "all-n4-seed1": torch.cat([one[:30], two[30:]]),
                 "all-n4-other": torch.cat([one[:10], two[10:]])}
-    row, = fine_tuning.shared_start(table, features, 0.75).itertuples()
+    row, = fine_tuning.shared_start(table, features, copies).itertuples()
     assert (row.way, row.same, row.different, row.difference) == ("all", 0.75, 0.25, 0.5)
     assert 0.3 < row.low < 0.5 < row.high < 0.7
 
@@ -256,10 +267,10 @@ def test_the_claims_of_the_study_take_each_number_from_its_place():
 
 def test_a_zoo_without_models_gives_empty_tables_and_no_verdict():
     table = fine_tuning.grid({})
-    rp = fine_tuning.reproducibility(table, {}, 0.5)
+    rp = fine_tuning.reproducibility(table, {}, copies)
     gl = fine_tuning.generalization(table, {}, directions(4, 0), directions(4, 0), 0.5)
-    start = fine_tuning.against(table, {}, {}, 0.5)
-    found = claims.fine_tuning(rp, gl, fine_tuning.shared_start(table, {}, 0.5), start,
+    start = fine_tuning.against(table, {}, {}, copies)
+    found = claims.fine_tuning(rp, gl, fine_tuning.shared_start(table, {}, copies), start,
                                scores.Score(0, 0, 1, 1), start)
     assert all(claim.verdict == "not decided: not trained yet" for claim in found)
 

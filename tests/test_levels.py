@@ -69,8 +69,7 @@ def rows_of(agreeing: float, n: int = 200) -> dict[str, torch.Tensor]:
     return {"a": one, "b": two}
 
 
-def hits(mine, theirs):
-    return scores.copies(mine, theirs, 0.6)
+hits = scores.copies(0.6)
 
 
 @pytest.mark.parametrize(("there", "holds"), [

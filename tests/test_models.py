@@ -3,13 +3,14 @@
 import itertools
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from paper_utils import artifacts, contrast, data, models, networks, profiles, tables, training
-from paper_utils import zoo
+from paper_utils import artifacts, contrast, data, denoisers, models, networks, profiles, tables
+from paper_utils import training, zoo
 from paper_utils.errors import UserError
 from paper_utils.models import Model
 from paper_utils.noise import NoiseBank
@@ -148,7 +149,8 @@ def test_shipped_sheets_are_used_as_far_as_they_reach(tmp_path, monkeypatch):
     assert found["other"].shape == (4, 3, 32, 32) and pair["other"].calls == [4]
     longer = models.all_samples(pair, profiles.get("laptop", noises=6))
     assert all(len(images) == 6 for images in longer.values())
-    assert pair["sheet"].calls == [6]
+    assert torch.equal(longer["sheet"][:5], sheet) and pair["sheet"].calls == [1]
+    assert torch.equal(longer["sheet"][5:], longer["other"][5:])
 
 
 # --- weights ------------------------------------------------------------------------------------
@@ -171,17 +173,16 @@ def test_weights_of_another_architecture_are_refused(tensors, first):
     assert "zoo/edm.safetensors" in str(failure.value) and "\n" not in str(failure.value)
 
 
-def test_the_zoo_gives_back_the_model_that_was_put_in(tmp_path, monkeypatch):
+def test_the_zoo_gives_back_the_model_that_was_put_in(tmp_path):
     folder, network = tmp_path / "zoo", perturbed(training.build(TINY))
     made = models.diffusion(TINY, network, "hash")
     zoo.add("tiny", "diffusion", data.to_bytes(made.generate(BANK[:2])), BANK, "here",
             network.network.state_dict(), {**vars(TINY), "solver": vars(TINY.solver)}, folder)
-    monkeypatch.setattr(zoo, "entry", lambda name: zoo.entries(folder)[name])
-    monkeypatch.setattr(zoo.Entry.load_weights, "__defaults__", (folder,))
-    again = models.shipped("tiny")
+    again = models.shipped("tiny", folder)
     assert (again.architecture, again.evaluations, again.parameters, again.images_seen) == (
         made.architecture, 7, networks.count_parameters(network), 48)
-    tables.check_sheets({"tiny": again}, {"tiny": zoo.entry("tiny").load_sheet(folder)}, live=2)
+    sheet = zoo.entry("tiny", folder).load_sheet(folder)
+    tables.check_sheets({"tiny": again}, {"tiny": sheet}, live=2)
 
 
 # --- training on the spot -----------------------------------------------------------------------
@@ -286,7 +287,24 @@ def test_a_released_pipeline_joins_the_models_by_the_path_of_the_hub(tmp_path):
     assert model.identity == models.from_hub(str(tmp_path / "elsewhere")).identity
     scheduler = DDPMScheduler(prediction_type="v_prediction")
     DDPMPipeline(unet, scheduler).save_pretrained(tmp_path / "ddpm-tiny")
-    assert model.identity != models.from_hub(str(tmp_path / "ddpm-tiny")).identity
+    other = models.from_hub(str(tmp_path / "ddpm-tiny"))
+    assert model.identity != other.identity
+    assert (model.framework, other.framework) == ("VP, discrete", "VP, discrete, v-prediction")
+
+
+def test_a_pipeline_of_other_images_or_another_process_is_refused(tmp_path):
+    from diffusers import DDPMPipeline, DDPMScheduler, ScoreSdeVeScheduler, UNet2DModel
+
+    blocks = dict(block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
+                  down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+    large = DDPMPipeline(UNet2DModel(sample_size=64, **blocks), DDPMScheduler())
+    large.save_pretrained(tmp_path / "large")
+    with pytest.raises(UserError, match="large makes images of 64 pixels.*give a pipeline of 32"):
+        models.from_hub(str(tmp_path / "large"))
+    odd = SimpleNamespace(unet=UNet2DModel(sample_size=32, **blocks),
+                          scheduler=ScoreSdeVeScheduler())
+    with pytest.raises(UserError, match="ScoreSdeVeScheduler has no alphas_cumprod: give"):
+        denoisers.from_diffusers(odd)
 
 
 def test_weights_come_from_any_file_of_this_project(images, tmp_path):

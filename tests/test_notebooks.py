@@ -108,6 +108,18 @@ def test_the_reference_was_made_with_the_smoke_profile(path):
     assert [run.parameters(c.source)["profile"].default for c in injected] == ["smoke"]
 
 
+@each_notebook
+def test_every_figure_that_a_notebook_writes_is_shown_in_it(path):
+    """Wherever in a cell it is drawn; what is drawn under a condition may be left out."""
+    for cell in nbformat.read(REFERENCES / path.name, as_version=4).cells:
+        drawn = cell.source.count("output.figure(")
+        if cell.cell_type == "code" and drawn:
+            shown = sum("image/png" in output.get("data", {}) for output in cell.outputs)
+            conditional = any(line.startswith("    output.figure(")
+                              for line in cell.source.splitlines())
+            assert shown == drawn or conditional and not shown, cell.source
+
+
 def test_no_reference_is_left_without_its_notebook():
     kept = {path.name for path in REFERENCES.glob("*.ipynb")}
     assert kept <= {path.name for path in NOTEBOOKS}

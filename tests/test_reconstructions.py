@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from paper_utils import artifacts, claims, data, fleet, models, profiles, zoo
+from paper_utils import artifacts, claims, data, fleet, models, profiles, scores, zoo
 from paper_utils import reconstructions as inverse
 from paper_utils.denoisers import GaussianDenoiser
 from paper_utils.descriptors import Descriptor
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 TINY = Spec("tiny", "unet", dict(width=8, channel_mult=(1,), blocks=1, attention=(), patch=4),
             images=16)
+copies = scores.copies(0.6)
 GROUPS = {"U-Net": ["a", "b"], "transformer": ["c", "d"]}
 PIXELS = Descriptor("pixels", 3072, 0.9, lambda x: normalize(x.flatten(1).float() - 127.5))
 
@@ -72,7 +73,7 @@ def test_block_scores_count_the_pairs_of_each_block():
     same, other = directions(8), directions(8, 1)
     half = torch.cat([same[:4], other[4:]])
     features = {"a": same, "b": same, "c": half, "d": other}
-    table = inverse.block_scores(features, GROUPS, 0.6, elsewhere={k: other for k in features})
+    table = inverse.block_scores(features, GROUPS, copies, elsewhere={k: other for k in features})
     found = table.set_index("block")
     assert found.score["U-Nets"] == 1
     assert found.score["transformers"] == pytest.approx(0.5)  # c and d in the second half
@@ -80,9 +81,10 @@ def test_block_scores_count_the_pairs_of_each_block():
     assert (found["other images"] == 0).all()
     assert found["other noise"]["transformers"] == pytest.approx(0.5)
     assert found["other noise"]["U-Nets"] == 0
-    gaps = inverse.family_gap(features, GROUPS, 0.6).set_index("block")
+    gaps = inverse.family_gap(features, GROUPS, copies).set_index("block")
     assert gaps.difference["U-Nets"] == pytest.approx(0.75)
-    apart = inverse.family_gap(features, GROUPS, 0.6, frameworks=dict(a="vp", b="vp", c="v", d="f"))
+    frameworks = dict(a="vp", b="vp", c="v", d="f")
+    apart = inverse.family_gap(features, GROUPS, copies, frameworks=frameworks)
     assert apart.block.tolist() == ["transformers"]  # the U-Nets are of one framework
     assert apart.difference.item() == pytest.approx(0.25) and apart.n.item() == 8
     assert gaps.difference["transformers"] == pytest.approx(0.25)
@@ -173,7 +175,7 @@ def test_stochastic_runs_of_one_model_differ_and_are_scored_by_what_they_share(m
     assert not torch.equal(runs["tiny", 0], runs["tiny", 1])
     a, b = directions(8), directions(8, 1)
     table = inverse.with_ancestral_noise(
-        {"x": a, "y": a}, {("x", 0): a, ("y", 0): a, ("x", 1): b, ("y", 1): b}, 0.6)
+        {"x": a, "y": a}, {("x", 0): a, ("y", 0): a, ("x", 1): b, ("y", 1): b}, copies)
     assert dict(zip(table.runs, table.score)) == {
         "two models": 1, "two models, same fresh noise": 1, "two models, other fresh noise": 0,
         "one model, other fresh noise": 0}
@@ -296,6 +298,7 @@ def step_sizes(strong_across: float, strong_within: float) -> pd.DataFrame:
     rows = [(0.5, block, 0.9, 0.85, 0.95) for block in inverse.BLOCKS]
     rows += [(8.0, block, s, s - 0.05, s + 0.05) for block, s in zip(
         inverse.BLOCKS, (strong_within, strong_within, strong_across))]
+    rows += [(x, "Gaussian / U-Nets", s, s, s) for x, s in ((0.5, 1.0), (8.0, 0.0))]  # the control
     return pd.DataFrame(rows, columns=["x", "who", "score", "low", "high"])
 
 

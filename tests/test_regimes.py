@@ -39,8 +39,7 @@ def unit(*angles: float) -> torch.Tensor:
     return torch.stack([radians.cos(), radians.sin()], 1)
 
 
-def copies(a, b):
-    return scores.copies(a, b, 0.9)  # closer than 25.8 degrees
+copies = scores.copies(0.9)  # closer than 25.8 degrees
 
 
 def test_the_grid_knows_its_cells():
@@ -93,7 +92,7 @@ def test_gl_is_against_the_images_of_the_cell():
 
 def test_halves_are_compared_with_their_twin():
     features = {name: unit(0, 90) for name in GRID} | {"unet-16-n2-half1": unit(0, 180)}
-    found = regimes.across_halves(regimes.grid(GRID), features, 0.9, 50)
+    found = regimes.across_halves(regimes.grid(GRID), features, copies, 50)
     assert found[["images", "width", "score"]].values.tolist() == [[2, 16, 0.5]]
     assert found.cosine.item() == pytest.approx(0.5, abs=1e-6)
 
@@ -143,7 +142,7 @@ def test_scores_over_training_time():
     features = {name: unit(0, 90) for name in GRID} | {"unet-8-n2@50": unit(0, 180)}
     table = regimes.grid(GRID)
     gl = regimes.generalization(GRID, table, features, unit(0, 0, 0, 0), unit(0), 0.9, 50)
-    found = regimes.over_training(table, features, gl, 0.9, 50)
+    found = regimes.over_training(table, features, gl, copies, 50)
     by = found.set_index(["images seen", "what"]).score.to_dict()
     assert by == {(50, "GL, width 8"): 0.5, (50, "GL, width 16"): 0.5,
                   (50, "RP, widths 8 and 16"): 0.5, (100, "GL, width 8"): 0.5,
@@ -164,10 +163,13 @@ def test_a_network_is_as_far_from_a_closed_form_as_it_is():
     images = data.load("bundled").first(8)
     exact = models.closed_forms(images, 64)["gaussian"].denoiser()
     networks = {8: lambda u, sigma: exact(u, sigma) + 0.25}
-    found = regimes.denoiser_distances(networks, images, images.pixels[:2], SMOKE,
-                                       sigmas=(0.3, 5.0)).set_index(["form", "sigma"]).distance
-    assert found["gaussian", 0.3] == pytest.approx(0.25) == found["gaussian", 5.0]
-    assert found["optimal", 0.3] > 0 and len(found) == 6
+    asked = {"some": images.pixels[:2], "one": images.pixels[2:3]}
+    table = regimes.denoiser_distances(networks, images, asked, SMOKE, sigmas=(0.3, 5.0))
+    assert list(dict.fromkeys(table["asked about"])) == ["some", "one"] and len(table) == 12
+    found = table.set_index(["asked about", "form", "sigma"]).distance
+    for what in asked:
+        assert found[what, "gaussian", 0.3] == pytest.approx(0.25) == found[what, "gaussian", 5.0]
+    assert found["some", "optimal", 0.3] != found["one", "optimal", 0.3] > 0
 
 
 # --- what ships ---------------------------------------------------------------------------------
@@ -235,8 +237,8 @@ def test_what_was_not_trained_is_an_empty_table_and_a_panel_that_says_so(tmp_pat
     found = {name: m for name, m in GRID.items() if m.spec.half == 0 and "@" not in name}
     table, features = regimes.grid(found), {name: unit(0, 90) for name in found}
     gl = regimes.generalization(found, table, features, unit(0, 0, 0, 0), unit(0), 0.9, 50)
-    halves = regimes.across_halves(table, features, 0.9, 50)
-    time = regimes.over_training(table, features, gl, 0.9, 50)
+    halves = regimes.across_halves(table, features, copies, 50)
+    time = regimes.over_training(table, features, gl, copies, 50)
     assert not len(halves) and not len(time) and {"images", "width", "score"} <= set(halves)
     figure = plots.scores_against({"halves": halves, "gl": gl}, "width")
     assert [t.get_text() for t in figure.axes[0].texts] == ["not trained yet"]

@@ -28,13 +28,13 @@ def plain(*pixels: int) -> torch.Tensor:
 def test_copies_by_hand():
     a = torch.tensor([[1.0, 0.0]]).expand(4, 2)
     b = torch.tensor([[0.6, 0.8], [0.8, 0.6], [0.0, 1.0], [1.0, 0.0]])
-    assert scores.copies(a, b, 0.7).tolist() == [False, True, False, True]
+    assert scores.copies(0.7)(a, b).tolist() == [False, True, False, True]
 
 
 def test_the_copy_threshold_is_strict():
     a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, math.sqrt(0.75)]])
-    assert not scores.copies(a, b, 0.5).item()
-    assert scores.copies(a, b, 0.5 - 1e-7).item()
+    assert not scores.copies(0.5)(a, b).item()
+    assert scores.copies(0.5 - 1e-7)(a, b).item()
 
 
 def test_close_by_hand_and_strict():
@@ -61,9 +61,9 @@ def test_one_pixel_short_of_the_threshold_counts():
 
 
 @pytest.mark.parametrize("compare", [
-    lambda: scores.copies(unit(4, 8), unit(5, 8), 0.5), lambda: scores.close(plain(1, 2), plain(1)),
-    lambda: scores.copies(unit(4, 8), unit(4, 9), 0.5),
-    lambda: scores.copies(unit(4, 8), unit(1, 8), 0.5),
+    lambda: scores.copies(0.5)(unit(4, 8), unit(5, 8)), lambda: scores.close(plain(1, 2), plain(1)),
+    lambda: scores.copies(0.5)(unit(4, 8), unit(4, 9)),
+    lambda: scores.copies(0.5)(unit(4, 8), unit(1, 8)),
 ])
 def test_unequal_samples_are_refused(compare):
     with pytest.raises(UserError, match="same noises"):

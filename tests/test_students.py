@@ -3,7 +3,6 @@
 import math
 import warnings
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +17,7 @@ from paper_utils.students import TEACHER
 
 SMOKE = profiles.get("smoke")
 ONE, TWO = torch.eye(80).split(40)  # 40 noises whose features are alike in no two places
-copies = partial(scores.copies, threshold=0.5)
+copies = scores.copies(0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -104,10 +103,11 @@ def test_partners_are_grouped_by_family():
     there = dict.fromkeys(("teacher", "progressive-1", "cd", "ict"), fake("a student"))
     unseen = {"edm": fake("edm"), "dit": fake("dit", family="transformer"), "vp": fake("vp")}
     assert students.partners(there, unseen) == {
-        "the teacher, Heun": ["teacher"], "other students": ["cd", "ict"], "U-Nets": ["edm", "vp"],
+        "first teacher, Heun": ["teacher"], "other students": ["cd", "ict"],
+        "U-Nets": ["edm", "vp"],
         "transformers": ["dit"], "Gaussian": ["gaussian"]}
     assert list(students.partners({TEACHER: fake("t")}, {"dit": unseen["dit"]})) == [
-        "the teacher, Heun", "transformers", "Gaussian"]
+        "first teacher, Heun", "transformers", "Gaussian"]
 
 
 def test_sheets_that_ship_are_read_and_others_made(tmp_path, monkeypatch):
@@ -125,18 +125,18 @@ def test_sheets_that_ship_are_read_and_others_made(tmp_path, monkeypatch):
 # --- agreement ----------------------------------------------------------------------------------
 
 def test_a_group_scores_the_mean_of_its_models():
-    found, chance = students.group_score(ONE, [ONE, mixed(10), mixed(30)], copies)
+    found, chance = scores.mean_agreement([(ONE, ONE), (ONE, mixed(10)), (ONE, mixed(30))], copies)
     assert found.value == pytest.approx((1 + 0.25 + 0.75) / 3) and (found.n, chance) == (40, 0)
     assert found.low < found.value < found.high
 
 
 def test_a_model_counted_twice_tells_no_more():
-    one = students.group_score(ONE, [mixed(10)], copies)
-    assert students.group_score(ONE, [mixed(10), mixed(10)], copies) == one
+    one = scores.mean_agreement([(ONE, mixed(10))], copies)
+    assert scores.mean_agreement([(ONE, mixed(10))] * 2, copies) == one
 
 
 def test_the_chance_of_a_group_is_that_of_shuffled_noises():
-    found, chance = students.group_score(ONE, [ONE.roll(20, 0), TWO], copies)
+    found, chance = scores.mean_agreement([(ONE, ONE.roll(20, 0)), (ONE, TWO)], copies)
     assert (found.value, chance) == (0, 0.5)
 
 
@@ -158,7 +158,7 @@ def test_every_stage_is_held_against_the_stage_before():
             "progressive-1": TWO, "a": ONE, "b": mixed(20)}
     found = students.down_the_stages(table, rows, {"strangers": ["a", "b"]}, copies, 50)
     by = found.set_index(["partner", "steps"]).score
-    assert by["its teacher"].to_dict() == {4: 0.9, 2: 0.35, 1: 0.75}
+    assert by["the stage before"].to_dict() == {4: 0.9, 2: 0.35, 1: 0.75}
     assert by["strangers"].to_dict() == pytest.approx({4: 0.75, 2: 0.5, 1: 0.25})
     assert found.steps.tolist() == [4, 4, 2, 2, 1, 1]
     del rows["progressive-2"]
@@ -256,7 +256,7 @@ FILTERED = {0.0: {TEACHER: mixed(10), "ct": mixed(30), "a": ONE, "b": mixed(10),
 
 
 def test_agreement_after_each_filter():
-    found = students.after_low_pass(FILTERED, [TEACHER, "ct"], ["a", "b", "c"], 0.5, 50)
+    found = students.after_low_pass(FILTERED, [TEACHER, "ct"], ["a", "b", "c"], copies, 50)
     by = found.set_index(["width", "who"]).score
     assert by[0.0].to_dict() == pytest.approx({
         TEACHER: (0.25 + 1 + 0.5) / 3, "ct": (0.75 + 0.5 + 1) / 3,
@@ -265,7 +265,7 @@ def test_agreement_after_each_filter():
 
 
 def test_what_a_student_gains_is_the_difference_of_the_means():
-    found = students.gain_over_teacher(FILTERED, ["ct"], ["a", "b", "c"], 0.5)
+    found = students.gain_over_teacher(FILTERED, ["ct"], ["a", "b", "c"], copies)
     sharp, blurry = found.itertuples()
     assert (sharp.width, sharp.who, sharp.n) == (0.0, "ct", 40)
     assert sharp.difference == pytest.approx((0.75 + 0.5 + 1) / 3 - (0.25 + 1 + 0.5) / 3)
@@ -274,7 +274,7 @@ def test_what_a_student_gains_is_the_difference_of_the_means():
 
 
 def test_the_teacher_gains_nothing_over_itself():
-    row, *_ = students.gain_over_teacher(FILTERED, [TEACHER], ["a", "b"], 0.5).itertuples()
+    row, *_ = students.gain_over_teacher(FILTERED, [TEACHER], ["a", "b"], copies).itertuples()
     assert row.difference == 0 and -row.low == row.high < 0.1  # paired: its own interval is wider
 
 

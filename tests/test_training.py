@@ -153,6 +153,21 @@ def test_the_average_is_that_of_the_weights(images):
     torch.testing.assert_close(run.state_dict()["ema" + name.removeprefix("network")], average)
 
 
+@pytest.mark.parametrize(("wrong", "said"), [
+    (dict(precision="bfloat16"), "unknown precision 'bfloat16': did you mean"),
+    (dict(half=2), "half=2 of tiny: give 0 or 1"),
+    (dict(batch=0), "batch=0 of tiny: give a number above 0"),
+    (dict(images_seen=0), "images_seen=0 of tiny"), (dict(learning_rate=-1.0), "learning_rate=-1")])
+def test_a_specification_that_makes_no_sense_is_refused(wrong, said):
+    with pytest.raises(UserError, match=said):
+        replace(TINY, **wrong)
+
+
+def test_a_consistency_function_does_not_learn_by_denoising(images):
+    with pytest.raises(UserError, match="no say at sigma_min: give it an objective"):
+        next(train(replace(TINY, framework="edm-consistency"), images))
+
+
 # --- losses against their native forms ----------------------------------------------------------
 
 class Dummy(nn.Module):
