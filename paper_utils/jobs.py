@@ -168,8 +168,8 @@ def build(profile: Profile) -> dict[str, Job]:
         return {}
     diffusion = recipes.every_spec(profile.name)
     specs: Specs = diffusion | recipes.contrast_specs(profile.name)
-    longer = {short: long.name for long in sorted(diffusion.values(), key=lambda s: s.steps)
-              for short in recipes.prefixes(long, diffusion).values()}
+    longer = {short: name for name in sorted(diffusion, key=lambda name: diffusion[name].steps)
+              for short in recipes.prefixes(diffusion[name], diffusion).values()}
     needs = {section: _needed(study, profile, diffusion, longer)
              for section, study in STUDIES.items()}
     tasks = [_training(section, name, spec) for section, study in STUDIES.items()
