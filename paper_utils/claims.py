@@ -362,8 +362,8 @@ def valley(rp: pd.DataFrame) -> Claim:
     verdict = ("not decided: too few sizes trained" if not found else
                "reproduced" if falls == rises == there == len(found) else
                "not reproduced" if not falls + rises else
-               f"partly: of {len(found)} pairs {falls} fall to it, {rises} rise from it, {there} "
-               "have it between the paper's regimes")
+               f"partly: of {len(found)} compared, pairs that fall to it: {falls}, that rise from "
+               f"it: {rises}, that have it between the paper's regimes: {there}")
     return Claim("RP falls with the number of images, is lowest between the regimes, rises after",
                  "every two widths: on either side of the lowest some size has a higher interval, "
                  f"and the lowest is at more than {MEMORIZATION} and less than "
@@ -560,7 +560,7 @@ def carries_over(gaps: pd.DataFrame, rp_cond: pd.DataFrame) -> Claim:
     if gaps.empty:
         return Claim(statement, rule, "no pair", "not decided: not trained yet", **SAID)
     reproduced = "reproduced" if len(gaps) == len(rp_cond) else (
-        f"reproduced by the {len(gaps)} of {len(rp_cond)} pairs with the budget of their twins")
+        f"reproduced in the {len(gaps)} of {len(rp_cond)} pairs that have their twins' budget")
     verdict = ("not reproduced" if not (rp_cond.low > rp_cond.shuffled).all() else
                reproduced if (gaps.low > -MARGIN).all() else
                "partly: above chance, lower than without classes" if (gaps.high < -MARGIN).any()

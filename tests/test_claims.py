@@ -244,7 +244,7 @@ def test_a_width_that_was_not_trained_keeps_its_rows(trained, beside):
 
 @pytest.mark.parametrize("scores, verdict", [
     ({64: .7, 4096: .3, 32768: .8}, "reproduced"),
-    ({64: .7, 1024: .5, 4096: .3}, "partly: of 1 pairs 1 fall to it, 0 rise from it, 1 have it"),
+    ({64: .7, 1024: .5, 4096: .3}, "partly: of 1 compared, pairs that fall to it: 1, that rise from it: 0, "),
     ({64: .31, 4096: .3, 32768: .32}, "not reproduced"), ({64: .3, 1024: .5}, "not decided"),
     ({64: .7, 8192: .3, 32768: .8}, "reproduced"),
 ])
@@ -253,7 +253,7 @@ def test_the_valley(scores, verdict):
 
 
 @pytest.mark.parametrize("scores, verdict, where", [
-    ({64: .7, 256: .3, 4096: .7, 32768: .8}, "partly: of 1 pairs 1 fall to it, 1 rise from it, 0 ",
+    ({64: .7, 256: .3, 4096: .7, 32768: .8}, "partly: of 1 compared, pairs that fall to it: 1, that rise from it: 1, ",
      "lowest 0.30 at 256 (not between the paper's regimes)"),
     ({64: .7, 1024: .3, 4096: .7}, "partly", "at 1024 (not between"),
     ({64: .7, 4096: .7, 16384: .3, 32768: .8}, "partly", "at 16384 (not between"),

@@ -307,7 +307,7 @@ def test_carrying_over_is_judged_by_the_twins(difference, half, chance, verdict)
 def test_pairs_without_the_budget_of_their_twins_are_counted():
     rp = pd.concat([pairs(0.5, 0.7), pairs(0.2, 0.3, names=("a", "c"))])
     verdict = claims.carries_over(gap(0.0, 0.05), rp).verdict
-    assert verdict == "reproduced by the 1 of 2 pairs with the budget of their twins"
+    assert verdict == "reproduced in the 1 of 2 pairs that have their twins' budget"
 
 
 def test_another_class_from_the_same_noise():
