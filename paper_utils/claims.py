@@ -362,8 +362,8 @@ def valley(rp: pd.DataFrame) -> Claim:
     verdict = ("not decided: too few sizes trained" if not found else
                "reproduced" if falls == rises == there == len(found) else
                "not reproduced" if not falls + rises else
-               f"partly: of {len(found)} compared {falls} with a fall, {rises} with a rise, {there} "
-               "with the lowest between the paper's regimes")
+               f"partly: of {len(found)} compared {falls} with a fall, {rises} with a rise, "
+               f"{there} with the lowest between the paper's regimes")
     return Claim("RP falls with the number of images, is lowest between the regimes, rises after",
                  "every two widths: on either side of the lowest some size has a higher interval, "
                  f"and the lowest is at more than {MEMORIZATION} and less than "
