@@ -166,9 +166,9 @@ def _papers_end(score: str, k: int) -> str:
 
 def _papers_half_way() -> str:
     """Between which numbers of images the paper's curves of GL pass 1/2."""
-    sizes = {width: next((n, m) for (n, low), (m, high) in pairwise(zip(PAPER_SIZES, curve))
-                         if low < 0.5 <= high) for width, curve in PAPER_CURVES["GL"].items()}
-    return "; ".join(f"width {width}: {n}-{m} images" for width, (n, m) in sizes.items())
+    curves = paper_curves("GL", "width").groupby("width", sort=False)
+    return "; ".join(f"width {width}: {n}-{m} images"
+                     for width, (n, m) in ((width, half_way(curve)) for width, curve in curves))
 
 
 def among(pairs: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
@@ -188,6 +188,11 @@ def worst(pairs: pd.DataFrame) -> str:
     """The pair with the lowest score: a verdict on all pairs hangs on it."""
     row = pairs.loc[pairs.score.idxmin()]
     return f"{row.model}, {row.other}"
+
+
+def _range(pairs: pd.DataFrame) -> str:
+    """The lowest score with its pair, and the highest."""
+    return f"{pairs.score.min():.2f} ({worst(pairs)}) to {pairs.score.max():.2f}"
 
 
 # --- section 2 ----------------------------------------------------------------------------------
@@ -248,9 +253,8 @@ def more_than(name: str, pairs: pd.DataFrame, reference: pd.DataFrame, what: str
     return Claim(f"{name}: the models agree with each other more than with {what} (our control)",
                  "every pair's score is above that of either model with the closed form, intervals "
                  "apart",
-                 f"models: {pairs.score.min():.2f} ({worst(pairs)}) to {pairs.score.max():.2f}, "
-                 f"median {pairs.score.median():.2f}; with the closed form: "
-                 f"{reference.score.min():.2f} to {reference.score.max():.2f}, median "
+                 f"models: {_range(pairs)}, median {pairs.score.median():.2f}; with the closed "
+                 f"form: {reference.score.min():.2f} to {reference.score.max():.2f}, median "
                  f"{reference.score.median():.2f}", verdict,
                  **_ours((_least(pairs, pairs.score), "{model}, {other}"),
                          (_least(reference, -reference.score), "{model}, {other}")))
@@ -567,8 +571,7 @@ def carries_over(gaps: pd.DataFrame, rp_cond: pd.DataFrame) -> Claim:
                else "not decided: the intervals are too wide")
     least = gaps.loc[gaps.difference.idxmin()]
     return Claim(statement, rule,
-                 f"RP_cond {rp_cond.score.min():.2f} ({worst(rp_cond)}) to "
-                 f"{rp_cond.score.max():.2f}, shuffled at most {rp_cond.shuffled.max():.2f}, same "
+                 f"RP_cond {_range(rp_cond)}, shuffled at most {rp_cond.shuffled.max():.2f}, same "
                  f"noise but another class {rp_cond['other class'].min():.2f} to "
                  f"{rp_cond['other class'].max():.2f}; of "
                  f"{len(gaps)} pairs of equal budget the least is {least.model}, {least.other}: "
@@ -592,8 +595,7 @@ def one_class_is_the_unconditional(between: pd.DataFrame, unconditional: pd.Data
     verdict = ("reproduced" if half_way and between.score.min() >= lowest else
                "partly: lower than two unconditional models" if half_way else "not reproduced")
     return Claim(statement, rule,
-                 f"RP_between {between.score.min():.2f} ({worst(between)}) to "
-                 f"{between.score.max():.2f}, random samples {between.random.min():.2f} to "
+                 f"RP_between {_range(between)}, random samples {between.random.min():.2f} to "
                  f"{between.random.max():.2f}, two unconditional models "
                  f"{lowest:.2f} to {unconditional.score.max():.2f}", verdict,
                  **UNSEEN, **_ours((_least(between, between.score), "{model}, {other}"),
@@ -847,9 +849,9 @@ def progressive_agrees(pairs: pd.DataFrame) -> Claim:
                  f"every RP at least {min(numbers):.2f}, the paper's lowest (its highest is "
                  f"{max(numbers):.2f}); partly if every interval is above half way from shuffled "
                  "noises to the lowest",
-                 f"{pairs.score.min():.2f} ({worst(pairs)}) to {pairs.score.max():.2f}, shuffled "
-                 f"at most {pairs.shuffled.max():.2f}", _as_high(pairs, min(numbers)),
-                 _span(numbers), "S", **_ours((_least(pairs, pairs.score), "{model}, {other}")))
+                 f"{_range(pairs)}, shuffled at most {pairs.shuffled.max():.2f}",
+                 _as_high(pairs, min(numbers)), _span(numbers), "S",
+                 **_ours((_least(pairs, pairs.score), "{model}, {other}")))
 
 
 def consistency_agrees_less(ct: pd.DataFrame, progressive: pd.DataFrame) -> Claim:
@@ -866,8 +868,8 @@ def consistency_agrees_less(ct: pd.DataFrame, progressive: pd.DataFrame) -> Clai
                  "distillation does",
                  f"lower RP with every model, intervals apart (the paper: {min(numbers):.2f} to "
                  f"{max(numbers):.2f})",
-                 f"ct {ct.score.min():.2f} ({worst(ct)}) to {ct.score.max():.2f}, progressive "
-                 f"{progressive.score.min():.2f} to {progressive.score.max():.2f}", verdict,
+                 f"ct {_range(ct)}, progressive {progressive.score.min():.2f} to "
+                 f"{progressive.score.max():.2f}", verdict,
                  f"{_span(numbers)}, progressive {_span(theirs)}", "S",
                  **_ours(*((_least(table, progressive.low - ct.high), "{model}, {other}")
                            for table in (ct, progressive))))

@@ -462,10 +462,10 @@ def against_the_posterior(images: data.Images,
     operator = task.build(count, 8)
     measurement = operators.measure(truth, operator, task.sigma)
     noise = BANK[:count][..., :8, :8].double()
-    exact = [posterior(prior, matrix_of(operator, k, (3, 8, 8)), measurement.y[k].flatten(),
-                       task.sigma) for k in range(count)]
-    means = torch.stack([part.mean for part in exact])
-    flows = torch.cat([part.flow(80 * noise[k:k + 1], 80, 0) for k, part in enumerate(exact)])
+    exactly = [posterior(prior, matrix_of(operator, k, (3, 8, 8)), measurement.y[k].flatten(),
+                         task.sigma) for k in range(count)]
+    means = torch.stack([part.mean for part in exactly])
+    flows = torch.cat([part.flow(80 * noise[k:k + 1], 80, 0) for k, part in enumerate(exactly)])
 
     def row(what: str, steps: int | None, zeta: float | None, x: Tensor) -> tuple:
         return what, steps, zeta, scores.rms(x - means), scores.rms(x - flows)
