@@ -66,10 +66,9 @@ output.table(grid.merge(check, how="left"), "tab_regimes_models")
 # the paper's, for widths of 64, 128 and 256; shaded are its two regimes. The control is the
 # Gaussian denoiser of the same N images, which nobody trained: networks that learned little are
 # near it, and agree with each other for that reason alone (dashed, in the colour of the width).
-# Held-out real images score below 1 in
-# GL too (`held-out` in the table), for two reasons: CIFAR-10 has near-duplicates, and the
-# descriptor has false alarms (by eye, at 32,768 training images, for less than one held-out image
-# in a hundred).
+# Held-out real images score below 1 in GL too (`held-out` in the table), for two reasons: CIFAR-10
+# has near-duplicates, and the descriptor has false alarms (by eye, at 32,768 training images, for
+# less than one held-out image in a hundred).
 
 # %%
 features = {name: descriptors.features(describe, rows) for name, rows in images.items()}

@@ -50,9 +50,8 @@ conditional.check_noise(shown_noise, sizes)
 # Four conditional models, each the twin of an unconditional one of section 2: the same network
 # with a class label, a tenth of the labels dropped in training so that it can be guided. U-ViT saw
 # half as many images as its twin: it stands in the maps, but is left out of the table that compares
-# twins and of its verdict. On the `laptop`
-# profile weights and images come from `zoo/conditional/`; the first noise of each is sampled again
-# here, with every class, and compared.
+# twins and of its verdict. On the `laptop` profile weights and images come from `zoo/conditional/`;
+# the first noise of each is sampled again here, with every class, and compared.
 
 # %%
 found = conditional.trained(sizes, training, device)

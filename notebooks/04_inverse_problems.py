@@ -27,7 +27,7 @@
 # Then one can ask again: do different models give the same image? The finding: **RP is high inside
 # one architecture family and low between U-Nets and transformers.** Masks, step sizes and numbers
 # of evaluations of the paper were not seen, nor any number, so what follows is this project's
-# choice: pixels lost at random, a box lost, 4 times fewer pixels, Gaussian and motion blur, and
+# choice: pixels lost at random, a box lost, a quarter of the side, Gaussian and motion blur, and
 # clipped brightness, all with a little noise in the measurement *y* (`reconstructions.TASKS`).
 #
 # Two controls. A measurement may fix the answer by itself: so RP also from *other* noises, the

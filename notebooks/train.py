@@ -15,7 +15,7 @@
 #     papermill notebooks/train.ipynb out.ipynb -p profile gpu -p model edm-cond -p device cuda
 #
 # The profile decides the size and the budget (`smoke` seconds, `laptop` about ten minutes on two
-# cores, `gpu` minutes on one large GPU, `paper` the 50 million images of the paper's section 3).
+# cores, `gpu` minutes on one large GPU, `paper` mostly the 50 million images of the paper).
 # The weights go to the artifact store, where `01_unconditional` of the same profile finds them
 # again (on the `laptop` profile it reads `zoo/` instead, which `python -m paper_utils.fleet`
 # fills); a run that was killed goes on from its last checkpoint when it is started again with the

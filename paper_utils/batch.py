@@ -259,8 +259,8 @@ def _written(notebook: Path) -> tuple[set[str], set[str]]:
 def _snakemake(batch: Batch, lock: int) -> int:
     """Run it; an interruption here interrupts it, its jobs, and what it has submitted to SLURM.
 
-    It heeds SIGINT even where this process may not, which a script started with &: by SIGINT alone
-    does Snakemake end its jobs.
+    It heeds SIGINT even where this process ignores it (a script started it with &), since nothing
+    else makes Snakemake end its jobs.
     """
     piped = {"stderr": subprocess.PIPE, "text": True, "pass_fds": (lock,),
              "start_new_session": True,

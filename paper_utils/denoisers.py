@@ -45,7 +45,8 @@ class Framework:
     precondition: sigma -> (c_skip, c_out, c_in, c_noise), so that
         D(u; sigma) = c_skip u + c_out F(c_in u; c_noise)         (Karras et al. 2022, eq. 7)
     noise_level: quantile in (0, 1) -> sigma, the training distribution of noise levels.
-    sigma_min, sigma_max: the levels that samplers are meant to start from and end at.
+    sigma_min, sigma_max: the noise levels it is meant for: a teacher is asked at no others, and a
+    consistency function is the identity at sigma_min.
     """
 
     name: str

@@ -196,13 +196,12 @@ class Consistency(Objective):
     the student, whose framework ends in '-consistency' (f(u, sigma_min) = u). f_target is a copy of
     it that follows with decay `decay`, or 0: the student itself, no gradient.
 
-    levels: how their number grows over `curriculum` images seen (to be given unless first == last:
-    as many all the time): 'growing' from `first` to last + 1, 'doubling' from first + 1 to
-    last + 1, as the two papers count; decay: of the target at `first`
-    levels; where they grow it becomes decay^(first / N), as in theirs. distance: 'l2' or 'pseudo-
-    huber'; lognormal: noise levels drawn as in `lognormal_index` instead of uniformly, and weights
-    1 / (s_{n+1} - s_n) instead of 1, the two of Song & Dhariwal 2024. solver: a step of
-    samplers.STEPS.
+    levels: how their number grows over `curriculum` images seen (needed unless first == last, where
+    it stays): 'growing' from `first` to last + 1, 'doubling' from first + 1 to last + 1, as the two
+    papers count; decay: of the target at `first` levels; where they grow it becomes
+    decay^(first / N), as in theirs. distance: 'l2' or 'pseudo-huber'; lognormal: noise levels drawn
+    as in `lognormal_index` instead of uniformly, and weights 1 / (s_{n+1} - s_n) instead of 1, the
+    two of Song & Dhariwal 2024. solver: a step of samplers.STEPS.
     """
 
     def __init__(self, student: Preconditioned, teacher: Denoiser | None = None, *,

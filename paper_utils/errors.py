@@ -45,8 +45,8 @@ def check_device(device):
         raise UserError(f"device {device!r} was asked for, but this machine has no CUDA GPU: "
                         "use device='cpu'")
     if kind == "cuda" and index >= (count := torch.cuda.device_count()):
-        raise UserError(f"device {device!r} was asked for, but this machine has {count} GPU(s): "
-                        f"use 'cuda:0' to 'cuda:{count - 1}'")
+        raise UserError(f"device {device!r} was asked for, but this machine has {count} GPU(s), "
+                        "which are counted from 'cuda:0'")
     return device
 
 

@@ -25,6 +25,7 @@ from paper_utils.errors import UserError
 from paper_utils.noise import EXTENT
 from paper_utils.progress import shell
 from paper_utils.reconstructions import Problem
+from paper_utils.scores import CONTROL
 
 COLUMNS = 5  # pairs of images beside each other
 SIDE = 0.75  # inches an image is wide; below in image sides
@@ -270,8 +271,8 @@ def step_size(rows: Mapping[str, Tensor], answers: Mapping[str, Mapping[str, Ten
     """Change zeta of an inverse problem: truth, measurement and what every model restores.
 
     rows: uint8 [n, 3, H, W] by label, truth and measurement; answers: by problem's name and model;
-    problems: one for each zeta; rp: columns x (zeta), who, score. Raises UserError where there is
-    no model or no problem.
+    problems: one for each zeta; rp: columns x (zeta), who, score, of which the control is not
+    shown. Raises UserError where there is no model or no problem.
     """
     for problem in problems:
         _some(answers[problem.name])
@@ -285,7 +286,8 @@ def step_size_at(rows: Mapping[str, Tensor], answers: Mapping[str, Mapping[str, 
     """The state of `step_size` at one zeta. Raises UserError for one that was not restored with."""
     _offered(zeta, [problem.zeta for problem in problems], "zeta")
     problem = next(problem for problem in problems if problem.zeta == zeta)
-    said = ", ".join(f"{row.who} {row.score:.2f}" for row in rp[rp.x == zeta].itertuples())
+    said = ", ".join(f"{row.who} {row.score:.2f}" for row in rp[rp.x == zeta].itertuples()
+                     if not row.who.startswith(CONTROL))
     return plots.sample_grid({**rows, **answers[problem.name]}, title=f"{problem.name}. RP: {said}")
 
 

@@ -130,9 +130,11 @@ def from_hub(source: str, device: str = "cpu") -> Model:
     pipeline = denoisers.pipeline(source, "DDPMPipeline")
     denoiser = denoisers.from_diffusers(pipeline).to(check_device(device))
     config = denoiser.network.unet.config
-    if (config.in_channels, config.sample_size, config.sample_size) != BANK.shape:
-        raise UserError(f"{source} makes images of {config.sample_size} pixels in "
-                        f"{config.in_channels} channels: give a pipeline of 32 pixels in 3")
+    size = config.sample_size
+    size = (size, size) if isinstance(size, int) else tuple(size or ())
+    if (config.in_channels, *size) != BANK.shape:
+        raise UserError(f"{source} makes images of {' x '.join(map(str, size))} pixels in "
+                        f"{config.in_channels} channels: give a pipeline of 32 x 32 in 3")
     solver = Solver("ddim", 50, "karras", 0.01, 80)
     widths = "-".join(map(str, config.block_out_channels))
     return Model(
@@ -426,7 +428,7 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
     from the hub.
     """
     if profile.shipped:
-        trained = {name: shipped(name, device) for name, row in zoo.entries().items()
+        trained = {name: shipped(name, device=device) for name, row in zoo.entries().items()
                    if row.kind != "closed form"}
     else:
         trained = train_all(recipes.specs(profile.name), images, device)
@@ -465,7 +467,7 @@ def by_name(names: Iterable[str], profile: Profile, images: data.Images,
     return train_all({name: specs[name] for name in names}, images, device)
 
 
-def shipped(name: str, folder: Path = zoo.FOLDER, device: str = "cpu") -> Model:
+def shipped(name: str, folder: Path = zoo.FOLDER, *, device: str = "cpu") -> Model:
     """A model of a folder of the zoo with its weights.
 
     Raises UserError for an unknown name, one without weights there, or damaged weights.
@@ -585,16 +587,14 @@ def shipped_samples(found: Mapping[str, Model], folder: Path, n: int,
                     shipped: bool) -> dict[str, Tensor]:
     """Images of the first n noises from every model: from the sheets of a folder of the zoo where
     `shipped` and as far as they reach, the others from the artifact store or made now."""
-    sheets = zoo.entries(folder) if shipped else {}
-
-    def images(name: str, model: Model) -> Tensor:
-        sheet = sheets[name].load_sheet(folder)[:n] if name in sheets else None
-        if sheet is None:
-            return samples(model, n)
-        rest = n - len(sheet)
-        return torch.cat([sheet, samples(model, rest, start=len(sheet))]) if rest else sheet
-
-    return {name: images(name, model) for name, model in found.items()}
+    rows, found_images = zoo.entries(folder) if shipped else {}, {}
+    for name, model in found.items():
+        sheet = rows[name].load_sheet(folder)[:n] if name in rows else torch.empty(0)
+        if len(sheet) < n:  # all of them, for the class of a noise may hang on its place
+            made = samples(model, n)
+            sheet = torch.cat([sheet, made[len(sheet):]]) if len(sheet) else made
+        found_images[name] = sheet
+    return found_images
 
 
 def all_samples(models: dict[str, Model], profile: Profile) -> dict[str, Tensor]:

@@ -205,7 +205,7 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
                    shaded: bool = False, xlabel: str = "") -> Figure:
     """Curves of a score with its intervals, a panel per table, a curve per value of column `by`.
 
-    x: the column on the horizontal axis, in powers of two, which `xlabel` names. paper: panel ->
+    x: the column on the horizontal axis (powers of two); xlabel: its name there. paper: panel ->
     the paper's curves (columns x, by, score), drawn pale and dashed. labels: panel -> its vertical
     axis. shaded: mark the paper's two regimes. What was not measured is not drawn, nor bridged by
     its neighbours. A colour means the same curve in every panel.
@@ -244,7 +244,7 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
     return figure
 
 
-def _looks(keys: Iterable) -> dict[object, tuple[str, str]]:
+def _looks(keys: Iterable) -> dict[str, tuple[str, str]]:
     """Colour and style of every curve; of more than there are colours, another pair for each.
 
     The control of X, CONTROL + X, has the colour and marker of X and is dashed.
@@ -424,7 +424,8 @@ def distances_against_sigma(table: pd.DataFrame) -> Figure:
     A row for the images asked about, a column per form, a curve per number of training images.
     """
     forms, asked = (list(dict.fromkeys(table[by])) for by in ("form", "asked about"))
-    shades = dict(zip(sorted(set(table.images)), sns.color_palette("viridis", len(table))))
+    sizes = sorted(set(table.images))
+    shades = dict(zip(sizes, sns.color_palette("viridis", len(sizes))))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(asked), len(forms), figsize=(3.3 * len(forms) + 0.3, 2.8 * len(asked) + 0.2),

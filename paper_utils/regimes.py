@@ -43,12 +43,12 @@ def samples(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
 
 
 def grid(found: Mapping[str, Model]) -> pd.DataFrame:
-    """What each U-Net is: model, width, images, half, images seen, moment (of a training, before or
-    after the budget that the others share)."""
+    """What each U-Net is: model, width, images, half, images seen, and whether it is a moment of a
+    training before or after the budget that the others share."""
     rows = [(name, m.spec.network_args["width"], m.spec.images, m.spec.half, m.spec.images_seen)
             for name, m in found.items() if m.family == "U-Net"]
     table = pd.DataFrame(rows, columns=["model", "width", "images", "half", "images seen"])
-    return table.assign(moment=["@" in name for name in table.model])
+    return table.assign(moment=pd.Series(["@" in name for name in table.model], dtype=bool))
 
 
 def transformers(found: Mapping[str, Model]) -> pd.DataFrame:
@@ -221,8 +221,7 @@ def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.Da
             rows.append(where | {"what": f"GL, width {row.width}"} | score)
         for a, b in combinations(cell.sort_values("width").itertuples(), 2):
             score = scores.proportion(hits(features[a.model], features[b.model]), resamples)
-            rows.append(score.row(
-                **where, what=f"RP, widths {a.width} and {b.width}"))
+            rows.append(score.row(**where, what=f"RP, widths {a.width} and {b.width}"))
     return scores.table_of(rows, "images", "images seen", "what")
 
 

@@ -43,10 +43,12 @@ class Spec:
 
     Fine-tuning: start names the model whose weights it starts from, trains says which parameters
     learn (a name of trainable.WAYS or a regular expression). dataset is what data.load takes, where
-    it is not the profile's. Raises UserError for a number or a precision that makes no sense.
+    it is not the profile's.
 
     Distillation: objective is one of distillation.OBJECTIVES with its options, and start names the
     teacher, in whose network and framework the student begins. solver has the steps of the student.
+
+    Raises UserError for a number or a precision that makes no sense.
     """
 
     name: str
@@ -146,8 +148,9 @@ def denoising_loss(denoiser: nn.Module, framework: Framework, clean: Tensor, sig
     al. 2020, of v (Salimans & Ho 2022), of x0, or of EDM's F (Karras et al. 2022, section 5).
     """
     scale = denoisers.column(sigma, clean)
+    c_out = framework.precondition(scale)[1]  # before the network, for it may wait for the device
     error = denoiser(clean + scale * eps, sigma, labels, **told) - clean
-    return (error / framework.precondition(scale)[1]).square().mean()
+    return (error / c_out).square().mean()
 
 
 class Denoising(Objective):

@@ -45,7 +45,7 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert errors.check_device("cuda") == "cuda" and errors.check_device("cuda:1") == "cuda:1"
-    with pytest.raises(UserError, match="'cuda:7' was asked for.*has 2 GPU.*'cuda:0' to 'cuda:1'"):
+    with pytest.raises(UserError, match="'cuda:7' was asked for.*has 2 GPU.*from 'cuda:0'"):
         errors.check_device("cuda:7")
 
 

@@ -149,8 +149,16 @@ def test_shipped_sheets_are_used_as_far_as_they_reach(tmp_path, monkeypatch):
     assert found["other"].shape == (4, 3, 32, 32) and pair["other"].calls == [4]
     longer = models.all_samples(pair, profiles.get("laptop", noises=6))
     assert all(len(images) == 6 for images in longer.values())
-    assert torch.equal(longer["sheet"][:5], sheet) and pair["sheet"].calls == [1]
+    assert torch.equal(longer["sheet"][:5], sheet) and pair["sheet"].calls == [6]
     assert torch.equal(longer["sheet"][5:], longer["other"][5:])
+
+
+def test_section_2_of_the_profile_that_ships_its_models():
+    found = models.unconditional(profiles.get("laptop"), data.load("cifar10"))
+    families = {model.family for model in found.values()}
+    assert families == {"U-Net", "transformer", "closed form", "GAN", "VAE"}
+    assert list(found)[0] == "ddpm-vp" and {*models.ONE_STEP, *models.CLOSED_FORMS} <= {*found}
+    assert all(model.denoiser for model in found.values() if model.trained_diffusion)
 
 
 # --- weights ------------------------------------------------------------------------------------
@@ -299,7 +307,7 @@ def test_a_pipeline_of_other_images_or_another_process_is_refused(tmp_path):
                   down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
     large = DDPMPipeline(UNet2DModel(sample_size=64, **blocks), DDPMScheduler())
     large.save_pretrained(tmp_path / "large")
-    with pytest.raises(UserError, match="large makes images of 64 pixels.*give a pipeline of 32"):
+    with pytest.raises(UserError, match="large makes images of 64 x 64 pixels.*give a"):
         models.from_hub(str(tmp_path / "large"))
     odd = SimpleNamespace(unet=UNet2DModel(sample_size=32, **blocks),
                           scheduler=ScoreSdeVeScheduler())

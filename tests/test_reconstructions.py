@@ -73,6 +73,9 @@ def test_block_scores_count_the_pairs_of_each_block():
     same, other = directions(8), directions(8, 1)
     half = torch.cat([same[:4], other[4:]])
     features = {"a": same, "b": same, "c": half, "d": other}
+    control = inverse.with_gaussian(features | {"gaussian": half}, GROUPS, copies)
+    assert control.set_index("block").score.to_dict() == {
+        "Gaussian / U-Nets": 0.5, "Gaussian / transformers": pytest.approx(0.75)}
     table = inverse.block_scores(features, GROUPS, copies, elsewhere={k: other for k in features})
     found = table.set_index("block")
     assert found.score["U-Nets"] == 1

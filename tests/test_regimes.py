@@ -258,6 +258,34 @@ def test_a_missing_size_breaks_the_curve():
     assert bar[:, 1].tolist() == [alone.low, alone.high]  # a point without neighbours
 
 
+def test_a_control_is_dashed_in_the_colour_of_what_it_controls():
+    rp = pd.DataFrame([(n, "8 / 16", 0.9, 0.8, 1.0, 9, 0.0) for n in (2, 4)],
+                      columns=["images", "pair", "score", "low", "high", "n", "shuffled"])
+    gaussian = pd.DataFrame([(n, w, 0.3, 0.2, 0.4, 9, 0.0, 5.0) for w in (8, 16) for n in (2, 4)],
+                            columns=["images", "width", *rp.columns[2:], "distance"])
+    both = regimes.beside_control(rp, gaussian)
+    assert len(both) == 6 and list(both) == list(rp)
+    gl = pd.concat([rp.assign(pair=f"width {width}") for width in (8, 16)])
+    left, right = plots.scores_against({"RP": both, "GL": gl}, "pair").axes
+    drawn = {line.get_label(): line for axis in (left, right) for line in axis.get_lines()}
+    colours = {name: line.get_color() for name, line in drawn.items()}
+    assert colours["Gaussian / width 8"] == colours["width 8"] != colours["width 16"]
+    assert colours["8 / 16"] not in (colours["width 8"], colours["width 16"])
+    dashed = {name for name, line in drawn.items() if line.get_linestyle() == "--"}
+    assert dashed == {"Gaussian / width 8", "Gaussian / width 16"}
+
+
+def test_distances_are_drawn_by_images_asked_about_and_form():
+    rows = [(what, n, form, sigma, 0.1) for what in ("held-out", "training") for n in (4, 32)
+            for form in ("optimal", "gaussian", "local") for sigma in (0.1, 1.0)]
+    table = pd.DataFrame(rows, columns=["asked about", "images", "form", "sigma", "distance"])
+    axes = plots.distances_against_sigma(table).axes
+    assert [axis.get_title() for axis in axes[:4]] == [
+        "Optimal denoiser, held-out", "Gaussian denoiser, held-out", "Local denoiser, held-out",
+        "Optimal denoiser, training"]
+    assert all(len({line.get_color() for line in axis.get_lines()}) == 2 for axis in axes)
+
+
 def test_no_noise_to_show_is_a_mistake():
     with pytest.raises(UserError, match="at least one noise"):
         plots.sample_grid({"m": torch.zeros(0, 3, 32, 32, dtype=torch.uint8)}, columns=0)

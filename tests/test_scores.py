@@ -77,6 +77,33 @@ def test_shuffled_rows_are_all_elsewhere():
         assert (mixed != rows).all() and torch.equal(mixed.sort().values, rows)
 
 
+# --- the mean over several pairs ----------------------------------------------------------------
+
+ONE, TWO = torch.eye(80).split(40)  # 40 noises whose features are alike in no two places
+copies = scores.copies(0.5)
+
+
+def mixed(k: int) -> torch.Tensor:
+    """Agrees with ONE on the first k of 40 noises and with TWO on the others."""
+    return torch.cat([ONE[:k], TWO[k:]])
+
+
+def test_a_group_scores_the_mean_of_its_models():
+    found, chance = scores.mean_agreement([(ONE, ONE), (ONE, mixed(10)), (ONE, mixed(30))], copies)
+    assert found.value == pytest.approx((1 + 0.25 + 0.75) / 3) and (found.n, chance) == (40, 0)
+    assert found.low < found.value < found.high
+
+
+def test_a_model_counted_twice_tells_no_more():
+    one = scores.mean_agreement([(ONE, mixed(10))], copies)
+    assert scores.mean_agreement([(ONE, mixed(10))] * 2, copies) == one
+
+
+def test_the_chance_of_a_group_is_that_of_shuffled_noises():
+    found, chance = scores.mean_agreement([(ONE, ONE.roll(20, 0)), (ONE, TWO)], copies)
+    assert (found.value, chance) == (0, 0.5)
+
+
 # --- proportions and intervals ------------------------------------------------------------------
 
 def binomial_quantile(n: int, p: float, level: float) -> float:

@@ -124,22 +124,6 @@ def test_sheets_that_ship_are_read_and_others_made(tmp_path, monkeypatch):
 
 # --- agreement ----------------------------------------------------------------------------------
 
-def test_a_group_scores_the_mean_of_its_models():
-    found, chance = scores.mean_agreement([(ONE, ONE), (ONE, mixed(10)), (ONE, mixed(30))], copies)
-    assert found.value == pytest.approx((1 + 0.25 + 0.75) / 3) and (found.n, chance) == (40, 0)
-    assert found.low < found.value < found.high
-
-
-def test_a_model_counted_twice_tells_no_more():
-    one = scores.mean_agreement([(ONE, mixed(10))], copies)
-    assert scores.mean_agreement([(ONE, mixed(10))] * 2, copies) == one
-
-
-def test_the_chance_of_a_group_is_that_of_shuffled_noises():
-    found, chance = scores.mean_agreement([(ONE, ONE.roll(20, 0)), (ONE, TWO)], copies)
-    assert (found.value, chance) == (0, 0.5)
-
-
 def test_agreement_with_the_teacher_has_a_row_for_every_other_run():
     table = students.table_of_runs({
         "cd 2": fake("c", "consistency", 2), "teacher": fake("t", "heun", 18),
