@@ -587,14 +587,14 @@ def shipped_samples(found: Mapping[str, Model], folder: Path, n: int,
                     shipped: bool) -> dict[str, Tensor]:
     """Images of the first n noises from every model: from the sheets of a folder of the zoo where
     `shipped` and as far as they reach, the others from the artifact store or made now."""
-    rows, found_images = zoo.entries(folder) if shipped else {}, {}
+    sheets, images = zoo.entries(folder) if shipped else {}, {}
     for name, model in found.items():
-        sheet = rows[name].load_sheet(folder)[:n] if name in rows else torch.empty(0)
-        if len(sheet) < n:  # all of them, for the class of a noise may hang on its place
-            made = samples(model, n)
-            sheet = torch.cat([sheet, made[len(sheet):]]) if len(sheet) else made
-        found_images[name] = sheet
-    return found_images
+        sheet = sheets[name].load_sheet(folder)[:n] if name in sheets else None
+        if sheet is None or len(sheet) < n:
+            made = samples(model, n)  # all, for under guidance a noise's class hangs on its place
+            sheet = made if sheet is None else torch.cat([sheet, made[len(sheet):]])
+        images[name] = sheet
+    return images
 
 
 def all_samples(models: dict[str, Model], profile: Profile) -> dict[str, Tensor]:
