@@ -137,10 +137,10 @@ output.figure(plots.scores_against(panels, "width", paper=paper, shaded=True,
 
 # %% [markdown]
 # The same question asked of the denoisers themselves: how far is the network's answer from that of
-# each closed form, at each noise level? Above for held-out images: where the noise is low these lie
-# far from every training image, and the optimal denoiser jumps to one of those, which no network
-# does. Below for images that all of the networks trained on, where a network that copies can be
-# told from one that does not.
+# each closed form, at each noise level? In the upper row for held-out images: where the noise is
+# low these lie far from every training image, and the optimal denoiser jumps to one of those, which
+# no network does. In the lower row for images that all of the networks trained on, where a network
+# that copies can be told from one that does not.
 
 # %%
 networks = {row.images: found[row.model].denoiser() for row in one_width.itertuples()}
