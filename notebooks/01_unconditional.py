@@ -28,7 +28,7 @@ descriptor: str = "cifar-copy"
 noises: int = 0
 live: int = 0
 hyperplane: int = 0
-device: str = "cpu"
+device: str = ""
 
 # %%
 from paper_utils import claims, data, descriptors, explore, models, plots, profiles, run, scores
@@ -36,6 +36,7 @@ from paper_utils import tables
 
 run.check_parameters()
 sizes = profiles.get(profile, noises=noises, live=live, hyperplane=hyperplane)
+device = device or sizes.device
 output = plots.Output.of(profile, descriptor=descriptor, noises=noises, live=live,
                          hyperplane=hyperplane)
 describe = descriptors.load(descriptor, device)
@@ -45,19 +46,22 @@ held_out = data.load(sizes.dataset, "test")
 # %% [markdown]
 # ## The models
 #
-# U-Nets of four frameworks, a multistage U-Net, four transformers of two kinds and diffusers' own
-# U-Net; they differ in network, diffusion process, noise levels and solver. (The small ones
-# trained on a CPU, all but the three DiTs, share EDM's output parameterization and loss weight,
-# which learn in a fraction of the time and make agreement easier; the models of the `gpu` and
-# `paper` profiles each have their own.) Some runs of one recipe differ only in the seed. Three
-# more make an image in one step: a progressively distilled student and two consistency models,
-# one distilled and one trained (`06_distillation` has their teacher and all stages). The closed
-# forms are the optimal denoiser of the training set (it can only copy), the Gaussian denoiser (it
-# knows the mean and the covariance of the data and nothing else) and the local equivariant score
-# of Kamb & Ganguli. GANs and VAEs, fed the same noises, are the contrast.
+# U-Nets of four frameworks, a multistage U-Net, four transformers (U-ViT, and three DiTs) and
+# diffusers' own U-Net; they differ in network, diffusion process, noise levels and solver. (Of the
+# small ones trained on a CPU all but the DiTs share what EDM lets its network predict, a mixture of
+# image and noise that has unit variance at every noise level (*F-prediction* in the tables), and
+# its loss weight: these learn in a fraction of the time and make agreement easier. The models of
+# the `gpu` and `paper` profiles each have their own.) Some runs of one recipe differ only in the
+# seed. Three more make an image in one step: a progressively distilled student and two consistency
+# models, one distilled and one trained (`06_distillation` has their teacher and all stages). The
+# closed forms are the optimal denoiser of the training set (it can only copy), the Gaussian
+# denoiser (it knows the mean and the covariance of the data and nothing else) and the local
+# equivariant score of Kamb & Ganguli (it denoises every pixel from those patches of the training
+# images that look like its surroundings). GANs and VAEs, fed the same noises, are the contrast.
 #
-# On the `laptop` profile the weights come from `zoo/` and so do the images, one sheet per model.
-# The first few images of every model are generated again here and compared with the sheet.
+# On the `laptop` profile the weights come from `zoo/` and so do the images, one picture per model,
+# its *sheet*. The first few images of every model are generated again here and compared with the
+# sheet.
 
 # %%
 everything = models.unconditional(sizes, training, device)
@@ -67,7 +71,8 @@ output.table(check, "tab_sheets_generated_again")
 
 # %% [markdown]
 # One column below is one noise. Read it downwards: where the paper is right, all rows from
-# `ddpm-vp` to `ct` show the same thing.
+# `ddpm-vp` to `ct` show the same thing. Then look at the row `gaussian`, which learned nothing:
+# where it shows the same too, the agreement proves little.
 
 # %%
 output.figure(plots.sample_grid(images, title="One noise per column, one model per row"),
@@ -80,11 +85,10 @@ output.figure(plots.sample_grid(images, title="One noise per column, one model p
 # each other by a copy-detection descriptor, and the **MAE score** the share whose mean absolute
 # pixel difference is under 15 of 255. RP does not see grain: the descriptor is trained to know an
 # image again under noise and blur, so two models may have an RP of 1.00 and a MAE score of .00.
-# Every score has a 95 % interval (bootstrap over noises, or Wilson's where no noise or every
-# noise is a hit) and a baseline, the same score with the noises shuffled. The paper's descriptor,
+# Every score has a 95 % interval over noises (Wilson's; of means over several pairs or classes that
+# of the bootstrap) and a baseline, the same score with the noises shuffled. The paper's descriptor,
 # SSCD, is made for larger pictures and is a download; here the project's own descriptor for 32×32
-# images stands in for it, under its own name; below, a table has RP under every descriptor at
-# hand.
+# images stands in for it, under its own name; below, a table has RP under every descriptor at hand.
 
 # %%
 features = {name: descriptors.features(describe, rows) for name, rows in images.items()}
@@ -104,6 +108,16 @@ output.figure(plots.heatmaps({"RP score": rp, "MAE score": mae}, diffusion + clo
               "fig_rp_mae_heatmaps")
 
 # %% [markdown]
+# Is that more than what each of them shares with the Gaussian denoiser? A point is a pair of models
+# of many steps; above the diagonal they agree more with each other than either does with it.
+
+# %%
+beside = {name: claims.among(pairs, [*many_steps, "gaussian"])
+          for name, pairs in {"RP": rp, "MAE score": mae}.items()}
+output.figure(plots.against_control(beside, "gaussian", "Every two models, and their control"),
+              "fig_beside_control")
+
+# %% [markdown]
 # The intervals are over noises and leave out what another seed of the training would change. Two
 # recipes were trained with two seeds; for each, RP of either seed's model with every other model.
 
@@ -114,7 +128,7 @@ output.table(tables.between_seeds(of_many, seeds, copies, sizes.resamples), "tab
 
 # %% [markdown]
 # The same two scores for the GANs and the VAEs, with the two diffusion models of many steps that
-# agree least beside them.
+# agree least by RP beside them.
 
 # %%
 pairs = claims.among(rp, many_steps)
@@ -163,11 +177,11 @@ explore.nearest(images, features, training.pixels, known, describe.threshold)
 # where the colours are full.
 
 # %%
-shown = [name for name in everything if name != "local"]
+shown = [name for name in everything if name != "local"]  # which takes a second an image
 planes = {name: models.hyperplane_samples(everything[name], sizes.hyperplane) for name in shown}
 maps = {name: scores.hyperplane_map(*(descriptors.features(describe, part) for part in plane))
         for name, plane in planes.items()}
-points = f"{sizes.hyperplane} x {sizes.hyperplane} noises; full colour: cosine 1, white: 0"
+points = f"{sizes.hyperplane} × {sizes.hyperplane} noises; full colour: cosine 1, white: 0"
 output.figure(plots.hyperplane_maps(maps, points), "fig_hyperplane")
 
 # %% [markdown]
@@ -197,7 +211,7 @@ output.table(tables.copy_detection(), "tab_copy_detection", digits=3).T
 
 # %%
 some = {name: images[name][:16] for name in diffusion}
-by_descriptor = tables.rp_by_descriptor(some, sizes.descriptors, sizes.resamples, device)
+by_descriptor = tables.rp_by_descriptor(some, sizes.descriptors, device)
 output.table(by_descriptor, "tab_rp_by_descriptor")
 
 # %% [markdown]

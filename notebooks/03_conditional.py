@@ -29,7 +29,7 @@ class_noises: int = 0
 live: int = 0
 shown_noise: int = 0
 imagenet: str = ""
-device: str = "cpu"
+device: str = ""
 
 # %%
 from paper_utils import claims, conditional, data, descriptors, models, plots, profiles, recipes
@@ -37,6 +37,7 @@ from paper_utils import run, scores, tables, zoo
 
 run.check_parameters()
 sizes = profiles.get(profile, class_noises=class_noises, live=live)
+device = device or sizes.device
 output = plots.Output.of(profile, descriptor=descriptor, class_noises=class_noises, live=live,
                          shown_noise=shown_noise, imagenet=imagenet)
 describe = descriptors.load(descriptor, device)
@@ -149,8 +150,8 @@ described = {weight: {name: descriptors.features(describe, rows) for name, rows 
              for weight, part in guided.items()}
 guidance = conditional.over_guidance(described, copies, sizes.resamples)
 output.table(guidance, "tab_rp_cond_guidance")
-output.figure(plots.curves({"RP_cond": guidance}, "pair", "guidance", "guidance weight"),
-              "fig_guidance")
+output.figure(plots.curves({"RP_cond": guidance}, "pair", "guidance", "guidance weight",
+                           title="RP_cond under guidance"), "fig_guidance")
 
 # %%
 first = next(iter(found))

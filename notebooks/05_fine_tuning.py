@@ -28,7 +28,7 @@ descriptor: str = "cifar-copy"
 pretraining: str = ""
 transfer_noises: int = 0
 live: int = 0
-device: str = "cpu"
+device: str = ""
 
 # %%
 from paper_utils import claims, data, descriptors, fine_tuning, plots, profiles, recipes
@@ -36,6 +36,7 @@ from paper_utils import regimes, run, scores, tables
 
 run.check_parameters()
 sizes = profiles.get(profile, transfer_noises=transfer_noises, live=live)
+device = device or sizes.device
 study = recipes.transfer(profile, pretraining)
 output = plots.Output.of(profile, descriptor=descriptor, pretraining=pretraining,
                          transfer_noises=transfer_noises, live=live)
@@ -116,7 +117,8 @@ output.figure(plots.scores_against(both, "pair", labels=dict.fromkeys(both, "RP"
 bases = fine_tuning.agreement_of_bases(features, copies, sizes.resamples)
 print(f"RP of the two pre-trained networks: {bases}")
 start = dict.fromkeys(grid.images.unique(), features["base"])
-closed = regimes.closed_samples("gaussian", target, sorted(grid.images.unique()), sizes, device)
+closed = regimes.closed_samples("gaussian", target, sorted(grid.images.unique()),
+                                sizes.transfer_noises, sizes, device)
 closed = {n: descriptors.features(describe, part) for n, part in closed.items()}
 with_start = fine_tuning.against(grid, features, start, copies, sizes.resamples)
 gaussian = fine_tuning.against(grid, features, closed, copies, sizes.resamples)

@@ -27,14 +27,15 @@ profile: str = "laptop"
 descriptor: str = "cifar-copy"
 grid_noises: int = 0
 live: int = 0
-device: str = "cpu"
+device: str = ""
 
 # %%
 from paper_utils import claims, data, descriptors, models, plots, profiles, run, scores, students
-from paper_utils import tables
+from paper_utils import tables, zoo
 
 run.check_parameters()
 sizes = profiles.get(profile, grid_noises=grid_noises, live=live)
+device = device or sizes.device
 output = plots.Output.of(profile, descriptor=descriptor, grid_noises=grid_noises, live=live)
 describe = descriptors.load(descriptor, device)
 training, held_out = data.load(sizes.dataset), data.load(sizes.dataset, "test")
@@ -82,21 +83,22 @@ with_teacher = {"RP with the teacher": students.with_teacher(runs, features, cop
                                                                     sizes.resamples)}
 output.table(with_teacher["RP with the teacher"], "tab_rp_with_teacher")
 output.table(with_teacher["MAE score with the teacher"], "tab_mae_with_teacher")
-output.figure(plots.curves(with_teacher, "series", "steps", "steps", True, note),
-              "fig_with_teacher")
+output.figure(plots.curves(with_teacher, "series", "steps", "steps", True,
+                           f"Agreement with the teacher, {note}"), "fig_with_teacher")
 
 # %% [markdown]
 # ## With models they never saw
 #
 # Models of section 2, of two families, trained apart from the teacher; and the Gaussian denoiser,
 # which nobody trained: agreement no higher than with it says little. Below, down the stages of
-# progressive distillation; a group's curve is the mean over its models.
+# progressive distillation: with the teacher's own samples (*first teacher, Heun*), with the stage
+# that was the teacher of this one (*the stage before*), with the consistency models at one step
+# (*other students*) and with the models of section 2; a group's curve is the mean over its models.
 
 # %%
 unseen = models.by_name(sizes.families, sizes, training, device)
 strangers = unseen | {"gaussian": models.closed_forms(training, sizes.bag, device)["gaussian"]}
-other = {name: rows[:sizes.grid_noises]
-         for name, rows in models.all_samples(strangers, sizes).items()}
+other = models.shipped_samples(strangers, zoo.FOLDER, sizes.grid_noises, sizes.shipped)
 everyone = images | other
 described = features | {name: descriptors.features(describe, rows) for name, rows in other.items()}
 groups = students.partners(found, unseen)
@@ -106,7 +108,7 @@ stages = {"RP": students.down_the_stages(runs, described, groups, copies, sizes.
 output.table(stages["RP"], "tab_rp_stages")
 output.table(stages["MAE score"], "tab_mae_stages")
 output.figure(plots.curves(stages, "partner", "steps", "steps of the progressive student", True,
-                           note), "fig_stages")
+                           f"Agreement down the stages, {note}"), "fig_stages")
 
 # %%
 one_step = [name for name in ("progressive-1", *students.CONSISTENT) if name in found]
@@ -132,7 +134,7 @@ price = students.price(runs, made, images, features, held_out.pixels[:sizes.held
 output.table(price, "tab_price")
 panels = {label: price.assign(score=price[label]) for label in ("FD", "sharpness", "ms per image")}
 output.figure(plots.curves(panels, "series", "evaluations", "network evaluations", True,
-                           log_y=["ms per image"]), "fig_price")
+                           "The price of few steps", log_y=["ms per image"]), "fig_price")
 
 # %% [markdown]
 # ## Is it blur?
@@ -153,7 +155,7 @@ output.table(gains, "tab_gain_over_teacher")
 panels = {"RP with unseen models": smooth,
           "RP: student less teacher": gains.rename(columns={"difference": "score"})}
 output.figure(plots.curves(panels, "who", "width", "low-pass filter of both sides, pixels",
-                           title=note), "fig_low_pass")
+                           title=f"After a low-pass filter, {note}"), "fig_low_pass")
 
 # %% [markdown]
 # ## The claims, and the paper's numbers beside ours

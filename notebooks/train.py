@@ -12,11 +12,12 @@
 # One papermill run trains one model, unconditional (section 2) or conditional (appendix D), from
 # nothing or from where the last run stopped:
 #
-#     papermill notebooks/train.ipynb out.ipynb -p profile gpu -p model edm-cond -p device cuda
+#     papermill notebooks/train.ipynb out.ipynb -p profile gpu -p model edm-cond
 #
 # The profile decides the size and the budget (`smoke` seconds, `laptop` about ten minutes on two
-# cores, `gpu` minutes on one large GPU, `paper` mostly the 50 million images of the paper).
-# The weights go to the artifact store, where `01_unconditional` of the same profile finds them
+# cores, `gpu` minutes on one large GPU, `paper` mostly 50 million images, the budget of the paper's
+# section 3), and the device where none is given. *Images seen* counts every time that an image is
+# shown. The weights go to the artifact store, where `01_unconditional` of the same profile finds them
 # again (on the `laptop` profile it reads `zoo/` instead, which `python -m paper_utils.fleet`
 # fills); a run that was killed goes on from its last checkpoint when it is started again with the
 # same parameters.
@@ -40,7 +41,7 @@ start: str = ""
 trains: str = "all"
 dataset: str = ""
 images: int = 0
-device: str = "cpu"
+device: str = ""
 
 # %%
 from paper_utils import data, errors, models, plots, profiles, recipes, run
@@ -52,7 +53,9 @@ spec = recipes.fine_tuned(specs[errors.choose(model, specs, "model")], start, tr
                           images)
 output = plots.Output.of(profile, model=model, start=start, trains=trains, dataset=dataset,
                          images=images)
-subset = spec.subset(data.load(spec.dataset or profiles.get(profile).dataset))
+sizes = profiles.get(profile)
+device = device or sizes.device
+subset = spec.subset(data.load(spec.dataset or sizes.dataset))
 weights = models.weights_of(start, spec) if start else None
 print(f"{spec.name}: {spec.network}, {spec.framework}, {spec.images_seen:,} images seen")
 

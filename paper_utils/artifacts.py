@@ -29,6 +29,7 @@ from paper_utils.paths import cache_dir
 
 Tensors = dict[str, Tensor]
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, of one's share of it
 LIFETIME = 60.0  # seconds that a lock which nobody refreshes is waited for
 POLL = 0.2       # seconds between two looks of one who waits
 PATIENCE = 5.0   # seconds before that one says whom it waits for
@@ -142,9 +143,12 @@ def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if keep and path.exists():  # a second name first, so that `path` is there at all times
+        if keep and path.exists():
             keep.unlink(missing_ok=True)
-            os.link(path, keep)
+            try:  # a second name first, so that `path` is there at all times
+                os.link(path, keep)
+            except OSError:  # a file system without links, where for a moment only `keep` is there
+                path.replace(keep)
         part.replace(path)
     except OSError as error:
         raise unwritable(path, error) from None
@@ -169,7 +173,7 @@ def check_target(path: Path) -> None:
 
 def unwritable(path: Path, error: OSError) -> UserError:
     """What to tell of a path that could not be written."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = error.errno in FULL
     advice = "make room there" if full else "give a path where you can write"
     if path.absolute().is_relative_to(cache_dir().absolute()):
         advice = f"set PAPER_UTILS_CACHE to a folder {'with room' if full else 'you can write'}"

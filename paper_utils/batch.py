@@ -22,7 +22,7 @@ from pathlib import Path
 
 import nbformat
 
-from paper_utils import artifacts, data, graph, profiles
+from paper_utils import artifacts, fetching, graph, profiles, recipes
 from paper_utils.errors import UserError, check_device, choose, raise_lost
 from paper_utils.graph import Job
 from paper_utils.paths import ROOT, cache_dir
@@ -67,6 +67,10 @@ class Batch:
                 *(["--retries", str(self.retries)] if self.retries else []), *more]
 
 
+def _device(batch: Batch) -> str:
+    return batch.device or profiles.PROFILES[batch.profile].device
+
+
 def check(batch: Batch) -> Batch:
     """The batch, with what SLURM allows its jobs.
 
@@ -74,7 +78,7 @@ def check(batch: Batch) -> Batch:
     """
     _check_names(batch)
     if batch.on == "local":
-        check_device(batch.device or profiles.PROFILES[batch.profile].device)
+        check_device(_device(batch))
     artifacts.check_writable(graph.folder())
     return _allowed(batch) if batch.on == "slurm" else batch
 
@@ -111,9 +115,8 @@ def _allowed(batch: Batch) -> Batch:
     longest = _minutes(limits[batch.partition or default.rstrip("*")])
     if not longest:
         return batch
-    found = graph.load(batch.profile)
-    device = batch.device or found.device
-    most = max((job.minutes(device) for job in found.jobs.values()), default=0)
+    jobs = graph.load(batch.profile).values()
+    most = max((job.minutes(_device(batch)) for job in jobs), default=0)
     return replace(batch, longest=longest, retries=1 + math.ceil(most / longest))
 
 
@@ -135,29 +138,31 @@ def execute(batch: Batch) -> int:
     call in the same folder waits for the first. Raises UserError as `check` does.
     """
     batch = check(batch)
-    if batch.on == "slurm":
-        data.load(profiles.PROFILES[batch.profile].dataset)  # here, for nodes may have no network
+    for dataset in recipes.datasets(batch.profile):  # here: nodes may have no network, and what
+        fetching.ensure(dataset)                     # runs at the same time would fetch it twice
     started = time.monotonic()
     outputs = [batch.folder / path.name for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
     with _one_at_a_time(batch) as lock:
         for left_by_a_kill in batch.folder.glob(".*.partial.ipynb"):
             left_by_a_kill.unlink()
-        known = graph.load(batch.profile).jobs
+        known = graph.load(batch.profile)
         _forget(known)
         if batch.shard:
             return _share(batch, known, lock)
         before = {output: _modified(output) for output in outputs}
         code = _snakemake(batch, lock)
+    late = {name for job in known.values() if not job.marker.exists() for name in job.notebooks}
     for output in outputs:
         if before[output] and before[output] == _modified(output):
-            say(output.stem, "up to date", short(output))
+            state = "not up to date" if output.stem in late else "up to date"
+            say(output.stem, state, short(output))
     for name, why in graph.failed(known).items():
         say(name, f"failed: {why}", short(known[name].log))
     if batch.with_report and any(output.exists() for output in outputs):
         from paper_utils import report
 
         say("report", short(report.build(batch.profile) if code else report.page(batch.profile)))
-    missing = [output.stem for output in outputs if not output.exists()]
+    missing = [output.stem for output in outputs if output.stem in late or not output.exists()]
     result = f"not finished: {', '.join(missing)}" if missing else "all done"
     say(batch.profile, result, duration(time.monotonic() - started), short(batch.folder.parent))
     return 1 if code or missing else 0
@@ -170,9 +175,9 @@ def _share(batch: Batch, known: dict[str, Job], lock: int) -> int:
         known[name].given_up.unlink(missing_ok=True)
     while left := [name for name in mine if not known[name].marker.exists()
                    and name not in _hopeless(known, _given_up(known))]:
-        if set(left) & set(graph.share(known, batch.shard)):
+        if tried := set(left) & set(graph.share(known, batch.shard)):
             if _snakemake(batch, lock):
-                for name in set(left) & set(graph.failed(known)) or set(left):
+                for name in tried & set(graph.failed(known)) or tried:
                     artifacts.replace_file(known[name].given_up, b"")
             continue
         needed = ", ".join(sorted({name for job in left for name in known[job].after
@@ -318,8 +323,8 @@ def plan(batch: Batch) -> Iterator[str]:
     from paper_utils import report
 
     _check_names(batch)
-    found = graph.load(batch.profile)
-    device, known = batch.device or found.device, found.jobs
+    device, known = _device(batch), graph.load(batch.profile)
+    _forget(known)
     pending = _pending(batch)
     todo = [job for job in known.values() if str(job.marker) in pending]
     pages = [page for page in report.pages(batch.folder.parent)

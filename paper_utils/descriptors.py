@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paper_utils import artifacts, data, zoo
+from paper_utils import artifacts, data, fetching, zoo
 from paper_utils.errors import UserError, check_device, choose
 from paper_utils.paths import cache_dir
 from paper_utils.precision import exact
@@ -154,7 +154,7 @@ def _load_sscd(device: torch.device, weights: Path | None) -> Descriptor:
 
 def _fetch_sscd(path: Path) -> None:
     try:
-        data.download(SSCD_URL, path)
+        fetching.download(SSCD_URL, path)
     except OSError as error:
         raise UserError(f"SSCD could not be fetched ({error}): put {SSCD_URL} at {path} by hand, "
                         "or use descriptor 'cifar-copy'") from None

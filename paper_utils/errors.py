@@ -64,8 +64,8 @@ def positive(kind: type) -> Callable[[str], float]:
 
 def exit_code(command: Callable[[], int | None], *failures: type[Exception],
               interrupted: str = "interrupted") -> int:
-    """Run a command line's work: what it returns, or 0; 2 for a user's mistake, 1 for a file or one
-    of `failures`, 130 for Ctrl-C.
+    """Run a command line's work: what it returns, or 0; 2 for a user's mistake, 1 for a file, a
+    package that is not installed or one of `failures`, 130 for Ctrl-C.
 
     An exception becomes one line on stderr.
     """
@@ -74,6 +74,10 @@ def exit_code(command: Callable[[], int | None], *failures: type[Exception],
     except (UserError, OSError, *failures) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, UserError) else 1
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed: `make` installs all, and so does "
+              "pip install -e '.[notebooks,report]'", file=sys.stderr, flush=True)
+        return 1
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr, flush=True)
         return 130

@@ -95,8 +95,9 @@ def reproducibility(table: pd.DataFrame, features: Mapping[str, Tensor], hits: H
         for pair, run in runs.items():
             names = [known.get((way, images, r)) for r in ("", run)]
             if None not in names:
-                rows.append(_pair(*(features[name] for name in names), hits, resamples,
-                                  images=images, way=way, pair=pair))
+                score, chance = scores.agreement(*(features[name] for name in names), hits,
+                                                 resamples)
+                rows.append(score.row(images=images, way=way, pair=pair, shuffled=chance))
     return scores.table_of(rows, "images", "way", "pair", "shuffled")
 
 
@@ -119,20 +120,16 @@ def shared_start(table: pd.DataFrame, features: Mapping[str, Tensor], hits: Hits
     return pd.DataFrame(rows, columns=columns)
 
 
-def _pair(mine: Tensor, theirs: Tensor, hits: Hits, resamples: int, **where) -> dict:
-    n = min(len(mine), len(theirs))
-    found, chance = scores.agreement(mine[:n], theirs[:n], hits, resamples)
-    return found.row(**where) | {"shuffled": chance}
-
-
 def against(table: pd.DataFrame, features: Mapping[str, Tensor], others: Mapping[int, Tensor],
             hits: Hits, resamples: int = 1_000) -> pd.DataFrame:
     """RP of the first run of each way with something else at each number of images.
 
     others: number of images -> features. Columns: images, way, score, low, high, n, shuffled.
     """
-    rows = [_pair(features[row.model], others[row.images], hits, resamples,
-                  images=row.images, way=row.way) for row in table[table.run == ""].itertuples()]
+    rows = []
+    for row in table[table.run == ""].itertuples():
+        score, chance = scores.agreement(features[row.model], others[row.images], hits, resamples)
+        rows.append(score.row(images=row.images, way=row.way, shuffled=chance))
     return scores.table_of(rows, "images", "way", "shuffled")
 
 

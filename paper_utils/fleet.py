@@ -29,10 +29,13 @@ from dataclasses import asdict, dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.multiprocessing as processes
+from PIL import Image
 
-from paper_utils import artifacts, contrast, data, models, profiles, recipes, training, zoo
+from paper_utils import (artifacts, contrast, data, fetching, models, profiles, recipes, training,
+                         zoo)
 from paper_utils.errors import UserError, check_device, choose, exit_code, positive
 from paper_utils.models import BANK
 
@@ -178,7 +181,7 @@ def train(options: argparse.Namespace) -> None:
     threads = max(torch.get_num_threads() // min(options.at_once, len(waiting)), 1)
     artifacts.check_writable(options.out)
     for dataset in {_dataset(name, options.profile) for name in waiting}:
-        data.load(dataset)  # fetched once, not by every training at the same time
+        fetching.ensure(dataset, ["train"])  # once, not by every training at the same time
     deadline = time.time() + 60 * options.minutes
     spawn, running, failed = processes.get_context("spawn"), [], False
     stop = spawn.Event()
@@ -338,6 +341,38 @@ def restored(options: argparse.Namespace) -> None:
         print(f"{name}: {len(answers)} problems of {len(images)} images added to inverse/")
 
 
+# --- taking CIFAR-10 to a machine without a network ---------------------------------------------
+
+SHEET = 10_000  # images, about 17 MB
+
+
+def pack(folder: Path) -> None:
+    """Write the training images as lossless WebP sheets, labels beside them."""
+    images = data.load("cifar10", "train")
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "labels.npy", images.labels.numpy().astype(np.uint8))
+    for k, part in enumerate(images.pixels.split(SHEET)):
+        picture = Image.fromarray(data.tiled(part, int(len(part) ** 0.5)))
+        picture.save(folder / f"train_{k}.webp", lossless=True, method=0)
+
+
+def unpack(folder: Path) -> None:
+    """Put the sheets that `pack` wrote into the cache; UserError if they are not CIFAR-10."""
+    again = "copy all that `fleet pack` wrote there again"
+    sheets = sorted(folder.glob("train_*.webp"))
+    if not sheets or not (folder / "labels.npy").exists():
+        raise UserError(f"{folder} has no train_*.webp with labels.npy: make them by `fleet pack`")
+    try:
+        labels = np.load(folder / "labels.npy")
+        pictures = [np.array(Image.open(path)) for path in sheets]
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{folder} has a file that is not whole ({error}): {again}") from None
+    images = torch.cat([data.untiled(picture, len(picture) // 32) for picture in pictures])
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    fetching.check(pixels, labels, "train", f"{folder}, of {len(sheets)} sheets,", again)
+    fetching.keep("cifar10", lambda scratch: {"train": (pixels, labels)})
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; a user's mistake is one line on stderr and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m paper_utils.fleet", description=__doc__,
@@ -373,7 +408,7 @@ def main(arguments: list[str] | None = None) -> int:
     for sampling in (adding, sheets["closed"], sheets["guided"]):
         sampling.add_argument("--noises", type=positive(int), default=0,
                               help="default: that of its folder")
-    for carry in (data.pack, data.unpack):
+    for carry in (pack, unpack):
         moving = actions.add_parser(carry.__name__)
         moving.add_argument("folder", type=Path)
         moving.set_defaults(action=lambda options, carry=carry: carry(options.folder))

@@ -80,15 +80,6 @@ class Job:
                            "--device", device])
 
 
-@dataclass(frozen=True)
-class Graph:
-    """The jobs of a profile by name, each after those it needs; empty where its models are shipped.
-    device: the profile's own."""
-
-    device: str
-    jobs: dict[str, Job]
-
-
 def folder() -> Path:
     """Where the markers are."""
     return cache_dir() / "jobs"
@@ -114,10 +105,10 @@ def last_line(text: str) -> str:
     return (text.strip().splitlines() or ["it says nothing"])[-1]
 
 
-def load(profile: str) -> Graph:
-    """The graph of a profile, counted now where it was not before.
+def load(profile: str) -> dict[str, Job]:
+    """The jobs of a profile by name, each after those it needs; none where its models are shipped.
 
-    Raises UserError for an unknown profile, and where the cache cannot be written.
+    Counted now where they were not before. Raises UserError for an unknown profile, and where the cache cannot be written.
     """
     sources = sorted(Path(__file__).parent.glob("*.py"))
     version = sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
@@ -126,11 +117,11 @@ def load(profile: str) -> Graph:
     if kept is None:
         from paper_utils import artifacts, jobs
 
-        found = profiles.get(profile)
-        text = json.dumps(asdict(Graph(found.device, jobs.build(found))))
+        built = jobs.build(profiles.get(profile))
+        text = json.dumps({name: asdict(job) for name, job in built.items()})
         artifacts.replace_file(path, text.encode())
         kept = json.loads(text)
-    return Graph(kept["device"], {name: Job(**row) for name, row in kept["jobs"].items()})
+    return {name: Job(**row) for name, row in kept.items()}
 
 
 def read(path: Path) -> dict | None:
@@ -145,7 +136,8 @@ def share(jobs: Mapping[str, Job], text: str, ready: bool = True) -> list[str]:
     """The jobs of one of several machines that share a folder; ready: only what can be done by now.
 
     text: '2/8' is the second of eight shares, which take about equally long. What needs a job of
-    another share can be done when that one's marker is there. Raises UserError for other text.
+    another share can be done when that one's marker is there; what was given up, and what needs it,
+    cannot. Raises UserError for other text.
     """
     match = re.fullmatch(r"(\d+)/(\d+)", str(text))
     k, n = map(int, match.groups()) if match else (0, 0)
@@ -159,7 +151,7 @@ def share(jobs: Mapping[str, Job], text: str, ready: bool = True) -> list[str]:
             mine.add(job.name)
     there = {name for name, job in jobs.items() if job.marker.exists()} if ready else set(jobs)
     for name, job in jobs.items():  # each stands after those that it needs
-        if name in mine and there.issuperset(job.after):
+        if name in mine and there.issuperset(job.after) and not (ready and job.given_up.exists()):
             there.add(name)
     return [name for name in jobs if name in mine & there]
 

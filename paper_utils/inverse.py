@@ -26,7 +26,7 @@ from paper_utils.noise import NoiseBank, seed_of
 from paper_utils.operators import Measurement, Operator, Physics
 from paper_utils.precision import exact
 from paper_utils.progress import progress as shown
-from paper_utils.samplers import STEPS, Solver, Step, toward
+from paper_utils.samplers import EULER, STEPS, Solver, Step, answer, toward
 
 BATCH = 16  # always this many rows at once: the bits of a row depend on how many, not on which
 
@@ -67,6 +67,9 @@ class Guidance:
         choose(self.solver.sampler, STEPS, "single-step solver")
         choose(self.schedule, SCHEDULES, "schedule of the step size")
         choose(self.convention, CONVENTIONS, "convention of the step size")
+        if self.ancestral is not None and self.solver.sampler not in EULER:
+            raise UserError(f"the stochastic DPS takes Euler's steps, not those of "
+                            f"{self.solver.sampler!r}: give a solver of {', '.join(EULER)}")
         if not self.zeta >= 0:
             raise UserError(f"step size zeta={self.zeta}: give a number from 0 up")
 
@@ -93,12 +96,12 @@ def dps(denoiser: Denoiser, noise: Tensor, y: Tensor, operator: Physics, guidanc
     """
     sigmas = guidance.solver.sigmas.to(noise)
     step = step or STEPS[guidance.solver.sampler]
-    answer = _clipped(denoiser) if guidance.clip else denoiser
+    used = _clipped(denoiser) if guidance.clip else denoiser
     u = sigmas[0] * noise
     for number, (here, there) in enumerate(pairwise(sigmas), 1):
         with _frozen(denoiser):
-            clean, residual, gradient = guide(answer, u, here, y, operator)
-        ahead = step(answer, u, clean, here, there) if there > 0 else clean
+            clean, residual, gradient = guide(used, u, here, y, operator)
+        ahead = step(used, u, clean, here, there) if there > 0 else clean
         u = ahead - guidance.weight(here, there) * gradient
         _check_size(u, there, number, guidance)
         yield Iterate(u, there, residual)
@@ -109,9 +112,12 @@ def guide(denoiser: Denoiser, u: Tensor, sigma: Tensor, y: Tensor,
     """x0hat = D(u; sigma), r = |y - A(x0hat)| of each image, and the gradient of r at u."""
     with torch.enable_grad():
         u = u.detach().requires_grad_()
-        clean = denoiser(u, sigma)
+        clean = answer(denoiser, u, sigma)
         gap = y - operator.A(clean.to(y.dtype))  # a foreign operator has the precision of its y
         residual = torch.linalg.vector_norm(gap.flatten(1), dim=1)
+        if not residual.requires_grad:
+            raise UserError("this denoiser's answer has no gradient at u, which Algorithm 1 needs: "
+                            "compute it outside torch.no_grad, and add 0 * u to a constant")
         gradient, = torch.autograd.grad(residual.sum(), u)
     return clean.detach(), residual.detach(), gradient
 

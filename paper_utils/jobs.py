@@ -34,7 +34,8 @@ from paper_utils.profiles import Profile
 from paper_utils.run import duration, say
 
 SHORTEST = 10.0  # minutes; smaller tasks of one section share a job
-FORWARDS = {"denoising": 3, "progressive": 5, "cd": 5, "ct": 4, "ict": 4}  # a step, in forward runs
+# a step, in forward runs
+FORWARDS = {"denoising": 3, "progressive": 5, "cd": 5, "icd": 5, "ct": 4, "ict": 4}
 
 Specs = dict[str, training.Spec | contrast.Spec]
 
@@ -249,10 +250,10 @@ def _key(kind: str, section: str, names: Sequence[str], profile: Profile, specs:
     return sha256(text.encode()).hexdigest()[:12]
 
 
-@lru_cache(maxsize=None)
 def _code() -> str:
-    return models.training_code() + artifacts.code_version(contrast, inverse, operators,
-                                                           reconstructions, noise)
+    """Of all that a job runs to make something."""
+    return models.training_code() + models.sampling_code() + artifacts.code_version(
+        contrast, inverse, operators, reconstructions)
 
 
 # --- running one --------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: 
         framework=denoiser.framework.label, solver=spec.solver,
         evaluations=spec.solver.evaluations, parameters=networks.count_parameters(denoiser),
         images=spec.images, images_seen=spec.images_seen,
-        identity={"weights": weights, "solver": asdict(spec.solver), "code": _sampling_code()},
+        identity={"weights": weights, "solver": asdict(spec.solver), "code": sampling_code()},
         generate=_sampled(denoiser, spec.solver, device, classes), spec=spec,
         denoiser=lambda: denoiser, classes=classes, device=device)
 
@@ -181,7 +181,7 @@ def _identity_of(pipeline, solver: Solver) -> dict:
                for key, value in part.state_dict().items()}
     return {"weights": artifacts.digest(weights), "solver": asdict(solver),
             "settings": {name: _settings(part) for name, part in parts.items()},
-            "code": _sampling_code()}
+            "code": sampling_code()}
 
 
 def _settings(part) -> dict:
@@ -241,7 +241,7 @@ def _closed_form(name: str, label: str, make: Callable, images: data.Images, bag
         x0 = samplers.sample(built(), noise.to(device), solver, batch=256, progress=title)
         return x0.cpu()
 
-    identity = {"closed form": name, "images": images.hash, "code": _sampling_code()}
+    identity = {"closed form": name, "images": images.hash, "code": sampling_code()}
     return Model(
         name=name, family="closed form", architecture=label, framework="closed form",
         solver=solver, evaluations=solver.evaluations, parameters=0, images=len(images),
@@ -260,7 +260,7 @@ def gaussian(images: data.Images) -> denoisers.GaussianDenoiser:
     return denoisers.GaussianDenoiser(**artifacts.remember("gaussian", spec, compute))
 
 
-def _sampling_code() -> str:
+def sampling_code() -> str:
     return artifacts.code_version(samplers, denoisers, networks, local_score, trainable, noise,
                                   data, precision)
 
@@ -349,7 +349,8 @@ def weights_of(path: str | Path, student: training.Spec | None = None) -> artifa
     """The network's weights in a file of zoo/, of the artifact store or of a training.
 
     path: as it is, or from the repository's root. Of a fine-tuned model of the zoo, adapters are
-    merged into the weights. student: what is to begin with them. Raises UserError for a file that
+    merged into the weights; those of a released EDM network or U-ViT get this project's names
+    (networks.released). student: what is to begin with them. Raises UserError for a file that
     is not there or is no safetensors, and for a student of another kind than the file says it has.
     """
     given = Path(os.path.expanduser(path))
@@ -373,7 +374,7 @@ def weights_of(path: str | Path, student: training.Spec | None = None) -> artifa
         if inside := artifacts.below(prefix, tensors):
             tensors = inside
             break
-    return artifacts.float32(tensors)
+    return artifacts.float32(networks.released(tensors))
 
 
 def _specification(metadata: Mapping[str, str]) -> dict:
@@ -425,8 +426,9 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
 
     Some one-step students stand among the diffusion models. The laptop profile takes the trained
     ones from zoo/; the others train them on `images`, and the paper profile adds a released model
-    from the hub.
+    from the hub, or where that cannot be had a line that says so.
     """
+    hub = _from_hub(profile.hub, device)
     if profile.shipped:
         trained = {name: shipped(name, device=device) for name, row in zoo.entries().items()
                    if row.kind != "closed form"}
@@ -434,8 +436,7 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
         trained = train_all(recipes.specs(profile.name), images, device)
         trained |= {name: train_contrast(name, spec, images, device)
                     for name, spec in recipes.contrast_specs(profile.name).items()}
-    hub = [from_hub(source, device) for source in profile.hub]
-    trained |= {model.name: model for model in hub}
+    trained |= hub
     order = [*recipes.specs(profile.name), *recipes.contrast_specs(profile.name)]
     trained = dict(sorted(trained.items(), key=lambda item: order.index(item[0])
                           if item[0] in order else len(order)))
@@ -444,6 +445,18 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
     students = distilled(profile, images, device, ONE_STEP)
     first |= {name: students[name] for name in ONE_STEP if name in students}
     return first | closed_forms(images, profile.bag, device) | last
+
+
+def _from_hub(sources: Iterable[str], device: str) -> dict[str, Model]:
+    found = {}
+    for source in sources:
+        try:
+            model = from_hub(source, device)
+        except UserError as error:
+            print(f"left out: {error}")
+            continue
+        found[model.name] = model
+    return found
 
 
 def distilled(profile: Profile, images: data.Images, device: str = "cpu",

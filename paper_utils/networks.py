@@ -275,6 +275,10 @@ class UNetFlags:
         if self.image_size % divisor:
             raise UserError(f"image_size {self.image_size} must be a multiple of {divisor} "
                             f"(patch {self.patch}, {len(self.channel_mult)} levels)")
+        sides = [self.image_size // self.patch >> k for k in range(len(self.channel_mult))]
+        if odd := set(self.attention) - set(sides):
+            raise UserError(f"attention at resolution {min(odd)}, which no level has: give some of "
+                            f"{', '.join(map(str, sides))}, or none")
 
     @property
     def pixels(self) -> int:
@@ -682,6 +686,14 @@ class DiffusersDiT(nn.Module):
         labels = Labels(self.num_classes)(labels, x).long()
         out = self.transformer(x, timestep=noise_label, class_labels=labels).sample
         return out[:, :x.shape[1]]
+
+
+def released(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a released EDM network or U-ViT under this project's names, others unchanged."""
+    names = {name.removeprefix("model.") for name in state}
+    if {"map_layer0.weight", "map_layer1.weight"} <= names:
+        return rename_edm(state)
+    return rename_uvit(state) if {"patch_embed.proj.weight", "pos_embed"} <= names else state
 
 
 def rename_edm(state: dict[str, Tensor]) -> dict[str, Tensor]:

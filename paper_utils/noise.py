@@ -18,7 +18,11 @@ def seed_of(*key: object) -> int:
 
 
 def stream(*key: object, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator of its own for `key`, e.g. stream(run, "noise", step): streams never collide."""
+    """A generator of its own for `key`, e.g. stream(run, "noise", step).
+
+    On the CPU torch keeps 32 bits of the seed, so of the steps of a long run a few pairs may share
+    a stream, as any two of 4 billion draws may. The noise bank keeps all 64 and does not.
+    """
     return torch.Generator(device).manual_seed(seed_of(*key))
 
 

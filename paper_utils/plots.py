@@ -207,6 +207,32 @@ def _readable(axis) -> None:
         text.set_color("black" if relative_luminance(colour) > 0.179 else "white")
 
 
+def against_control(pairs: Mapping[str, pd.DataFrame], control: str, title: str = "") -> Figure:
+    """A point per pair of models: their score, against the higher of their two with `control`.
+
+    pairs: name of a score -> scores.pairwise, the control among the models. Above the diagonal two
+    models agree more with each other than either does with the control.
+    """
+    with _panels(len(pairs), (3.6 * len(pairs) + 0.3, 3.7), title=title) as (figure, axes):
+        for axis, (name, table) in zip(axes.flat, pairs.items()):
+            with_it = (table.model == control) | (table.other == control)
+            form = {frozenset((row.model, row.other)) - {control}: row.score
+                    for row in table[with_it].itertuples()}
+            own = table[~with_it]
+            higher = [max(form[frozenset([one])] for one in (row.model, row.other))
+                      for row in own.itertuples()]
+            axis.plot([0, 1], [0, 1], color="0.55", lw=1, ls="--")
+            axis.vlines(higher, own.low, own.high, color=CORNERS[0], lw=0.8, alpha=0.35)
+            axis.plot(higher, own.score, "o", color=CORNERS[0], ms=4, mec="white", mew=0.4)
+            axis.set(title=name, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal",
+                     xlabel="higher of the two with the control", ylabel="with each other")
+            for x, y, words in ((0.24, 0.29, "more with each other"),
+                                (0.27, 0.22, "more with the control")):
+                axis.text(x, y, words, fontsize=7.5, color="0.35", rotation=45, ha="center",
+                          va="center")
+    return figure
+
+
 MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MEMORIZATION, GENERALIZATION = 2**10, 2**13.5  # the paper's shading: up to, and from
 
@@ -214,17 +240,23 @@ MEMORIZATION, GENERALIZATION = 2**10, 2**13.5  # the paper's shading: up to, and
 def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images",
                    paper: Mapping[str, pd.DataFrame] | None = None,
                    labels: Mapping[str, str] | None = None, title: str = "",
-                   shaded: bool = False, xlabel: str = "") -> Figure:
+                   shaded: bool = False, xlabel: str = "", colours: Sequence[str] = (),
+                   columns: int = 0) -> Figure:
     """Curves of a score with its intervals, a panel per table, a curve per value of column `by`.
 
     x: the column on the horizontal axis (powers of two); xlabel: its name there. paper: panel ->
     the paper's curves (columns x, by, score), drawn pale and dashed. labels: panel -> its vertical
-    axis. shaded: mark the paper's two regimes. What was not measured is not drawn, nor bridged by
-    its neighbours. A colour means the same curve in every panel.
+    axis. shaded: mark the paper's two regimes. colours: names of curves in the order of the
+    colours, for figures that are to look alike. columns: panels a row, by default all. What was not
+    measured is not drawn, nor bridged by its neighbours. A colour means the same curve in every
+    panel.
     """
-    with _panels(len(panels), (4.1 * len(panels) + 0.3, 4.0), title=title) as (figure, axes):
+    columns = columns or len(panels)
+    rows = -(-len(panels) // columns)
+    with _panels(columns, (4.1 * columns + 0.3, 4.0 * rows), rows, title) as (figure, axes):
         sizes = sorted(set().union(*(table[x] for table in panels.values())))
-        looks = _looks(key for table in panels.values() for key in table.get(by, ()))
+        looks = _looks([*colours, *(_named(by, key) for table in panels.values()
+                                    for key in table.get(by, ()))])
         for axis, (name, table) in zip(axes.flat, panels.items()):
             if not len(table):
                 axis.text(0.5, 0.5, "not trained yet", ha="center", transform=axis.transAxes)
@@ -237,10 +269,8 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
                 _pale_curves(axis, published, by, x)
             for k, (key, curve) in enumerate(table.groupby(by, sort=False)):
                 whole = curve.set_index(x).reindex(sizes).reset_index()
-                label = f"{by} {key}" if isinstance(key, int) else str(key)
-                # where curves coincide, each shows around the next; a single point stands out
-                size = 8 if len(curve) == 1 else max(7 - k, 3.5)
-                _curve(axis, whole, x, label, *looks[str(key)], size=size)
+                label = _named(by, key)
+                _curve(axis, whole, x, label, *looks[label], size=_size(k, len(curve)))
             if shaded:
                 _regimes(axis, ticks)
             _power_axis(axis, ticks, xlabel or {"images": "training images"}.get(x, x))
@@ -250,6 +280,17 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
             axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
                         bbox_to_anchor=(0.5, -0.19))
     return figure
+
+
+def _named(by: str, key: object) -> str:
+    """What a curve is called: 'width 48' for a number."""
+    return f"{by} {key}" if isinstance(key, int) else str(key)
+
+
+def _size(k: int, points: int) -> float:
+    """Of the markers of curve k: where curves coincide, each shows around the next; a single point
+    stands out."""
+    return 8 if points == 1 else max(7 - k, 3.5)
 
 
 def _looks(keys: Iterable) -> dict[str, tuple[str, str]]:
@@ -267,8 +308,8 @@ def _looks(keys: Iterable) -> dict[str, tuple[str, str]]:
     return looks
 
 
-def _curve(axis, curve: pd.DataFrame, x: str, label: str, colour: str, style: str = "o-",
-           size: float = 4.5) -> None:
+def _curve(axis, curve: pd.DataFrame, x: str, label: str, colour: str, style: str,
+           size: float) -> None:
     pale = style.endswith("--")
     axis.plot(curve[x], curve.score, style, color=colour, ms=size, lw=1 if pale else 1.5,
               label=label, zorder=3, mfc="white" if pale else colour)
@@ -317,29 +358,30 @@ def _ticks(axis, ticks: Sequence[float], log: bool = False) -> None:
 
 
 def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log_x: bool = False,
-           title: str = "", log_y: Collection[str] = ()) -> Figure:
-    """Panels side by side, each a quantity with its intervals against x, a curve per value of `by`.
+           title: str = "", log_y: Collection[str] = (), columns: int = 0) -> Figure:
+    """Panels, each a quantity with its intervals against x, a curve per value of `by`.
 
     panels: vertical axis -> table with columns by, x, score and, for intervals, low, high. A value
     of `by` has the same colour and marker in every panel, named once below. log_y: panels with a
-    logarithmic axis.
+    logarithmic axis. columns: panels a row, by default all.
     """
     looks = _looks(key for table in panels.values() for key in table[by])
-    shown = {}
-    with _panels(len(panels), (3.3 * len(panels) + 0.2, 3.1), title=title) as (figure, axes):
+    shown, columns = {}, columns or len(panels)
+    rows = -(-len(panels) // columns)
+    with _panels(columns, (3.3 * columns + 0.2, 3.1 * rows), rows, title) as (figure, axes):
         for axis, (label, table) in zip(axes.flat, panels.items()):
-            for key, curve in table.groupby(by, sort=False):
-                _curve(axis, curve.sort_values(x), x, str(key), *looks[str(key)])
+            for k, (key, curve) in enumerate(table.groupby(by, sort=False)):
+                _curve(axis, curve.sort_values(x), x, str(key), *looks[str(key)],
+                       size=_size(k, len(curve)))
             _ticks(axis, sorted(set(table[x])), log_x)
             axis.set(xlabel=xlabel, ylabel=label)
             if label in log_y:
                 axis.set_yscale("log", base=2)
                 axis.yaxis.set_major_formatter("{x:g}")
             elif {"low", "high"} <= set(table) and (table.low.min() >= 0 and table.high.max() <= 1):
-                bottom = np.floor(10 * table.low.min()) / 10 if table.low.min() > 0.5 else 0.0
-                axis.set_ylim(bottom - 0.03 * (1 - bottom), 1 + 0.03 * (1 - bottom))
+                axis.set_ylim(-0.03, 1.03)
             shown |= dict(zip(*reversed(axis.get_legend_handles_labels())))
-        figure.legend(shown.values(), shown, frameon=False, fontsize=7.5, ncols=2 * len(panels),
+        figure.legend(shown.values(), shown, frameon=False, fontsize=7.5, ncols=2 * columns,
                       loc="outside lower center")
     return figure
 
@@ -390,11 +432,15 @@ def against_known_posterior(table: pd.DataFrame) -> Figure:
 
 def shares(table: pd.DataFrame, x: str, by: str, chance: float, ylabel: str,
            title: str = "") -> Figure:
-    """Grouped bars of the column `share`: a group per value of x, a bar per value of `by`."""
+    """Grouped bars of `share` from `low` to `high`: a group per value of x, a bar per value of `by`.
+    """
     with _panels(1, (0.62 * table[x].nunique() + 1.6, 2.9)) as (figure, axes):
         axis = axes[0, 0]
         sns.barplot(table, x=x, y="share", hue=by, ax=axis, errorbar=None, width=0.82,
                     palette=list(MODEL_COLOURS[:table[by].nunique()]), saturation=1)
+        for bars, (_, part) in zip(axis.containers, table.groupby(by, sort=False)):
+            middles = [bar.get_x() + bar.get_width() / 2 for bar in bars]
+            axis.vlines(middles, part.low, part.high, color="0.25", lw=0.8)
         axis.axhline(chance, color="0.35", lw=0.9, ls="--", label="if all were equal")
         axis.set(xlabel="", ylabel=ylabel, title=title)
         axis.legend(frameon=False, fontsize=7.5, title=None, ncols=3, loc="upper center",
@@ -415,7 +461,7 @@ def gallery(found: Mapping[str, tuple[Tensor, Tensor]], title: str = "") -> Figu
     return sample_grid(strips, 10, title, labels)
 
 
-def distances_against_sigma(table: pd.DataFrame) -> Figure:
+def distances_against_sigma(table: pd.DataFrame, title: str = "") -> Figure:
     """Distance of networks to closed forms against sigma: of regimes.denoiser_distances.
 
     A row for the images asked about, a column per form, a curve per number of training images.
@@ -424,7 +470,7 @@ def distances_against_sigma(table: pd.DataFrame) -> Figure:
     sizes = sorted(set(table.images))
     shades = dict(zip(sizes, sns.color_palette("viridis", len(sizes))))
     size = 3.3 * len(forms) + 0.3, 2.8 * len(asked) + 0.2
-    with _panels(len(forms), size, len(asked), sharex=True, sharey=True) as (figure, axes):
+    with _panels(len(forms), size, len(asked), title, sharex=True, sharey=True) as (figure, axes):
         for axis, ((what, form), part) in zip(axes.flat, table.groupby(["asked about", "form"],
                                                                        sort=False)):
             for images, curve in part.groupby("images"):
@@ -457,7 +503,7 @@ def mixture_errors(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def hyperplane_maps(maps: Mapping[str, tuple[Tensor, Tensor]], note: str = "") -> Figure:
+def hyperplane_maps(maps: Mapping[str, tuple[Tensor, Tensor]], title: str = "") -> Figure:
     """The noise hyperplane, a panel per model: which corner each point's image is most like.
 
     maps: name -> (winner [g, g] in 0..2, similarity [g, g]); rows are beta, columns alpha, both
@@ -482,7 +528,8 @@ def hyperplane_maps(maps: Mapping[str, tuple[Tensor, Tensor]], note: str = "") -
             axis.set_title(name)
             axis.set(xticks=[0, 1], yticks=[0, 1])
             axis.label_outer()
-        figure.supxlabel("$\\alpha$" + (f"        {note}" if note else ""), fontsize=9)
+        figure.suptitle(title or None, fontsize=10)
+        figure.supxlabel("$\\alpha$", fontsize=9)
         figure.supylabel("$\\beta$", fontsize=9)
     return figure
 

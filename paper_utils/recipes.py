@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from paper_utils import augmentation, contrast, distillation, networks, trainable
+from paper_utils import augmentation, contrast, distillation, networks, profiles, trainable
 from paper_utils.denoisers import CONSISTENCY
 from paper_utils.errors import UserError, choose
 from paper_utils.samplers import Solver
@@ -436,6 +436,12 @@ def every_spec(profile: str) -> dict[str, Spec]:
     """
     return (specs(profile) | regime_specs(profile) | conditional_specs(profile)
             | fine_tuning_specs(profile) | distillation_specs(profile))
+
+
+def datasets(profile: str) -> list[str]:
+    """What data.load is asked for by this profile: its own dataset, then those of its models."""
+    chosen = [spec.dataset for spec in every_spec(profile).values() if spec.dataset]
+    return [*dict.fromkeys([profiles.get(profile).dataset, *chosen])]
 
 
 def lineage(names: Iterable[str], specs: Mapping[str, Spec]) -> dict[str, Spec]:

@@ -18,7 +18,7 @@ from paper_utils import (artifacts, data, descriptors, inverse, models, operator
 from paper_utils.denoisers import GaussianDenoiser
 from paper_utils.descriptors import Descriptor
 from paper_utils.errors import UserError
-from paper_utils.inverse import Guidance
+from paper_utils.inverse import Diverged, Guidance
 from paper_utils.models import BANK, Model
 from paper_utils.noise import stream
 from paper_utils.operators import Measurement, Operator, Task
@@ -104,8 +104,12 @@ def restoring(model: Model, problem: Problem, images: data.Images, steps: int,
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
         operator, measurement = posed(problem, images.pixels[:len(noise)])
-        return inverse.reconstruct(model.denoiser(), measurement, operator, noise.to(device),
-                                   guidance, title, batch).cpu()
+        try:
+            return inverse.reconstruct(model.denoiser(), measurement, operator, noise.to(device),
+                                       guidance, title, batch).cpu()
+        except Diverged as error:
+            raise Diverged(f"{model.name}, {problem.name}, {steps} steps: {error}; or take more "
+                           "steps") from None
 
     identity = {"model": model.identity, "task": asdict(problem.task), "images": images.hash,
                 "guidance": asdict(guidance), "code": artifacts.code_version(inverse, operators)}
@@ -194,7 +198,8 @@ def block_scores(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[s
 
     features: [n, d] by model; the interval resamples images. elsewhere: features of the same
     restored from other noises. Columns: block, score, low, high, n, other images (chance)
-    and, with elsewhere, other noise (what the measurement alone fixes).
+    and, with elsewhere, other noise (what the measurement alone fixes) and the interval of how much
+    more the score is: more, low and more, high.
     """
     mixed, rows = {name: scores.shuffled(part) for name, part in features.items()}, []
     for block, pairs in pairs_of(groups).items():
@@ -203,7 +208,9 @@ def block_scores(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[s
         row = found.row(block=block) | {"other images": chance}
         if elsewhere:
             fixed = hits(features, pairs, same, elsewhere)
-            row["other noise"] = fixed.double().mean().item()
+            more = scores.paired_difference(hits(features, pairs, same), fixed, resamples)
+            row |= {"other noise": fixed.double().mean().item(), "more, low": more.low,
+                    "more, high": more.high}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -259,6 +266,11 @@ def curves(problems: Sequence[Problem], x: Callable[[Problem], float],
         for p in problems})
     return {"RP": rp} | {quantity: part.drop(columns="quantity")
                          for quantity, part in bad.groupby("quantity", sort=False)}
+
+
+def but_optimal(found: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The tables of `curves` without the optimal denoiser, whose errors dwarf all others."""
+    return {what: table[table.who != "Optimal denoiser"] for what, table in found.items()}
 
 
 def errors(problem: Problem, answers: Mapping[str, Tensor], features: Mapping[str, Tensor],

@@ -69,14 +69,14 @@ def fullest_width(table: pd.DataFrame) -> int:
     return int(counts[counts == counts.max()].index.max())
 
 
-def closed_samples(name: str, images: data.Images, sizes: Sequence[int], profile: Profile,
-                   device: str = "cpu") -> dict[int, Tensor]:
+def closed_samples(name: str, images: data.Images, sizes: Sequence[int], noises: int,
+                   profile: Profile, device: str = "cpu") -> dict[int, Tensor]:
     """Samples of a closed form ('optimal', 'gaussian', 'local') of the first n images, for every n.
 
-    Of as many noises as the models have; of a thirty-second of them for the local score, which
-    takes a second for each, but of two at least: of one there are no shuffled noises.
+    noises: of a thirty-second of them for the local score, which takes a second for each, but of
+    two at least: of one there are no shuffled noises.
     """
-    noises = max(profile.grid_noises // (32 if name == "local" else 1), 2)
+    noises = max(noises // (32 if name == "local" else 1), 2)
     return {n: models.samples(models.closed_forms(images.first(n), profile.bag, device)[name],
                               noises) for n in sizes}
 
@@ -107,6 +107,12 @@ def beside_control(rp: pd.DataFrame, control: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rp, named[[*rp]]], ignore_index=True)
 
 
+def copies_beside_control(gl: pd.DataFrame, control: pd.DataFrame) -> pd.DataFrame:
+    """GL under the pair 'width 16', and the control's, of `copied_by_control`, under its own."""
+    named = gl.assign(pair="width " + gl.width.astype(str))
+    return pd.concat([named[[*control]], control], ignore_index=True)
+
+
 def own_images(spec: training.Spec, rows: Tensor) -> Tensor:
     """The rows (features or pixels of the whole dataset) of the images `spec` trains on."""
     start = spec.half * (len(rows) // 2)
@@ -130,6 +136,18 @@ def generalization(found: Mapping[str, Model], table: pd.DataFrame, features: Ma
         score = scores.gl(features[cell["model"]], own, threshold, resamples)
         rows.append(score.row(**cell) | {"held-out": baseline[key]})
     return scores.table_of(rows, *table, "held-out")
+
+
+def copied_by_control(gaussian: Mapping[int, Tensor], known: Tensor, threshold: float,
+                      resamples: int = 1_000) -> pd.DataFrame:
+    """GL of the Gaussian denoiser of n images against these: the control of `generalization`.
+
+    gaussian: n -> features of its samples; known: of the whole training set. Columns: images, pair
+    (the name of the curve), score, low, high, n.
+    """
+    return pd.DataFrame([
+        scores.gl(rows, known[:n], threshold, resamples).row(
+            images=n, pair=f"{CONTROL}training images") for n, rows in gaussian.items()])
 
 
 def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],
@@ -204,11 +222,14 @@ def nearer_than_second(found: Mapping[str, Model], table: pd.DataFrame,
 
 
 def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.DataFrame,
-                  hits: Hits, resamples: int = 1_000) -> pd.DataFrame:
+                  gaussian: Mapping[int, Tensor], hits: Hits,
+                  resamples: int = 1_000) -> pd.DataFrame:
     """GL of the narrowest widths and RP between them against images seen (Bonnaire et al. 2025).
 
-    Only subset sizes of which other moments than the shared budget are there. Columns: images,
-    images seen, what ('GL, width 16' or 'RP, widths 16 and 32'), score, low, high, n.
+    gl: of `generalization`; gaussian: number of images -> features of samples of their Gaussian
+    denoiser, the control. Only subset sizes of which other moments than the shared budget are
+    there. Columns: images, images seen, what ('GL' or 'RP'), pair ('width 16', '16 / 32',
+    'Gaussian / width 16'), score, low, high, n.
     """
     moments = table[table.moment]
     widths, rows = sorted(moments.width.unique()), []
@@ -218,11 +239,15 @@ def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.Da
         where = {"images": images, "images seen": seen}
         for row in cell.itertuples():
             score = judged.loc[row.model, ["score", "low", "high", "n"]].to_dict()
-            rows.append(where | {"what": f"GL, width {row.width}"} | score)
-        for a, b in combinations(cell.sort_values("width").itertuples(), 2):
-            score = scores.proportion(hits(features[a.model], features[b.model]), resamples)
-            rows.append(score.row(**where, what=f"RP, widths {a.width} and {b.width}"))
-    return scores.table_of(rows, "images", "images seen", "what")
+            rows.append(where | {"what": "GL", "pair": f"width {row.width}"} | score)
+        pairs = {f"{a.width} / {b.width}": (features[a.model], features[b.model]) for a, b
+                 in combinations(cell.sort_values("width").itertuples(), 2)}
+        pairs |= {f"{CONTROL}width {row.width}": (features[row.model], gaussian[images])
+                  for row in cell.itertuples()}
+        for pair, (mine, theirs) in pairs.items():
+            score = scores.proportion(hits(mine, theirs), resamples)
+            rows.append(score.row(**where, what="RP", pair=pair))
+    return scores.table_of(rows, "images", "images seen", "what", "pair")
 
 
 # --- the denoisers themselves -------------------------------------------------------------------

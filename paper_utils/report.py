@@ -102,7 +102,7 @@ def _verdict_part(found: list[Page], folder: Path, jobs: Mapping[str, Job]) -> s
     for section, rows in claims.load(folder).items():
         page = known[claims.SECTIONS[section]]
         lines += ["", f"### {_linked(page)}", ""]
-        lines += [_claims(rows)] if rows else [_not_run(page, jobs)]
+        lines += [_claims(rows)] if rows and page.there else [_not_run(page, jobs)]
     return "\n".join(lines)
 
 
@@ -228,7 +228,7 @@ def _levels_part(folder: Path, profile: Profile) -> str:
 
 def front_page(profile: str, folder: Path) -> str:
     """index.md, in MyST Markdown."""
-    found, jobs = pages(folder), graph.load(profile).jobs
+    found, jobs = pages(folder), graph.load(profile)
     listed = "\n".join(page.name for page in found if page.there)
     return "\n\n".join([
         f"# What was reproduced (profile {profile})",

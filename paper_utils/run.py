@@ -378,6 +378,8 @@ def _one(options: argparse.Namespace) -> int:
     chosen = values(given, valid)
     folder = _folder(chosen, valid)
     output = options.output or folder / "executed" / notebook.name
+    if output.is_dir():
+        raise UserError(f"{output} is a folder: give the name of a file in it")
     say(notebook.stem, "started")
     with _log(options.log) as log:
         seconds = execute(notebook, output, chosen, log)

@@ -93,10 +93,9 @@ def toward(clean: Tensor, u: Tensor, here: Tensor, there: Tensor) -> Tensor:
 
 
 Step = Callable[[Denoiser, Tensor, Tensor, Tensor, Tensor], Tensor]
-STEPS: dict[str, Step] = {
-    "euler": euler_step, "ddim": euler_step, "dpm-solver-1": euler_step, "heun": heun_step,
-    "dpm-solver-2": dpm_solver_2_step, "dpm-solver-3": dpm_solver_3_step,
-}
+EULER = ("euler", "ddim", "dpm-solver-1")  # names of one step
+STEPS: dict[str, Step] = dict.fromkeys(EULER, euler_step) | {
+    "heun": heun_step, "dpm-solver-2": dpm_solver_2_step, "dpm-solver-3": dpm_solver_3_step}
 
 
 # --- samplers -----------------------------------------------------------------------------------
@@ -203,7 +202,7 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
         conditioned = denoiser if labels is None else \
             partial(denoiser, labels=labels[start:start + batch])
         with exact():
-            x0 = _last(sampler(partial(_answer, conditioned), part.double(),
+            x0 = _last(sampler(partial(answer, conditioned), part.double(),
                                solver.sigmas.to(part.device)))
         if not x0.isfinite().all():
             raise UserError("this denoiser made samples that are not finite numbers: look at its "
@@ -213,7 +212,7 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
     return torch.cat(parts).float() if parts else noise.float()
 
 
-def _answer(denoiser: Denoiser, u: Tensor, sigma: Tensor) -> Tensor:
+def answer(denoiser: Denoiser, u: Tensor, sigma: Tensor) -> Tensor:
     """D(u; sigma), looked at: anybody's function may stand here."""
     try:
         clean = denoiser(u, sigma)

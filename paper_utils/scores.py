@@ -1,4 +1,4 @@
-"""The paper's scores, each with a bootstrap interval and a baseline.
+"""The paper's scores, each with an interval and a baseline.
 
 Two models are always compared on the same noises: row k of both samples comes from noise k.
 Features are L2-normalised descriptors [N, d]; images are uint8 [N, 3, H, W].
@@ -47,16 +47,18 @@ def table_of(rows: list[dict], *where: str) -> pd.DataFrame:
 def proportion(hits: Tensor, resamples: int = 1_000) -> Score:
     """Mean of hits [n] (bool), or [n, C] for C classes of each noise, with its 95 % interval.
 
-    The interval is that of the percentile bootstrap over noises: all classes of a noise are drawn
-    together. Where every noise has the same share of hits, as when none or all of them are hits,
-    that would be a point; there it is Wilson's interval (Wilson 1927), which is open on the side
-    that was not sampled: 0 of n is [0, 3.84 / (n + 3.84)]. Raises UserError for no noise at all.
+    The interval is Wilson's (Wilson 1927), which covers few hits as well as many: 0 of n is
+    [0, 3.84 / (n + 3.84)]. Of noises with shares of hits between 0 and 1 it is that of the
+    percentile bootstrap, in which all classes of a noise are drawn together; where all have the
+    same share, which would be a point, Wilson's again. Raises UserError for no noise at all.
     """
     if not len(hits):
         raise UserError("a score needs at least one noise")
     n, values = len(hits), _per_noise(hits)
-    value, alike = values.mean().item(), bool((values == values[0]).all())
-    return Score(value, *(wilson(value, n) if alike else _bootstrap(values, resamples)), n)
+    value, plain = values.mean().item(), ((values == 0) | (values == 1)).all()
+    if plain or (values == values[0]).all():
+        return Score(value, *wilson(value, n), n)
+    return Score(value, *_bootstrap(values, resamples), n)
 
 
 def _per_noise(hits: Tensor) -> Tensor:

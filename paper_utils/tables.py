@@ -87,15 +87,16 @@ def model_table(found: Mapping[str, Model], features: Mapping[str, Tensor], gl: 
                 real: Tensor, space: str) -> pd.DataFrame:
     """The table of models: what each is, its training budget, GL and Fréchet distance.
 
-    real: features of real held-out images in the feature space named `space`. The last row is a
-    sample of real images of the same size against the rest: the least distance to expect.
+    real: features of real held-out images in the feature space named `space`. The last row is as
+    many real images against the rest of them: the least distance to expect. Where there are more
+    samples than half of `real`, the distances are those of the first half as many.
     """
     distance = f"FD ({space})"
     gl = gl.set_index("model")["GL"]
     cut = min(len(next(iter(features.values()))), len(real) // 2)
     table = what_models_are(found)
     table["GL"] = [gl[name] for name in table.model]
-    table[distance] = [scores.frechet(features[name], real[cut:]) for name in table.model]
+    table[distance] = [scores.frechet(features[name][:cut], real[cut:]) for name in table.model]
     held_out = {"model": "real images", "architecture": "held-out CIFAR-10", "GL": gl["held-out"],
                 distance: scores.frechet(real[:cut], real[cut:])}
     return pd.concat([table, pd.DataFrame([held_out])], ignore_index=True)
@@ -111,7 +112,7 @@ def rp_by_threshold(features: Mapping[str, Tensor], control: Tensor, own: float,
     rows = []
     for threshold in sorted({own, *thresholds}):
         copies = scores.copies(threshold)
-        pairs = scores.pairwise(features, copies, 1)
+        pairs = scores.pairwise(features, copies)
         with_control = [copies(one, control).double().mean().item() for one in features.values()]
         rows.append({"threshold": threshold, "lowest RP": pairs.score.min(),
                      "median RP": pairs.score.median(), "highest RP": pairs.score.max(),
@@ -140,7 +141,7 @@ def between_seeds(features: Mapping[str, Tensor], seeds: Sequence[tuple[str, str
 
 
 def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str],
-                     resamples: int = 1_000, device: str = "cpu") -> pd.DataFrame:
+                     device: str = "cpu") -> pd.DataFrame:
     """RP of every pair of models by every descriptor, one row per descriptor.
 
     Columns: descriptor, dim, threshold, lowest, median and highest RP over pairs, the highest RP of
@@ -155,7 +156,7 @@ def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str],
             continue
         features = {k: descriptors.features(descriptor, v) for k, v in samples.items()}
         copies = scores.copies(descriptor.threshold)
-        pairs = scores.pairwise(features, copies, resamples)
+        pairs = scores.pairwise(features, copies)
         rows.append({"descriptor": name, "dim": descriptor.dim, "threshold": descriptor.threshold,
                      "lowest RP": pairs.score.min(), "median RP": pairs.score.median(),
                      "highest RP": pairs.score.max(), "highest shuffled": pairs.shuffled.max(),

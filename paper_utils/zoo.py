@@ -7,6 +7,7 @@ Weights are half-precision safetensors; a sheet is a lossless PNG, 32 images a r
 import json
 import tomllib
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def entries(folder: Path = FOLDER) -> dict[str, Entry]:
     """Every shipped model by name, in the order of zoo.toml. UserError for a bad zoo.toml."""
     path = folder / "zoo.toml"
     try:
-        tables = tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text("utf-8"))
         return {name: Entry(name, **table) for name, table in tables.items()}
     except (OSError, tomllib.TOMLDecodeError, TypeError, UnicodeDecodeError) as error:
         state = "damaged" if path.exists() else "missing"
@@ -169,10 +170,11 @@ def _write(path: Path, content: bytes) -> str:
 
 
 def _toml(found: dict[str, Entry]) -> str:
+    quoted = partial(json.dumps, ensure_ascii=False)  # TOML has no pairs of surrogates
     lines = ["# Every file of the zoo and how it was made; written by paper_utils.zoo.add."]
     for name, row in found.items():
-        lines.append(f"\n[{json.dumps(name)}]")
-        lines += [f"{key} = {json.dumps(value)}" for key, value in vars(row).items()
+        lines.append(f"\n[{quoted(name)}]")
+        lines += [f"{key} = {quoted(value)}" for key, value in vars(row).items()
                   if key != "name" and (value not in ("", 0) or key == "made")]
     return "\n".join(lines) + "\n"
 

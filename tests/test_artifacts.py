@@ -410,6 +410,20 @@ def full_disk(*arguments):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_the_file_before_is_kept_also_where_there_are_no_links(tmp_path, monkeypatch, links):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    path, before = tmp_path / "run", tmp_path / "run.previous"
+    for content in (b"1", b"2", b"3"):
+        artifacts.replace_file(path, content, keep=before)
+    assert (path.read_bytes(), before.read_bytes()) == (b"3", b"2")
+    assert sorted(tmp_path.iterdir()) == [path, before]
+
+
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch, call, inside):

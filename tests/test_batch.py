@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from paper_utils import batch, graph, report, run
+from paper_utils import artifacts, batch, graph, recipes, report, run
 from paper_utils.batch import Batch
 from paper_utils.errors import UserError, ended_by_signals
 from paper_utils.graph import Job
@@ -22,6 +23,7 @@ from paper_utils.run import ROOT
 
 STAND_IN = """
 import os, sys, time
+from dataclasses import replace
 from pathlib import Path
 words = sys.argv[1:]
 option = lambda name: words[words.index(name) + 1]
@@ -88,7 +90,7 @@ def executed(folder: Path) -> list[str]:
 
 def test_a_model_that_fails_fails_its_notebook_only_and_is_tried_again(folder):
     assert ends(start(folder, FAIL="1")) == 1
-    jobs = graph.load("smoke").jobs
+    jobs = graph.load("smoke")
     assert executed(folder) == [name for name in NOTEBOOKS if name != "05_fine_tuning"]
     assert graph.failed(jobs) == {"train-fine_tuning-group-1": "error: it diverged"}
     assert set(jobs) - set(graph.done(jobs)) == {"train-fine_tuning-group-1",
@@ -104,7 +106,7 @@ def test_a_model_that_fails_fails_its_notebook_only_and_is_tried_again(folder):
 
 def test_a_job_runs_after_what_it_needs_and_the_tour_last(folder):
     assert ends(start(folder)) == 0
-    order, jobs = calls(folder), graph.load("smoke").jobs
+    order, jobs = calls(folder), graph.load("smoke")
     assert sorted(order) == sorted([*jobs, *NOTEBOOKS])
     for name, job in jobs.items():
         assert all(order.index(other) < order.index(name) for other in job.after)
@@ -125,7 +127,7 @@ def test_a_run_that_was_killed_goes_on(folder, how):
     process.communicate(timeout=60)
     assert process.returncode != 0
     before = calls(folder)
-    done = set(graph.done(graph.load("smoke").jobs)) | set(executed(folder))
+    done = set(graph.done(graph.load("smoke"))) | set(executed(folder))
     assert ends(start(folder)) == 0
     again = calls(folder)[len(before):]
     assert executed(folder) == NOTEBOOKS
@@ -135,10 +137,10 @@ def test_a_run_that_was_killed_goes_on(folder, how):
 
 @pytest.mark.parametrize("text", ["", "{", '{"weights": ["gone.safetensors"]}'])
 def test_damaged_files_of_the_jobs_are_made_again(folder, text):
-    known = graph.load("smoke").jobs
+    known = graph.load("smoke")
     kept, = graph.folder().glob("graph-smoke-*.json")
     kept.write_text("{")
-    assert graph.load("smoke").jobs == known and json.loads(kept.read_text())
+    assert graph.load("smoke") == known and json.loads(kept.read_text())
     job, other = list(known.values())[:2]
     job.marker.write_text(text)
     other.marker.write_text('{"weights": [], "minutes": 1.5}')
@@ -148,7 +150,7 @@ def test_damaged_files_of_the_jobs_are_made_again(folder, text):
 
 
 def test_a_share_runs_nothing_of_the_others(folder):
-    jobs = graph.load("smoke").jobs
+    jobs = graph.load("smoke")
     shares = [graph.share(jobs, f"{k}/2", ready=False) for k in (1, 2)]
     words = Batch("smoke", shard="1/2").command("--directory", str(folder), "--cores", "2")
     assert subprocess.run(words, cwd=folder, capture_output=True).returncode == 0
@@ -206,6 +208,16 @@ def test_a_share_leaves_what_failed_and_does_the_rest(shares, capsys):
     assert code == 1 and "b" in shares.ran and CHAIN["b"].marker.exists()
     said = capsys.readouterr().out
     assert "failed: error: it diverged" in said and "1 of 3 jobs done" in said
+
+
+def test_a_share_does_not_give_up_what_it_has_not_tried(shares):
+    """a fails at once, and b is not tried before c of the other share is done: so it stays."""
+    assert graph.share(CHAIN, "2/2", ready=False) == ["b", "c", "e"]
+    others = iter(("a", "d"))
+    code = shares("2/2", failing="c", meanwhile=lambda: CHAIN[next(others)].marker.write_text("{}"))
+    assert code == 1 and shares.ran.count("c") == 1  # not again in every round
+    assert [name for name in CHAIN if CHAIN[name].given_up.exists()] == ["c"]
+    assert CHAIN["b"].marker.exists()
 
 
 def test_a_share_does_not_wait_for_what_failed_in_another(shares, capsys):
@@ -272,7 +284,7 @@ def test_what_failed_is_said_with_its_reason_and_the_report_is_built(elsewhere, 
                                                                      capsys):
     def fails(wanted, lock):
         write(wanted, "01_a")
-        job = graph.load("smoke").jobs["train-conditional-group-1"]
+        job = graph.load("smoke")["train-conditional-group-1"]
         job.log.write_text("Traceback\nRuntimeError: out of memory\n")
         return 1
 
@@ -292,6 +304,26 @@ def test_what_is_up_to_date_is_said(elsewhere, monkeypatch, capsys):
     monkeypatch.setattr(batch, "_snakemake", lambda wanted, lock: 0)
     assert batch.execute(Batch("smoke")) == 0
     assert capsys.readouterr().out.count("up to date") == 2
+
+
+def test_what_an_old_run_left_is_not_up_to_date_where_a_model_failed(elsewhere, monkeypatch,
+                                                                     capsys):
+    jobs = graph.load("smoke")
+    failing = replace(jobs["train-conditional-group-1"], notebooks=("02_b",))
+    others = {name: replace(job, notebooks=("01_a",)) for name, job in jobs.items()}
+    monkeypatch.setattr(graph, "load", lambda profile: others | {failing.name: failing})
+    monkeypatch.setattr(batch, "_snakemake", lambda wanted, lock: 1)
+    for job in others.values():
+        artifacts.replace_file(job.marker, b'{"weights": []}')
+    failing.marker.unlink()
+    wanted = Batch("smoke")
+    wanted.folder.mkdir(parents=True)
+    write(wanted, "01_a", "02_b")
+    assert batch.execute(wanted) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"^01_a +up to date", said, re.M)
+    assert re.search(r"^02_b +not up to date", said, re.M)
+    assert "not finished: 02_b" in said and "all done" not in said
 
 
 @pytest.mark.parametrize("gone", ["fig_01_a.png", "fig_01_a.pdf", "tab_01_a.csv", "tab_01_a.tex",
@@ -346,8 +378,19 @@ def test_a_second_run_of_the_same_graph_waits_and_says_so_in_one_line(elsewhere,
     assert capsys.readouterr().out.count("waiting for the run that is at work in") == 1
 
 
+def test_every_dataset_of_a_profile_is_fetched_before_its_jobs(elsewhere, monkeypatch):
+    asked = []
+    monkeypatch.setattr(batch.fetching, "ensure", asked.append)
+    monkeypatch.setattr(batch, "_snakemake", lambda *_: pytest.fail("no images yet") if not asked
+                        else writes_all(*_))
+    assert batch.execute(Batch("smoke")) == 0
+    assert set(asked) == {"bundled", *(spec.dataset for spec in
+                                       recipes.every_spec("smoke").values() if spec.dataset)}
+    assert "cifar100" in recipes.datasets("paper")
+
+
 def test_a_job_whose_weights_are_gone_is_not_done(elsewhere, monkeypatch):
-    there, gone = list(graph.load("smoke").jobs.values())[:2]
+    there, gone = list(graph.load("smoke").values())[:2]
     store = elsewhere / "cache" / "artifacts"
     store.mkdir(parents=True)
     (store / "model-a.safetensors").touch()
@@ -455,7 +498,7 @@ def test_a_store_that_cannot_be_written_is_one_line(elsewhere, monkeypatch, caps
 
 def test_the_plan_of_the_paper_says_hours_and_figures(folder):
     lines = list(batch.plan(Batch("paper")))
-    jobs = graph.load("paper").jobs
+    jobs = graph.load("paper")
     hours = sum(job.minutes("cuda") for job in jobs.values()) / 60
     assert lines[0] == (f"paper: {len(jobs)} of {len(jobs)} jobs and 7 notebooks to run, "
                         f"{hours:,.1f} GPU-hours for the jobs")
@@ -465,3 +508,5 @@ def test_the_plan_of_the_paper_says_hours_and_figures(folder):
     first = next(iter(jobs.values()))
     first.marker.write_text("{}")
     assert f"{len(jobs) - 1} of {len(jobs)} jobs" in next(batch.plan(Batch("paper")))
+    first.marker.write_text('{"weights": ["gone.safetensors"]}')
+    assert f"{len(jobs)} of {len(jobs)} jobs" in next(batch.plan(Batch("paper")))

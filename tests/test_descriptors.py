@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from paper_utils import copy_detection, data, descriptors, noise
+from paper_utils import copy_detection, data, descriptors, fetching, noise
 from paper_utils import descriptor_training as training
 from paper_utils.errors import UserError
 
@@ -82,7 +82,7 @@ def test_sscd_that_cannot_be_fetched_says_where_to_put_it(tmp_path, monkeypatch)
     def refuse(url, path):
         raise OSError("no route to host")
     monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path))
-    monkeypatch.setattr(data, "download", refuse)
+    monkeypatch.setattr(fetching, "download", refuse)
     with pytest.raises(UserError, match="no route to host.*by hand") as caught:
         descriptors.load("sscd")
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
@@ -97,7 +97,7 @@ def test_two_that_need_sscd_at_once_fetch_it_once(tmp_path, monkeypatch, sscd_fi
         path.write_bytes(whole)
 
     monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr(data, "download", slow)
+    monkeypatch.setattr(fetching, "download", slow)
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(descriptors.load, ["sscd"] * 2))
     assert len(fetched) == 1 and [one.name for one in found] == ["sscd"] * 2

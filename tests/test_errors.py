@@ -19,6 +19,8 @@ def raises(error):
 @pytest.mark.parametrize(("error", "code", "said"), [
     (UserError("no such model"), 2, "error: no such model\n"),
     (PermissionError(13, "no entry", "x"), 1, "error: [Errno 13] no entry: 'x'\n"),
+    (ModuleNotFoundError("no", name="papermill"), 1, "error: papermill is not installed: `make` "
+     "installs all, and so does pip install -e '.[notebooks,report]'\n"),
     (KeyboardInterrupt(), 130, "interrupted\n")])
 def test_every_end_but_success_is_one_line(error, code, said, capsys):
     assert errors.exit_code(lambda: raises(error)) == code

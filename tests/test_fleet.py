@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from paper_utils import artifacts, contrast, data, fleet, models, recipes, tables, training, zoo
+from paper_utils import (artifacts, contrast, data, fetching, fleet, models, recipes, tables,
+                         training, zoo)
 from paper_utils.errors import UserError
 from paper_utils.noise import NoiseBank
+from paper_utils.paths import cache_dir
 
 
 @pytest.fixture
@@ -95,8 +97,7 @@ def test_trainings_stop_with_the_command_that_started_them(folder):
             break
         time.sleep(0.1)
     assert not Path(f"/proc/{child}").exists()
-    path = folder / "edm.safetensors"
-    assert not path.exists() or artifacts.load_tensors(path)
+    assert artifacts.load_tensors(folder / "edm.safetensors")
 
 
 @pytest.mark.slow
@@ -117,10 +118,10 @@ def test_where_nothing_can_be_written_is_said_before_a_training(tmp_path, capsys
 
 
 def test_images_are_fetched_once_and_before_the_trainings_start(tmp_path, monkeypatch, capsys):
-    def unreachable(name: str):
+    def unreachable(name: str, splits: list[str]):
         raise UserError(f"{name} could not be fetched: check the network")
 
-    monkeypatch.setattr(data, "load", unreachable)
+    monkeypatch.setattr(fetching, "ensure", unreachable)
     names = [*recipes.specs("laptop")][:2]
     assert fleet.main(["train", *names, "--profile", "laptop", "--at-once", "2", "--out",
                        str(tmp_path)]) == 2
@@ -256,11 +257,25 @@ def test_packed_sheets_are_refused_unless_they_are_cifar10(tmp_path, capsys):
     assert "fleet pack" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not (data.cache_dir() / "cifar10_train.npz").exists(),
+@pytest.mark.skipif(not (cache_dir() / "cifar10_train.npz").exists(),
                     reason="CIFAR-10 is not in the cache")
-def test_cifar10_travels_as_sheets(tmp_path):
-    data.pack(tmp_path)
-    data.unpack(tmp_path, tmp_path / "cache")
-    found = data.load("cifar10", cache=tmp_path / "cache")
-    assert found.hash == data.load("cifar10").hash
+def test_cifar10_travels_as_sheets(tmp_path, monkeypatch, capsys):
+    here = data.load("cifar10").hash
+    fleet.pack(tmp_path)
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
+    labels, last = tmp_path / "labels.npy", tmp_path / "train_4.webp"
+    for path, left in ((labels, 100), (labels, 0), (last, 1000)):  # a transfer that was cut off
+        whole = path.read_bytes()
+        path.write_bytes(whole[:left])
+        assert fleet.main(["unpack", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert "again" in error and "fetched" not in error and error.count("\n") == 1
+        path.write_bytes(whole)
+    last.rename(tmp_path / "later")
+    assert fleet.main(["unpack", str(tmp_path)]) == 2
+    assert "of 4 sheets" in capsys.readouterr().err
+    (tmp_path / "later").rename(last)
+    assert fleet.main(["unpack", str(tmp_path)]) == 0
+    found = data.load("cifar10")
+    assert found.hash == here
     assert json.loads(json.dumps(found.labels[:3].tolist())) == [6, 9, 9]

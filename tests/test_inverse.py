@@ -181,7 +181,7 @@ def test_it_is_the_deterministic_dps_of_deepinv(kind, side, weight, model):
 @pytest.mark.parametrize("seed", [None, 0])
 def test_an_images_answer_has_the_same_bits_whatever_others_are_with_it(arch, task, seed):
     denoiser, (operator, measurement, noise) = network(arch), problem(40, 16, task)
-    guidance = Guidance(0.5, Solver("heun", 3), ancestral=seed)
+    guidance = Guidance(0.5, Solver("heun" if seed is None else "ddim", 3), ancestral=seed)
     whole = reconstruct(denoiser, measurement, operator, noise, guidance)
     assert whole.shape == noise.shape and whole.dtype == torch.float32
     assert torch.equal(whole, reconstruct(denoiser, measurement, operator, noise, guidance))
@@ -208,6 +208,16 @@ def test_a_residual_of_zero_has_no_gradient_and_no_nan():
     _, residual, gradient = guide(lambda u, sigma: 0 * u, normal(2, *SHAPE), torch.tensor(1.0), y,
                                   operator)
     assert (residual == 0).all() and (gradient == 0).all()
+
+
+@pytest.mark.parametrize("denoiser, match", [
+    (lambda u, sigma: torch.zeros_like(u), "no gradient at u.*add 0 . u to a constant"),
+    (torch.no_grad()(lambda u, sigma: u / 2), "no gradient at u.*outside torch.no_grad"),
+    (lambda u, sigma: u.mean(0, keepdim=True), r"answers with an image for each u, \[16, ")])
+def test_anybodys_denoiser_is_looked_at(denoiser, match):
+    operator, measurement, noise = problem()
+    check_refused(lambda: reconstruct(denoiser, measurement, operator, noise,
+                                      Guidance(0.1, Solver("ddim", 3))), match)
 
 
 def test_weights_are_frozen_while_the_gradient_is_taken_and_only_then():
@@ -299,6 +309,7 @@ def test_noises_are_as_many_as_measurements(few):
 @pytest.mark.parametrize("change, match", [
     (dict(zeta=-1.0), "zeta=-1.0"), (dict(zeta=math.nan), "zeta=nan"),
     (dict(solver=Solver("dpm-multistep-2", 5)), "single-step solver 'dpm-multistep-2'"),
+    (dict(solver=Solver("heun", 5), ancestral=0), "Euler's steps, not those of 'heun'"),
     (dict(schedule="constnt"), "did you mean 'constant'"),
     (dict(convention="sqared"), "did you mean 'squared'")])
 def test_guidance_that_cannot_be_is_refused(change, match):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from paper_utils import (artifacts, conditional, data, fine_tuning, graph, jobs, models, profiles,
-                         recipes, reconstructions, regimes, students, training)
+from paper_utils import (artifacts, conditional, contrast, data, distillation, fine_tuning, graph,
+                         jobs, local_score, models, profiles, recipes, reconstructions, regimes,
+                         samplers, students, training)
 from paper_utils.errors import UserError
 from paper_utils.graph import Job
 
@@ -123,6 +124,15 @@ def test_the_key_changes_with_what_the_job_makes_and_with_nothing_else(monkeypat
         "train-two_regimes-group-1", "sample-two_regimes-group-1"}
 
 
+@pytest.mark.parametrize("module", [local_score, samplers, distillation, contrast, reconstructions])
+def test_the_key_changes_with_the_code_that_makes_something(monkeypatch, module):
+    before = jobs._code()
+    known = artifacts.code_version
+    monkeypatch.setattr(artifacts, "code_version", lambda *modules: known(*modules) + "*" * (
+        module in modules))
+    assert jobs._code() != before
+
+
 # --- what it costs ------------------------------------------------------------------------------
 
 def test_operations_are_those_of_a_closed_form():
@@ -199,16 +209,16 @@ def test_another_share_is_refused(text):
 
 def test_the_graph_is_kept_until_the_package_changes(monkeypatch, tmp_path):
     first = graph.load("smoke")
-    assert first.device == "cpu" and first.jobs["train-conditional-group-1"].models[0] == "edm-cond"
+    assert first["train-conditional-group-1"].models[0] == "edm-cond"
     monkeypatch.setattr(jobs, "build", lambda profile: pytest.fail("counted again"))
     kept = graph.load("smoke")
-    assert [job.marker for job in kept.jobs.values()] == [job.marker for job in first.jobs.values()]
+    assert [job.marker for job in kept.values()] == [job.marker for job in first.values()]
     monkeypatch.setattr(jobs, "build", lambda profile: {})
     source = tmp_path / "source"
     source.mkdir()
     (source / "new.py").write_text("x = 1")
     monkeypatch.setattr(graph, "__file__", str(source / "graph.py"))
-    assert graph.load("smoke").jobs == {}
+    assert graph.load("smoke") == {}
 
 
 def test_an_unknown_profile_is_named():

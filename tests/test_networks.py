@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from paper_utils import networks
 from paper_utils.errors import UserError
 from paper_utils.networks import (DDPM, DDPMPP, NCSNPP, DiT, MultistageUNet, UNet, UViT, attend,
-                                  build, count_parameters, rename_edm, rename_uvit)
+                                  build, count_parameters, released)
 
 TINY = dict(image_size=16, width=8, channel_mult=(1, 2), blocks=1, attention=(8,))
 TOKENS = dict(image_size=16, patch=4, dim=32, depth=2, heads=2)
@@ -330,7 +330,7 @@ def test_released_edm_checkpoints_load_strictly(family):
         shapes = edm_shapes(32, 128, (2, 2, 2), 4, 16, **extra)
         state = {name: torch.empty(shape) for name, shape in shapes.items()}
         network = UNet(**flags, augment_dim=9)
-    network.load_state_dict(rename_edm(state), strict=True, assign=True)
+    network.load_state_dict(released(state), strict=True, assign=True)
     stored = sum(v.numel() for k, v in state.items() if not k.endswith(("filter", "freqs")))
     assert count_parameters(network) == stored
 
@@ -342,7 +342,9 @@ def test_renamed_edm_weights_compute_the_released_function(family):
     state = {k: 0.3 * torch.randn(s) for k, s in shapes.items()}
     sizes = dict(image_size=16, width=16, channel_mult=(1, 2), blocks=2, attention=(8,))
     network = UNet(**flags | sizes, augment_dim=9).eval()
-    network.load_state_dict(rename_edm(state))
+    network.load_state_dict(released(state))
+    ours = network.state_dict()
+    assert released(ours) is ours
     x, t = batch()
     wanted = edm_reference(state, x, t, 16, flags.get("taps", (1, 1)))
     ours = network.double()(x.double(), t)
@@ -367,8 +369,16 @@ def test_released_uvit_checkpoint_loads_strictly():
     state |= {"final_layer.weight": (3, 3, 3, 3), "final_layer.bias": (3,)}
     with torch.device("meta"):
         network = UViT(patch=2, dim=512, depth=12, heads=8)
-        renamed = rename_uvit({k: torch.empty(s) for k, s in state.items()})
+        renamed = released({k: torch.empty(s) for k, s in state.items()})
+    assert released(renamed) is renamed
     network.load_state_dict(renamed, strict=True, assign=True)
+
+
+def test_attention_where_no_level_is_is_refused():
+    with pytest.raises(UserError, match="attention at resolution 7.*give some of 32, 16, 8, or"):
+        build("unet", width=32, attention=(16, 7))
+    assert build("unet", width=32, attention=()) and build("unet", width=32, patch=4,
+                                                           attention=(8, 4))
 
 
 # --- by name

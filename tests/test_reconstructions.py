@@ -266,10 +266,11 @@ def gaps(*lows: float) -> pd.DataFrame:
 
 
 def blocks(score: float, other: float) -> pd.DataFrame:
-    return pd.DataFrame([("task 0", block, score, score - 0.1, score + 0.1, 0.0, other, 64)
-                         for block in inverse.BLOCKS],
+    more = score - other
+    return pd.DataFrame([("task 0", block, score, score - 0.1, score + 0.1, 0.0, other, more - 0.1,
+                          more + 0.1, 64) for block in inverse.BLOCKS],
                         columns=["task", "block", "score", "low", "high", "other images",
-                                 "other noise", "n"])
+                                 "other noise", "more, low", "more, high", "n"])
 
 
 @pytest.mark.parametrize("lows, verdict", [

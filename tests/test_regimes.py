@@ -142,11 +142,26 @@ def test_scores_over_training_time():
     features = {name: unit(0, 90) for name in GRID} | {"unet-8-n2@50": unit(0, 180)}
     table = regimes.grid(GRID)
     gl = regimes.generalization(GRID, table, features, unit(0, 0, 0, 0), unit(0), 0.9, 50)
-    found = regimes.over_training(table, features, gl, copies, 50)
-    by = found.set_index(["images seen", "what"]).score.to_dict()
-    assert by == {(50, "GL, width 8"): 0.5, (50, "GL, width 16"): 0.5,
-                  (50, "RP, widths 8 and 16"): 0.5, (100, "GL, width 8"): 0.5,
-                  (100, "GL, width 16"): 0.5, (100, "RP, widths 8 and 16"): 1.0}
+    found = regimes.over_training(table, features, gl, {2: unit(180, 180)}, copies, 50)
+    by = found.set_index(["images seen", "what", "pair"]).score.unstack("images seen")
+    assert by.columns.tolist() == [50, 100]
+    assert {what: scores_.tolist() for what, scores_ in by.iterrows()} == {
+        ("GL", "width 8"): [0.5, 0.5], ("GL", "width 16"): [0.5, 0.5], ("RP", "8 / 16"): [0.5, 1],
+        ("RP", "Gaussian / width 8"): [0.5, 0], ("RP", "Gaussian / width 16"): [0, 0]}
+
+
+def test_the_control_of_gl_is_judged_by_the_same_images():
+    gaussian = {2: unit(0, 90, 180), 4: unit(90, 90, 0)}
+    control = regimes.copied_by_control(gaussian, unit(0, 0, 90, 0), 0.9, 50)
+    assert control.score.tolist() == [2 / 3, 0] and control.images.tolist() == [2, 4]
+    table = regimes.grid(GRID)
+    gl = regimes.generalization(GRID, table, {name: unit(0, 90) for name in GRID},
+                                unit(0, 0, 0, 0), unit(0), 0.9, 50)
+    both = regimes.copies_beside_control(regimes.cells(gl), control)
+    axis = plots.scores_against({"GL": both}, "pair", colours=["width 32"]).axes[0]
+    drawn = {line.get_label(): line for line in axis.get_lines()}
+    assert len(drawn) == 4 and drawn["width 32"].get_color() == plots.MODEL_COLOURS[0]
+    assert drawn["Gaussian / training images"].get_linestyle() == "--"
 
 
 def test_the_nearest_image_is_one_of_the_cells_own():
@@ -238,7 +253,7 @@ def test_what_was_not_trained_is_an_empty_table_and_a_panel_that_says_so(tmp_pat
     table, features = regimes.grid(found), {name: unit(0, 90) for name in found}
     gl = regimes.generalization(found, table, features, unit(0, 0, 0, 0), unit(0), 0.9, 50)
     halves = regimes.across_halves(table, features, copies, 50)
-    time = regimes.over_training(table, features, gl, copies, 50)
+    time = regimes.over_training(table, features, gl, {}, copies, 50)
     assert not len(halves) and not len(time) and {"images", "width", "score"} <= set(halves)
     figure = plots.scores_against({"halves": halves, "gl": gl}, "width")
     assert [t.get_text() for t in figure.axes[0].texts] == ["not trained yet"]
@@ -299,6 +314,28 @@ def test_an_interval_below_zero_is_inside_its_panel():
     figure = plots.curves({"gain": gain, "RP": rp}, "who", "x", "x")
     (bottom, top), (zero, one) = (axis.get_ylim() for axis in figure.axes)
     assert bottom < -0.2 and top > 0.2 and -0.1 < zero < 0 < 1 < one < 1.1
+
+
+def test_pairs_stand_where_their_score_and_their_control_put_them():
+    features = {"a": unit(0, 0, 0, 0), "b": unit(0, 0, 90, 0), "control": unit(0, 90, 90, 90)}
+    pairs = scores.pairwise(features, copies, 50)
+    axis = plots.against_control({"RP": pairs}, "control").axes[0]
+    points = [line for line in axis.get_lines() if line.get_linestyle() == "None"]
+    assert [line.get_xydata().tolist() for line in points] == [[[0.5, 0.75]]]  # of .25 and .5
+
+
+def test_every_bar_has_its_own_interval():
+    rows = [(model, name, share, share - 0.1, share + 0.2) for model, name, share in
+            (("a", "cat", 0.2), ("a", "dog", 0.4), ("b", "cat", 0.5), ("b", "dog", 0.3))]
+    table = pd.DataFrame(rows, columns=["model", "class", "share", "low", "high"])
+    axis = plots.shares(table, "class", "model", 0.1, "share").axes[0]
+    heights = {round(bar.get_x() + bar.get_width() / 2, 6): bar.get_height()
+               for bars in axis.containers for bar in bars}
+    drawn = [segment for lines in axis.collections for segment in lines.get_segments()]
+    assert len(drawn) == len(heights) == 4
+    for (x, low), (_, high) in drawn:
+        share = heights[round(x, 6)]
+        assert (low, high) == pytest.approx((share - 0.1, share + 0.2))
 
 
 def test_more_curves_than_colours_are_all_drawn_and_told_apart():

@@ -30,7 +30,7 @@ def jobs(tmp_path_factory):
     """The jobs of the smoke profile: one is done, one has failed, the others have not run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PAPER_UTILS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        found = graph.load("smoke").jobs
+        found = graph.load("smoke")
         found["train-distillation-group-1"].marker.write_text(
             json.dumps({"minutes": 90, "CPU minutes": 30}))
         found["train-conditional-group-1"].log.write_text("error: out of <memory>\n")
@@ -56,7 +56,7 @@ def computed(tmp_path_factory):
             for table in figure.tables:
                 pd.DataFrame({"x": [1]}).to_csv(figures / "smoke" / f"{table}.csv")
     rows = [asdict(claim) | {"hardware": "2 x <fast>, CPU"} for claim in CLAIMS]
-    found = {"distillation": rows, "gone": rows[:1]}
+    found = {"distillation": rows, "gone": rows[:1], "inverse": rows}  # the last a clone's
     (figures / "smoke" / "claims.json").write_text(json.dumps(found))
     return figures
 

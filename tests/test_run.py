@@ -57,6 +57,14 @@ def test_success_lands_at_the_output_and_reports_its_time(tmp_path):
     assert list(metadata) == ["kernelspec"]  # no path and no time of this machine
 
 
+def test_a_folder_as_output_is_refused_before_the_work(tmp_path, capsys):
+    path = notebook(tmp_path / "tiny.ipynb", "raise SystemExit")
+    assert run.main([str(path), "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr() == ("", f"error: {tmp_path} is a folder: give the name of a file in "
+                                   "it\n")
+    assert names(tmp_path) == ["tiny.ipynb"]
+
+
 @pytest.mark.parametrize("words, where", [
     ([], "laptop"), (["--profile", "smoke"], "smoke"), (["-p", "noises", "64"], "laptop-noises-64"),
     (["-p", "start", "runs/a b.st", "--profile", "smoke"], "smoke-start-runs_a_b.st")])

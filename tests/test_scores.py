@@ -117,18 +117,26 @@ def binomial_quantile(n: int, p: float, level: float) -> float:
 
 
 @pytest.mark.parametrize("n, hits", [(400, 120), (512, 450), (100, 50)])
-def test_the_interval_is_that_of_the_bootstrap_distribution(n, hits):
+def test_the_bootstrap_has_the_quantiles_of_its_distribution(n, hits):
     """Resampling n bits of which a share p is set is binomial: its quantiles are known."""
-    found = scores.proportion(torch.arange(n) < hits, 40_000)
+    found = scores.average(torch.arange(n) < hits, 40_000)
     assert found.value == hits / n and found.n == n
     for value, level in ((found.low, 0.025), (found.high, 0.975)):
         assert abs(value - binomial_quantile(n, hits / n, level)) < 1 / n + 0.001
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    covered = [s.low <= 0.3 <= s.high for s in (
-        scores.proportion(torch.rand(120, generator=rng(k)) < 0.3, 400) for k in range(300))]
-    assert 0.90 < np.mean(covered) < 0.985
+@pytest.mark.parametrize("n, truth", [(120, 0.3), (64, 0.05), (256, 0.02), (512, 0.99)])
+def test_the_interval_covers_the_truth_as_often_as_it_says(n, truth):
+    covered = [s.low <= truth <= s.high for s in (
+        scores.proportion(torch.rand(n, generator=rng(k)) < truth) for k in range(1000))]
+    assert 0.93 < np.mean(covered) < 0.985
+
+
+def test_more_hits_never_lower_an_end_of_the_interval():
+    found = [scores.proportion(torch.arange(64) < k) for k in range(65)]
+    for end in ("low", "high"):
+        ends = [getattr(score, end) for score in found]
+        assert ends == sorted(ends) and len(set(ends)) > 60
 
 
 def test_proportion_is_deterministic_and_leaves_the_global_generator_alone():

@@ -117,12 +117,16 @@ if [ ! -e "$me.safetensors" ]; then
         [ -z "${WAIT-}" ] || until [ -e "$HOME/after $steps" ]; do sleep 0.05; done
     done
     echo "from $from to $steps" >> "$HOME/trained"
+    [ -n "${FAIL-}" ] && touch "$jobs/train-$SKYPILOT_NODE_RANK.failed" && exit 1
     rm "$me.checkpoint"; write "$me.safetensors" "weights $steps"
     echo '{}' > "$jobs/train-$SKYPILOT_NODE_RANK.json"
 fi
 if [ "$SKYPILOT_NODE_RANK" != 0 ]; then
     before=$((SKYPILOT_NODE_RANK - 1))
-    until [ -e "$jobs/train-$before.json" ]; do sleep 0.05; done
+    until [ -e "$jobs/train-$before.json" ]; do
+        [ -e "$jobs/train-$before.failed" ] && exit 1
+        sleep 0.05
+    done
     cat "$store/model-$before.safetensors" || exit 3
 fi
 exit "${STATUS:-0}"
@@ -143,7 +147,7 @@ class Machine:
         python.chmod(0o755)
         self.env = {"PATH": os.environ["PATH"], "HOME": str(self.home), "PROFILE": "paper",
                     "BUCKET": "s3://a-bucket", "SKYPILOT_NODE_RANK": str(rank),
-                    "SKYPILOT_NUM_NODES": str(machines)}
+                    "SKYPILOT_NUM_NODES": str(machines), "SKYPILOT_TASK_ID": "sky-2026-repro"}
 
     def start(self, **env: str) -> subprocess.Popen:
         script = TASK["run"].replace("/results", str(self.bucket)).replace("sleep 60", "sleep 0.1")
@@ -236,6 +240,20 @@ def test_machines_do_their_shares_and_see_what_others_have_finished(tmp_path, bu
 def test_a_failure_is_the_tasks_and_what_was_done_is_kept(tmp_path, bucket):
     assert Machine(tmp_path / "a", bucket).run(STATUS="4") == 4
     assert names(bucket) == MODEL
+
+
+def test_machines_hear_what_failed_elsewhere_and_go_on(tmp_path, bucket):
+    machines = [Machine(tmp_path / str(rank), bucket, rank, 3) for rank in range(3)]
+    running = [machine.start(FAIL="yes" * (machine is machines[0]), SKYPILOT_TASK_ID="first")
+               for machine in machines]
+    found = [ended(process) for process in running]
+    assert [code for code, _ in found] == [0, 0, 0]  # or SkyPilot would end the third
+    assert [("some models failed" in said) for _, said in found] == [True, True, False]
+    assert "failed/first/train-0.failed" in names(bucket) and "jobs/train-2.json" in names(bucket)
+    # mended: all try again, also where what failed is still on a disk
+    running = [machine.start() for machine in machines]
+    assert [ended(process) for process in running] == [(0, "")] * 3
+    assert "jobs/train-0.json" in names(bucket)
 
 
 def test_a_bucket_that_cannot_be_written_ends_the_task_at_once(tmp_path):

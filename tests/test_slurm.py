@@ -85,7 +85,7 @@ def executed(folder: Path) -> list[str]:
 
 
 def test_a_job_cancelled_in_flight_loses_nothing_and_nothing_is_made_twice(cluster, folder):
-    jobs = graph.load("smoke").jobs
+    jobs = graph.load("smoke")
 
     run = start(folder)
     until(lambda: len(stored(folder)) > 2, run)  # of the models of the first job

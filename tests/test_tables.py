@@ -114,7 +114,7 @@ def test_rp_under_every_descriptor(monkeypatch):
     monkeypatch.setattr(descriptors, "load", load)
     images = data.load("bundled").pixels[:20]
     samples = {"a": images, "b": images.flip(-1), "c": images.roll(7, 0)}
-    table = tables.rp_by_descriptor(samples, ["colour", "absent"], 20).set_index("descriptor")
+    table = tables.rp_by_descriptor(samples, ["colour", "absent"]).set_index("descriptor")
     assert table.loc["colour", "highest RP"] == 1 and table.loc["colour", "noises"] == 20
     assert table.loc["colour", "lowest RP"] < 1 and table.loc["colour", "highest shuffled"] < 1
     assert any(name.startswith("absent (") for name in table.index)

@@ -86,6 +86,12 @@ def test_the_table_says_how_it_was_made(folder):
     assert list(zoo.entries(folder)) == ["a model", "closed"]
 
 
+def test_any_words_may_say_how_it_was_made(tmp_path):
+    made = 'two "cores", über Nacht \N{OWL}\\'
+    zoo.add("a", "closed form", pictures(2), BANK, made, folder=tmp_path)
+    assert zoo.entry("a", tmp_path).made == made
+
+
 def test_many_added_in_a_row_are_all_kept(tmp_path):
     for k in range(20):
         zoo.add(f"m{k}", "closed form", pictures(1), BANK, "", folder=tmp_path)
