@@ -4,6 +4,7 @@
 """
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import nbformat
 import pytest
 from jupytext.config import load_jupytext_config
 
-from paper_utils import run
+from paper_utils import profiles, run
 from paper_utils.paths import folder_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +93,19 @@ def test_a_notebook_runs_headless(name, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     cells = [c for c in nbformat.read(output, as_version=4).cells if c.cell_type == "code"]
     assert all(cell.execution_count for cell in cells if cell.source)
+
+
+@pytest.mark.slow
+def test_students_may_have_more_noises_than_the_models_of_section_2(tmp_path):
+    path = ROOT / "notebooks" / "06_distillation.ipynb"
+    assert profiles.get("smoke").noises < 40
+    words = [sys.executable, "-m", "paper_utils.run", path, "--profile", "smoke"]
+    words += ["-p", "grid_noises", "40", "--output", tmp_path / path.name]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True)
+    finally:
+        shutil.rmtree(ROOT / "figures" / "smoke-grid_noises-40", ignore_errors=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
 
 
 @each_notebook
