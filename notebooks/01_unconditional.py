@@ -85,9 +85,9 @@ output.figure(plots.sample_grid(images, title="One noise per column, one model p
 # each other by a copy-detection descriptor, and the **MAE score** the share whose mean absolute
 # pixel difference is under 15 of 255. RP does not see grain: the descriptor is trained to know an
 # image again under noise and blur, so two models may have an RP of 1.00 and a MAE score of .00.
-# Every score has a 95 % interval over noises (Wilson's; of means over several pairs or classes that
-# of the bootstrap) and a baseline, the same score with the noises shuffled. The paper's descriptor,
-# SSCD, is made for larger pictures and is a download; here the project's own descriptor for 32×32
+# Every score has a 95 % interval over noises (Wilson's; Newcombe's of differences; of means over
+# pairs or classes that of the bootstrap) and a baseline, the same score with the noises shuffled.
+# The paper's descriptor, SSCD, is made for larger pictures and is a download; here the project's own descriptor for 32×32
 # images stands in for it, under its own name; below, a table has RP under every descriptor at hand.
 
 # %%

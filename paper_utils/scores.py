@@ -55,8 +55,8 @@ def proportion(hits: Tensor, resamples: int = 1_000) -> Score:
     if not len(hits):
         raise UserError("a score needs at least one noise")
     n, values = len(hits), _per_noise(hits)
-    value, plain = values.mean().item(), ((values == 0) | (values == 1)).all()
-    if plain or (values == values[0]).all():
+    value = values.mean().item()
+    if _plain(values) or (values == values[0]).all():
         return Score(value, *wilson(value, n), n)
     return Score(value, *_bootstrap(values, resamples), n)
 
@@ -64,6 +64,11 @@ def proportion(hits: Tensor, resamples: int = 1_000) -> Score:
 def _per_noise(hits: Tensor) -> Tensor:
     """Share of hits of each noise: [n] or [n, C] -> [n] float64."""
     return hits.double().reshape(len(hits), -1).mean(1)
+
+
+def _plain(values: Tensor) -> bool:
+    """Whether every noise is a hit or none, and not a share of hits."""
+    return bool(((values == 0) | (values == 1)).all())
 
 
 def _bootstrap(values: Tensor, resamples: int) -> tuple[float, float]:
@@ -83,6 +88,23 @@ def wilson(value: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * (value * (1 - value) / n + (z / (2 * n)) ** 2) ** 0.5 / (1 + z**2 / n)
     return max(min(centre - half, value), 0.0), min(max(centre + half, value), 1.0)
+
+
+def newcombe(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """95 % interval of mean(a) - mean(b), a and b [n] of 0 and 1 from the same trials.
+
+    Newcombe (1998), method 10: Wilson's intervals of both, and their correlation.
+    """
+    n, p, q = len(a), a.mean().item(), b.mean().item()
+    both, only_a, only_b = (x.sum().item() for x in (a * b, a * (1 - b), (1 - a) * b))
+    common = both * (n - both - only_a - only_b) - only_a * only_b
+    common = max(common - n / 2, 0) if common > 0 else common
+    spread = n**2 * (p * (1 - p) * q * (1 - q)) ** 0.5
+    phi = common / spread if spread else 0.0
+    (low_p, high_p), (low_q, high_q) = wilson(p, n), wilson(q, n)
+    down, up = ((x**2 - 2 * phi * x * y + y**2) ** 0.5
+                for x, y in ((p - low_p, high_q - q), (high_p - p, q - low_q)))
+    return max(p - q - down, -1.0), min(p - q + up, 1.0)
 
 
 def _parts(total: int, size: int = 100) -> list[int]:
@@ -112,16 +134,21 @@ def _paired(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def paired_difference(hits: Tensor, other: Tensor, resamples: int = 1_000) -> Score:
-    """Mean of hits - other on the same noises, with its 95 % bootstrap interval over noises.
+    """Mean of hits - other on the same noises, with its 95 % interval.
 
     hits, other: bool [n] or [n, C]. Tighter than two separate intervals: both saw the same noises.
-    Where every noise has the same difference, which would be a point, the interval is as open as
-    Wilson's of n of n. Raises UserError where the numbers of noises differ.
+    The interval is Newcombe's (1998, method 10), which does not call a difference sure that rests
+    on a few noises; of noises with shares of hits that of the bootstrap over noises. Where those
+    all have the same difference, which would be a point, it is as open as Wilson's of n of n.
+    Raises UserError where the numbers of noises differ.
     """
     if len(hits) != len(other):
         raise UserError(f"{len(hits)} noises and {len(other)} do not pair")
-    gaps = _per_noise(hits) - _per_noise(other)
-    value, n = gaps.mean().item(), len(gaps)
+    mine, theirs = _per_noise(hits), _per_noise(other)
+    gaps, n = mine - theirs, len(mine)
+    value = gaps.mean().item()
+    if _plain(mine) and _plain(theirs):
+        return Score(value, *newcombe(mine, theirs), n)
     if (gaps == gaps[0]).all():
         room = 1 - wilson(1.0, n)[0]
         return Score(value, max(value - room, -1.0), min(value + room, 1.0), n)

@@ -322,7 +322,30 @@ def test_a_paired_difference_that_is_always_the_same_is_no_point():
     same, more = scores.paired_difference(all_, all_), scores.paired_difference(all_, none)
     room = 1 - scores.wilson(1.0, 20)[0]
     assert (same.value, same.low, same.high) == (0, -room, room) and 0.1 < room < 0.2
-    assert (more.value, more.low, more.high) == (1, 1 - room, 1)
+    assert (more.value, more.high) == (1, 1)
+    assert more.low == pytest.approx(1 - 2**0.5 * room)
+    halves = torch.tensor([[True, False]] * 20)
+    equal = scores.paired_difference(halves, halves)
+    assert (equal.value, equal.low, equal.high) == (0, -room, room)
+
+
+@pytest.mark.parametrize("more", [1, 2, 3, 4, 5, 6, 8])
+def test_a_difference_that_rests_on_few_noises_is_not_sure(more):
+    """As by McNemar's test, mid-p: so many on one side and none on the other."""
+    every = torch.ones(128, dtype=torch.bool)
+    found = scores.paired_difference(every, torch.arange(128) >= more)
+    assert found.value == more / 128 and (found.low > 0) == (0.5**more < 0.05)
+
+
+@pytest.mark.parametrize("both, one, other", [(0.9, 0.03, 0.0), (0.3, 0.2, 0.1), (0.5, 0.05, 0.05)])
+def test_the_interval_of_a_difference_covers_the_truth(both, one, other):
+    kinds = torch.tensor([both, one, other, 1 - both - one - other])
+    covered = []
+    for k in range(500):
+        drawn = torch.multinomial(kinds, 128, replacement=True, generator=rng(k))
+        found = scores.paired_difference(drawn < 2, (drawn == 0) | (drawn == 2))
+        covered.append(found.low <= one - other <= found.high)
+    assert 0.93 < np.mean(covered) < 0.995
 
 
 def test_a_paired_difference_averages_classes_of_a_noise():
