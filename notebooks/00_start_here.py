@@ -81,9 +81,9 @@ rows["mean image"] = data.to_bytes(constant)
 # ## Do they make the same image?
 #
 # **RP** is the share of noises whose two images are copies of each other by a copy-detection
-# descriptor, the **MAE score** the share whose mean pixel difference is under 15 of 255. With so few
-# noises the scores are coarse; `02_two_regimes` has these models with 256 noises and intervals, and
-# there U-Net and transformer agree with each other more than either does with the Gaussian
+# descriptor, the **MAE score** the share whose mean pixel difference is under 15 of 255. With so
+# few noises the scores are coarse; `02_two_regimes` has these models with 256 noises and intervals,
+# and there U-Net and transformer agree with each other more than either does with the Gaussian
 # denoiser, by both scores: they share what training taught them.
 
 # %%

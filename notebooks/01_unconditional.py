@@ -87,8 +87,9 @@ output.figure(plots.sample_grid(images, title="One noise per column, one model p
 # image again under noise and blur, so two models may have an RP of 1.00 and a MAE score of .00.
 # Every score has a 95 % interval over noises (Wilson's; Newcombe's of differences; of means over
 # pairs or classes that of the bootstrap) and a baseline, the same score with the noises shuffled.
-# The paper's descriptor, SSCD, is made for larger pictures and is a download; here the project's own descriptor for 32×32
-# images stands in for it, under its own name; below, a table has RP under every descriptor at hand.
+# The paper's descriptor, SSCD, is made for larger pictures and is a download; here the project's
+# own descriptor for 32×32 images stands in for it, under its own name; below, a table has RP under
+# every descriptor at hand.
 
 # %%
 features = {name: descriptors.features(describe, rows) for name, rows in images.items()}

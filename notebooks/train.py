@@ -17,8 +17,8 @@
 # The profile decides the size and the budget (`smoke` seconds, `laptop` about ten minutes on two
 # cores, `gpu` minutes on one large GPU, `paper` mostly 50 million images, the budget of the paper's
 # section 3), and the device where none is given. *Images seen* counts every time that an image is
-# shown. The weights go to the artifact store, where `01_unconditional` of the same profile finds them
-# again (on the `laptop` profile it reads `zoo/` instead, which `python -m paper_utils.fleet`
+# shown. The weights go to the artifact store, where `01_unconditional` of the same profile finds
+# them again (on the `laptop` profile it reads `zoo/` instead, which `python -m paper_utils.fleet`
 # fills); a run that was killed goes on from its last checkpoint when it is started again with the
 # same parameters.
 #

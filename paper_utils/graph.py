@@ -108,7 +108,8 @@ def last_line(text: str) -> str:
 def load(profile: str) -> dict[str, Job]:
     """The jobs of a profile by name, each after those it needs; none where its models are shipped.
 
-    Counted now where they were not before. Raises UserError for an unknown profile, and where the cache cannot be written.
+    Counted now where they were not before. Raises UserError for an unknown profile, and where the
+    cache cannot be written.
     """
     sources = sorted(Path(__file__).parent.glob("*.py"))
     version = sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
