@@ -152,7 +152,7 @@ real = tables.features_of(describe, held_out)
 judged = features | {"held-out": real[:sizes.held_out]}
 gl = tables.gl_table(judged, known, describe.threshold, sizes.resamples)
 output.table(gl, "tab_gl")
-rows = tables.model_table(everything, features, gl, real, f"{describe.name}, {sizes.noises} images")
+rows = tables.model_table(everything, features, gl, real, describe.name)
 output.table(rows, "tab_models")
 
 # %% [markdown]

@@ -66,11 +66,10 @@ inverse.check_shown(shown, truth)
 #
 # Four U-Nets and four transformers of section 2, which differ in seed, width and framework, and two
 # references that nobody trained: the Gaussian denoiser of the training images, and the optimal one
-# of the first 8,192, which knows nothing else. (*Optimal* on its training set, not here: it answers
-# with one of those images, and the gradient can hardly move it to the one that was measured.) All
-# restore the same measurements of held-out images from the same noises, with the same solver. On
-# the `laptop` profile their answers come from `zoo/inverse/`; the first are restored again here and
-# compared.
+# of the first 8,192. That one is optimal for its training set only: here it answers with one of
+# those images, whatever was measured. All restore the same measurements of held-out images from the
+# same noises, with the same solver. On the `laptop` profile their answers come from `zoo/inverse/`;
+# the first are restored again here and compared.
 
 # %%
 found = models.by_name(sizes.families, sizes, training, device)
@@ -187,9 +186,9 @@ output.figure(plots.curves(inverse.but_optimal(boxes), "who", "x", "side of the 
 #
 # Step sizes follow DPS: a constant multiple of the gradient of the residual's norm on the
 # variance-preserving state, given for 30 steps (with M steps each is multiplied by 30 / M). The
-# paper's were not seen; the maps above have this project's default, 2, the best for the U-Nets'
-# PSNR on this task, on all tasks but high dynamic range, which has 0.5: with 2 that one moves away
-# from its measurement.
+# paper's were not seen. The maps above take 2, this project's default, with which the U-Nets have
+# their best PSNR on box inpainting, but 0.5 for high dynamic range, which with 2 moves away from
+# its measurement.
 
 # %%
 zetas = inverse.curves(ZETAS, lambda p: p.zeta, answers, features, truth, groups, describe,

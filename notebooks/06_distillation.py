@@ -98,7 +98,8 @@ output.figure(plots.curves(with_teacher, "series", "steps", "steps", True,
 # %%
 unseen = models.by_name(sizes.families, sizes, training, device)
 strangers = unseen | {"gaussian": models.closed_forms(training, sizes.bag, device)["gaussian"]}
-other = models.shipped_samples(strangers, zoo.FOLDER, sizes.grid_noises, sizes.shipped)
+other = {name: rows[:sizes.grid_noises] for name, rows in models.shipped_samples(
+    strangers, zoo.FOLDER, max(sizes.noises, sizes.grid_noises), sizes.shipped).items()}
 everyone = images | other
 described = features | {name: descriptors.features(describe, rows) for name, rows in other.items()}
 groups = students.partners(found, unseen)

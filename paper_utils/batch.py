@@ -30,6 +30,7 @@ from paper_utils.run import duration, say, short
 
 SNAKEFILE = ROOT / "workflow" / "Snakefile"
 PLACES = ("local", "slurm")
+FAILED = 3  # exit code of a share of which some jobs failed
 PATIENCE = 60.0  # seconds between two looks at what other shares have done
 
 
@@ -138,8 +139,7 @@ def execute(batch: Batch) -> int:
     call in the same folder waits for the first. Raises UserError as `check` does.
     """
     batch = check(batch)
-    for dataset in recipes.datasets(batch.profile):  # here: nodes may have no network, and what
-        fetching.ensure(dataset)                     # runs at the same time would fetch it twice
+    _fetch(batch.profile)
     started = time.monotonic()
     outputs = [batch.folder / path.name for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
     with _one_at_a_time(batch) as lock:
@@ -168,8 +168,26 @@ def execute(batch: Batch) -> int:
     return 1 if code or missing else 0
 
 
+def _fetch(profile: str) -> None:
+    """The datasets of a profile, here: nodes of a cluster may have no network.
+
+    One that cannot be had is said; what needs it fails, and nothing else. Raises UserError where
+    that is everything.
+    """
+    main, *others = recipes.datasets(profile)
+    fetching.ensure(main)
+    for name in others:
+        try:
+            fetching.ensure(name)
+        except UserError as error:
+            say(name, f"not fetched: {error}")
+
+
 def _share(batch: Batch, known: dict[str, Job], lock: int) -> int:
-    """Do one share of the jobs; what needs another share's waits for it, what failed is left."""
+    """Do one share of the jobs; what needs another share's waits for it, what failed is left.
+
+    Returns FAILED where something did.
+    """
     mine, waiting = graph.share(known, batch.shard, ready=False), ""
     for name in mine:
         known[name].given_up.unlink(missing_ok=True)
@@ -192,7 +210,7 @@ def _share(batch: Batch, known: dict[str, Job], lock: int) -> int:
         where = "" if name in mine else " in another shard"
         say(name, f"failed{where}: {why}", short(known[name].log))
     say(f"shard {batch.shard}", f"{len(mine) - len(undone)} of {len(mine)} jobs done")
-    return 1 if undone else 0
+    return FAILED if undone else 0
 
 
 def _given_up(known: dict[str, Job]) -> set[str]:

@@ -640,10 +640,10 @@ def conditional(rp_cond: pd.DataFrame, gaps: pd.DataFrame, unconditional: pd.Dat
                      | (between.model == "gaussian") & (between.other != control)]
     claims = [carries_over(gaps, ours), one_class_is_the_unconditional(trained, unconditional)]
     if len(ours):
-        form = "the Gaussian denoiser of the class"
         claims += [more_than("RP_cond", ours, across(rp_cond, networks - {control}, [control]),
-                             form),
-                   more_than("RP_between", trained, closed, form)]
+                             "the Gaussian denoiser of the class"),
+                   more_than("RP_between", trained, closed,
+                             "a Gaussian denoiser, of the class or of all")]
     return [*claims, guidance_matters(guidance)]
 
 
@@ -764,8 +764,9 @@ def noise_decides(blocks: pd.DataFrame) -> Claim:
                  "(interval of the difference, same images)",
                  f"same noise {blocks.score.min():.2f} to {blocks.score.max():.2f}, other noise "
                  f"{fixed.min():.2f} to {fixed.max():.2f}", verdict,
-                 **_ours((_least(blocks, blocks.low - fixed),
-                          "{task}: {block}, from other noises {other noise:.2f}")))
+                 **_ours((_least(blocks, blocks["more, low"]),
+                          "{task}: {block} minus from other noises"),
+                         columns=("more", "more, low", "more, high")))
 
 
 def gap_grows(curves: pd.DataFrame) -> Claim:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from paper_utils.artifacts import FULL
+from paper_utils.artifacts import FULL, locked
 from paper_utils.errors import UserError
 from paper_utils.paths import cache_dir
 from paper_utils.progress import progress
@@ -61,8 +61,11 @@ def ensure(name: str, splits: Iterable[str] = SHA256) -> None:
     UserError, naming what each source said, when it cannot be had. Other names are not fetched.
     """
     name = name.partition(":")[0]
-    if name in _SOURCES and not all(_path(name, split).exists() for split in splits):
-        keep(name, _SOURCES[name])
+    missing = lambda: not all(_path(name, split).exists() for split in splits)
+    if name in _SOURCES and missing():
+        with locked(_path(name, "train")):
+            if missing():  # another process may have fetched it meanwhile
+                keep(name, _SOURCES[name])
 
 
 def keep(name: str, source: Callable[[Path], Arrays]) -> None:

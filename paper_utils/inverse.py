@@ -137,7 +137,7 @@ def _frozen(denoiser: Denoiser) -> Iterator[None]:
 
 
 def _clipped(denoiser: Denoiser) -> Denoiser:
-    return lambda u, sigma, labels=None: denoiser(u, sigma, labels).clamp(-1, 1)
+    return lambda u, sigma: denoiser(u, sigma).clamp(-1, 1)
 
 
 def _check_size(u: Tensor, sigma: Tensor, number: int, guidance: Guidance) -> None:

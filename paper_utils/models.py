@@ -449,6 +449,7 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
 
 def _from_hub(sources: Iterable[str], device: str) -> dict[str, Model]:
     found = {}
+    check_device(device)  # no reason to leave anything out
     for source in sources:
         try:
             model = from_hub(source, device)

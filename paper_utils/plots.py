@@ -81,6 +81,8 @@ def _panels(columns: int, size: tuple[float, float], rows: int = 1, title: str =
         figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained",
                                     squeeze=False, **shared)
         yield figure, axes
+        for axis in axes.flat:
+            axis.set_visible(axis.has_data() or bool(axis.texts))
         figure.suptitle(title or None, fontsize=10)
         sns.despine(figure)
 
@@ -296,15 +298,16 @@ def _size(k: int, points: int) -> float:
 def _looks(keys: Iterable) -> dict[str, tuple[str, str]]:
     """Colour and style of every curve; of more than there are colours, another pair for each.
 
-    The control of X, CONTROL + X, has the colour and marker of X and is dashed.
+    The control of X, CONTROL + X, has the colour and marker of X and is dashed; it is grey where
+    there is no X.
     """
     count, shown = len(MODEL_COLOURS), [str(key) for key in dict.fromkeys(keys)]
-    order = list(dict.fromkeys(key.removeprefix(CONTROL) for key in shown))
-    looks = {}
+    order, looks = [key for key in shown if not key.startswith(CONTROL)], {}
     for key in shown:
-        k = order.index(key.removeprefix(CONTROL))
-        line = "--" if key.startswith(CONTROL) else "-"
-        looks[key] = MODEL_COLOURS[k % count], MARKERS[(k + k // count) % count] + line
+        looks[key] = "0.35", "o--"
+        if (name := key.removeprefix(CONTROL)) in order:
+            k, line = order.index(name), "-" if name == key else "--"
+            looks[key] = MODEL_COLOURS[k % count], MARKERS[(k + k // count) % count] + line
     return looks
 
 

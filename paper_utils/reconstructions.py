@@ -198,8 +198,8 @@ def block_scores(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[s
 
     features: [n, d] by model; the interval resamples images. elsewhere: features of the same
     restored from other noises. Columns: block, score, low, high, n, other images (chance)
-    and, with elsewhere, other noise (what the measurement alone fixes) and the interval of how much
-    more the score is: more, low and more, high.
+    and, with elsewhere, other noise (what the measurement alone fixes) and how much more the score
+    is: more, with its interval more, low and more, high.
     """
     mixed, rows = {name: scores.shuffled(part) for name, part in features.items()}, []
     for block, pairs in pairs_of(groups).items():
@@ -209,8 +209,8 @@ def block_scores(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[s
         if elsewhere:
             fixed = hits(features, pairs, same, elsewhere)
             more = scores.paired_difference(hits(features, pairs, same), fixed, resamples)
-            row |= {"other noise": fixed.double().mean().item(), "more, low": more.low,
-                    "more, high": more.high}
+            row |= {"other noise": fixed.double().mean().item(), "more": more.value,
+                    "more, low": more.low, "more, high": more.high}
         rows.append(row)
     return pd.DataFrame(rows)
 

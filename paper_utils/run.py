@@ -3,7 +3,8 @@
     python -m paper_utils.run notebooks/01_unconditional.ipynb --profile smoke -p noises 64
     python -m paper_utils.run --all --profile laptop        (-n says what would run)
 
-Exit code 0: done. 1: a notebook failed. 2: a mistake on the command line or in a parameter.
+Exit code 0: done. 1: a notebook failed. 2: a mistake on the command line or in a parameter. 3: of a
+share of jobs (--shard) some failed.
 """
 
 import argparse
@@ -332,8 +333,8 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--all", action="store_true", help="all that is out of date")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--profile", help="short for -p profile NAME")
-    parser.add_argument("--device", default="", help="for the notebooks that take one; with --all "
-                        "the default is that of the profile")
+    parser.add_argument("--device", default="", help="for the notebooks that take one; default: "
+                        "that of the profile")
     parser.add_argument("--output", type=Path, help="default: figures/<profile>/executed/<name>, "
                         "or figures/<profile>-<parameter>-<value>/executed/<name>")
     parser.add_argument("--log", type=Path, help="where the cells' printing goes, not the screen")

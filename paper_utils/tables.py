@@ -91,9 +91,9 @@ def model_table(found: Mapping[str, Model], features: Mapping[str, Tensor], gl: 
     many real images against the rest of them: the least distance to expect. Where there are more
     samples than half of `real`, the distances are those of the first half as many.
     """
-    distance = f"FD ({space})"
     gl = gl.set_index("model")["GL"]
     cut = min(len(next(iter(features.values()))), len(real) // 2)
+    distance = f"FD ({space}, {cut} images)"
     table = what_models_are(found)
     table["GL"] = [gl[name] for name in table.model]
     table[distance] = [scores.frechet(features[name][:cut], real[cut:]) for name in table.model]

@@ -23,7 +23,6 @@ from paper_utils.run import ROOT
 
 STAND_IN = """
 import os, sys, time
-from dataclasses import replace
 from pathlib import Path
 words = sys.argv[1:]
 option = lambda name: words[words.index(name) + 1]
@@ -205,7 +204,7 @@ def test_a_share_waits_for_what_another_makes(shares, capsys):
 
 def test_a_share_leaves_what_failed_and_does_the_rest(shares, capsys):
     code = shares("2/2", failing="c", meanwhile=lambda: CHAIN["a"].marker.write_text("{}"))
-    assert code == 1 and "b" in shares.ran and CHAIN["b"].marker.exists()
+    assert code == 3 and "b" in shares.ran and CHAIN["b"].marker.exists()
     said = capsys.readouterr().out
     assert "failed: error: it diverged" in said and "1 of 3 jobs done" in said
 
@@ -215,17 +214,17 @@ def test_a_share_does_not_give_up_what_it_has_not_tried(shares):
     assert graph.share(CHAIN, "2/2", ready=False) == ["b", "c", "e"]
     others = iter(("a", "d"))
     code = shares("2/2", failing="c", meanwhile=lambda: CHAIN[next(others)].marker.write_text("{}"))
-    assert code == 1 and shares.ran.count("c") == 1  # not again in every round
+    assert code == 3 and shares.ran.count("c") == 1  # not again in every round
     assert [name for name in CHAIN if CHAIN[name].given_up.exists()] == ["c"]
     assert CHAIN["b"].marker.exists()
 
 
 def test_a_share_does_not_wait_for_what_failed_in_another(shares, capsys):
     """c fails in the second share, so d of the first, which needs it, is hopeless; a is not."""
-    assert shares("2/2", failing="c", meanwhile=lambda: CHAIN["a"].marker.write_text("{}")) == 1
+    assert shares("2/2", failing="c", meanwhile=lambda: CHAIN["a"].marker.write_text("{}")) == 3
     CHAIN["a"].marker.unlink()
     capsys.readouterr()
-    assert shares("1/2", meanwhile=lambda: pytest.fail("it waits")) == 1
+    assert shares("1/2", meanwhile=lambda: pytest.fail("it waits")) == 3
     said = capsys.readouterr().out
     assert "c" in said and "failed in another shard: error: it diverged" in said
     assert "1 of 2 jobs done" in said and CHAIN["a"].marker.exists()
@@ -387,6 +386,20 @@ def test_every_dataset_of_a_profile_is_fetched_before_its_jobs(elsewhere, monkey
     assert set(asked) == {"bundled", *(spec.dataset for spec in
                                        recipes.every_spec("smoke").values() if spec.dataset)}
     assert "cifar100" in recipes.datasets("paper")
+
+
+def test_a_dataset_that_cannot_be_had_fails_its_own_jobs_only(elsewhere, monkeypatch, capsys):
+    def ensure(name):
+        if name != "cifar10":
+            raise UserError(f"{name.upper()} could not be fetched: check the network")
+
+    monkeypatch.setattr(batch.fetching, "ensure", ensure)
+    batch._fetch("gpu")
+    assert re.search("^cifar100 +not fetched: CIFAR100 could not be fetched: check the network$",
+                     capsys.readouterr().out, re.M)
+    monkeypatch.setattr(batch.fetching, "ensure", lambda name: ensure("any"))
+    with pytest.raises(UserError):
+        batch._fetch("gpu")
 
 
 def test_a_job_whose_weights_are_gone_is_not_done(elsewhere, monkeypatch):

@@ -210,6 +210,13 @@ def test_a_residual_of_zero_has_no_gradient_and_no_nan():
     assert (residual == 0).all() and (gradient == 0).all()
 
 
+def test_a_denoiser_of_two_arguments_may_be_clipped():
+    operator, measurement, noise = problem()
+    found = reconstruct(lambda u, sigma: 9 * u, measurement, operator, noise,
+                        Guidance(0.0, Solver("ddim", 3), clip=True))
+    assert found.abs().max() == 1
+
+
 @pytest.mark.parametrize("denoiser, match", [
     (lambda u, sigma: torch.zeros_like(u), "no gradient at u.*add 0 . u to a constant"),
     (torch.no_grad()(lambda u, sigma: u / 2), "no gradient at u.*outside torch.no_grad"),

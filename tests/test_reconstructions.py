@@ -267,10 +267,10 @@ def gaps(*lows: float) -> pd.DataFrame:
 
 def blocks(score: float, other: float) -> pd.DataFrame:
     more = score - other
-    return pd.DataFrame([("task 0", block, score, score - 0.1, score + 0.1, 0.0, other, more - 0.1,
-                          more + 0.1, 64) for block in inverse.BLOCKS],
+    return pd.DataFrame([("task 0", block, score, score - 0.1, score + 0.1, 0.0, other, more,
+                          more - 0.1, more + 0.1, 64) for block in inverse.BLOCKS],
                         columns=["task", "block", "score", "low", "high", "other images",
-                                 "other noise", "more, low", "more, high", "n"])
+                                 "other noise", "more", "more, low", "more, high", "n"])
 
 
 @pytest.mark.parametrize("lows, verdict", [

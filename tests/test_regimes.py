@@ -162,6 +162,7 @@ def test_the_control_of_gl_is_judged_by_the_same_images():
     drawn = {line.get_label(): line for line in axis.get_lines()}
     assert len(drawn) == 4 and drawn["width 32"].get_color() == plots.MODEL_COLOURS[0]
     assert drawn["Gaussian / training images"].get_linestyle() == "--"
+    assert drawn["Gaussian / training images"].get_color() == "0.35"  # of no width
 
 
 def test_the_nearest_image_is_one_of_the_cells_own():
@@ -255,8 +256,9 @@ def test_what_was_not_trained_is_an_empty_table_and_a_panel_that_says_so(tmp_pat
     halves = regimes.across_halves(table, features, copies, 50)
     time = regimes.over_training(table, features, gl, {}, copies, 50)
     assert not len(halves) and not len(time) and {"images", "width", "score"} <= set(halves)
-    figure = plots.scores_against({"halves": halves, "gl": gl}, "width")
+    figure = plots.scores_against({"halves": halves, "gl": gl, "time": time}, "width", columns=2)
     assert [t.get_text() for t in figure.axes[0].texts] == ["not trained yet"]
+    assert [axis.get_visible() for axis in figure.axes] == [True, True, True, False]
 
 
 def test_a_missing_size_breaks_the_curve():

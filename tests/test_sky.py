@@ -117,17 +117,17 @@ if [ ! -e "$me.safetensors" ]; then
         [ -z "${WAIT-}" ] || until [ -e "$HOME/after $steps" ]; do sleep 0.05; done
     done
     echo "from $from to $steps" >> "$HOME/trained"
-    [ -n "${FAIL-}" ] && touch "$jobs/train-$SKYPILOT_NODE_RANK.failed" && exit 1
+    [ -n "${FAIL-}" ] && touch "$jobs/train-$SKYPILOT_NODE_RANK.failed" && exit 3
     rm "$me.checkpoint"; write "$me.safetensors" "weights $steps"
     echo '{}' > "$jobs/train-$SKYPILOT_NODE_RANK.json"
 fi
 if [ "$SKYPILOT_NODE_RANK" != 0 ]; then
     before=$((SKYPILOT_NODE_RANK - 1))
     until [ -e "$jobs/train-$before.json" ]; do
-        [ -e "$jobs/train-$before.failed" ] && exit 1
+        [ -e "$jobs/train-$before.failed" ] && exit 3
         sleep 0.05
     done
-    cat "$store/model-$before.safetensors" || exit 3
+    cat "$store/model-$before.safetensors" || exit 5
 fi
 exit "${STATUS:-0}"
 """
@@ -244,16 +244,26 @@ def test_a_failure_is_the_tasks_and_what_was_done_is_kept(tmp_path, bucket):
 
 def test_machines_hear_what_failed_elsewhere_and_go_on(tmp_path, bucket):
     machines = [Machine(tmp_path / str(rank), bucket, rank, 3) for rank in range(3)]
-    running = [machine.start(FAIL="yes" * (machine is machines[0]), SKYPILOT_TASK_ID="first")
-               for machine in machines]
+    running = [machine.start(FAIL="yes" * (machine is machines[0])) for machine in machines]
     found = [ended(process) for process in running]
     assert [code for code, _ in found] == [0, 0, 0]  # or SkyPilot would end the third
     assert [("some models failed" in said) for _, said in found] == [True, True, False]
-    assert "failed/first/train-0.failed" in names(bucket) and "jobs/train-2.json" in names(bucket)
-    # mended: all try again, also where what failed is still on a disk
+    assert "failed/sky-2026-repro/0/train-0.failed" in names(bucket)  # and told by no other
+    assert [name for name in names(bucket) if "failed" in name or "train-2" in name] == [
+        "failed/sky-2026-repro/0/train-0.failed", "jobs/train-2.json"]
+    # mended: all try again, though what failed is still on disks; the second looks before the first
+    # has begun, as after a recovery, in which the task keeps its name
+    second = machines[1].start()
+    wait_for(lambda: (machines[1].cache / "jobs" / "train-0.failed").exists())
+    ended(second)
     running = [machine.start() for machine in machines]
     assert [ended(process) for process in running] == [(0, "")] * 3
     assert "jobs/train-0.json" in names(bucket)
+
+
+def test_a_machine_that_breaks_down_ends_the_task(tmp_path, bucket):
+    """SkyPilot then ends the others, which would wait for it."""
+    assert Machine(tmp_path / "a", bucket, 0, 3).run(STATUS="1") == 1
 
 
 def test_a_bucket_that_cannot_be_written_ends_the_task_at_once(tmp_path):
