@@ -33,6 +33,7 @@ empty() { [[ -z $(timeout 10 squeue --noheader 2>/dev/null) ]]; }
 end() {
     if running "$1"; then
         kill "$(<"$state/$1.pid")"
+        wait_for ended "$1" || kill -9 "$(<"$state/$1.pid")"  # nothing of it is wanted any more
         wait_for ended "$1" || die "$1 does not end"
     fi
 }
