@@ -250,13 +250,12 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
     the paper's curves (columns x, by, score), drawn pale and dashed. labels: panel -> its vertical
     axis. shaded: mark the paper's two regimes. colours: names of curves in the order of the
     colours, for figures that are to look alike. columns: panels a row, by default all. What was not
-    measured is not drawn, nor bridged by its neighbours. A colour means the same curve in every
-    panel.
+    measured is not drawn, nor bridged by its neighbours where another curve of the panel was. A
+    colour means the same curve in every panel.
     """
     columns = columns or len(panels)
     rows = -(-len(panels) // columns)
     with _panels(columns, (4.1 * columns + 0.3, 4.0 * rows), rows, title) as (figure, axes):
-        sizes = sorted(set().union(*(table[x] for table in panels.values())))
         looks = _looks([*colours, *(_named(by, key) for table in panels.values()
                                     for key in table.get(by, ()))])
         for axis, (name, table) in zip(axes.flat, panels.items()):
@@ -264,7 +263,7 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
                 axis.text(0.5, 0.5, "not trained yet", ha="center", transform=axis.transAxes)
                 axis.set(title=name, xticks=[], yticks=[])
                 continue
-            ticks = sorted(set(table[x]))
+            ticks = sizes = sorted(set(table[x]))
             published = (paper or {}).get(name)
             if published is not None:
                 ticks = sorted({*ticks, *published[x]})

@@ -275,6 +275,16 @@ def test_a_missing_size_breaks_the_curve():
     assert bar[:, 1].tolist() == [alone.low, alone.high]  # a point without neighbours
 
 
+def test_a_moment_of_another_panel_breaks_no_curve():
+    def rows(*seen):
+        return pd.DataFrame([(n, "width 8", 0.5) for n in seen], columns=["seen", "pair", "score"])
+
+    panels = {"64": rows(1, 4, 8), "1024": rows(1, 4, 16)}
+    for axis in plots.scores_against(panels, "pair", x="seen").axes:
+        line, = axis.get_lines()
+        assert line.get_ydata().tolist() == [0.5] * 3
+
+
 def test_a_control_is_dashed_in_the_colour_of_what_it_controls():
     rp = pd.DataFrame([(n, "8 / 16", 0.9, 0.8, 1.0, 9, 0.0) for n in (2, 4)],
                       columns=["images", "pair", "score", "low", "high", "n", "shuffled"])
