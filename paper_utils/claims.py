@@ -33,7 +33,8 @@ READING = 0.01  # how well a curve can be read from a figure
 RECALLED = " (recalled from the paper, not seen in a source)"
 RULES = ("Each verdict is computed by the rule that its claim states. Rules were written before "
          "their claim first ran, but for that of the architecture families, which followed a "
-         "trial; what was changed after numbers had been seen made a rule stricter.")
+         "trial; what was changed after numbers had been seen made a rule stricter, or gave it "
+         "better intervals (Wilson's and Newcombe's).")
 MARGIN = 0.1  # RP that counts as lost; settled before any of these scores was seen
 
 
