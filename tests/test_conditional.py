@@ -336,8 +336,10 @@ def curves(*changes: tuple):
 
 
 def test_guidance_is_judged_by_the_change_at_its_largest_weight():
-    verdicts = [claims.guidance_matters(curves(*c)).verdict for c in ((-0.5, 0.0, 0.2), (0.05,))]
-    assert verdicts == ["lower for 1, higher for 1 of 3 pairs", "no difference seen"]
+    verdicts = [claims.guidance_matters(curves(*c)).verdict
+                for c in ((-0.5, 0.0, 0.2), (-0.5, 0.0), (0.05,))]
+    assert verdicts == ["lower for 1, higher for 1 of 3 pairs", "lower for 1, higher for 0 of 2 "
+                        "pairs", "no difference seen"]
 
 
 def test_the_control_stands_apart_in_the_claims():
