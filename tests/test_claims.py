@@ -177,6 +177,17 @@ def test_the_claims_of_section_2_take_each_number_from_its_place():
     assert "0.70" in found[0].rule and "0.68" in found[3].rule  # the lowest of each heat map
 
 
+def test_no_number_of_the_paper_was_changed_by_mistake():
+    """Their sums, taken when they were compared with the source."""
+    sums = {kind: [round(sum(curve), 3) for curve in curves.values()]
+            for kind, curves in claims.PAPER_CURVES.items()}
+    assert sums == {"RP": [4.99, 4.15, 4.695], "GL": [4.08, 3.08, 2.35],
+                    "optimal": [1.94, 2.22, 2.435]}
+    rows = [[round(sum(row), 2) for row in numbers]
+            for numbers in (claims.PAPER_RP, claims.PAPER_MAE)]
+    assert rows == [[5.08, 4.12, 3.2, 2.35, 1.52, 0.91], [5.09, 4.23, 3.21, 2.34, 1.52, 0.83]]
+
+
 # --- saving -------------------------------------------------------------------------------------
 
 def test_sections_share_one_file(tmp_path):
