@@ -147,6 +147,22 @@ output.figure(plots.scores_against(panels, "width", paper=paper, shaded=True, co
               "fig_rp_with_closed_forms")
 
 # %% [markdown]
+# With the fewest images the networks copy, but not what the optimal denoiser copies. At which noise
+# levels do they leave it? Below, that denoiser stands in the network's place above a level σ (on the
+# right nowhere). Curves of a width are its RP with the optimal denoiser alone, those of two widths
+# their RP with each other: where they fall, the levels just below σ decide which image is copied.
+
+# %%
+decided = regimes.deciding_levels(found, grid, training, features,
+                                  descriptors.features(describe, closed["optimal"][
+                                      regimes.cells(grid).images.min()]), describe,
+                                  max(sizes.grid_noises // 2, 2), resamples=sizes.resamples)
+output.table(decided, "tab_deciding_levels")
+output.figure(plots.curves({"RP": decided}, "pair", "sigma", "optimal denoiser above $\\sigma$", True,
+                           f"{decided.images[0]} training images", colours=colours),
+              "fig_deciding_levels")
+
+# %% [markdown]
 # The same question asked of the denoisers themselves: how far is the network's answer from that of
 # each closed form, at each noise level? In the upper row for held-out images: where the noise is
 # low these lie far from every training image, and the optimal denoiser jumps to one of those, which

@@ -360,14 +360,15 @@ def _ticks(axis, ticks: Sequence[float], log: bool = False) -> None:
 
 
 def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log_x: bool = False,
-           title: str = "", log_y: Collection[str] = (), columns: int = 0) -> Figure:
+           title: str = "", log_y: Collection[str] = (), columns: int = 0,
+           colours: Sequence[str] = ()) -> Figure:
     """Panels, each a quantity with its intervals against x, a curve per value of `by`.
 
     panels: vertical axis -> table with columns by, x, score and, for intervals, low, high. A value
     of `by` has the same colour and marker in every panel, named once below. log_y: panels with a
-    logarithmic axis. columns: panels a row, by default all.
+    logarithmic axis. columns: panels a row, by default all. colours: as in `scores_against`.
     """
-    looks = _looks(key for table in panels.values() for key in table[by])
+    looks = _looks([*colours, *(key for table in panels.values() for key in table[by])])
     shown, columns = {}, columns or len(panels)
     rows = -(-len(panels) // columns)
     with _panels(columns, (3.3 * columns + 0.2, 3.1 * rows), rows, title) as (figure, axes):

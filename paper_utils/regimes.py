@@ -6,14 +6,15 @@ grid and so in no table. Transformers stand beside it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations, product
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from paper_utils import data, descriptors, models, recipes, scores, training, zoo
-from paper_utils.denoisers import Denoiser
+from paper_utils import data, descriptors, models, recipes, samplers, scores, training, zoo
+from paper_utils.denoisers import Denoiser, OptimalDenoiser
 from paper_utils.descriptors import Descriptor
 from paper_utils.models import Model
 from paper_utils.noise import stream
@@ -251,6 +252,47 @@ def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.Da
 
 
 # --- the denoisers themselves -------------------------------------------------------------------
+
+def optimal_above(model: Model, images: data.Images, sigma: float) -> Model:
+    """`model` at noise levels up to sigma, above them the optimal denoiser of these images."""
+    def generate(noise: Tensor, title: str = "") -> Tensor:
+        network, optimal = model.denoiser(), OptimalDenoiser(images.pixels)
+        both = lambda u, s: network(u, s) if s <= sigma else optimal(u, s)
+        return samplers.sample(both, noise.to(model.device), model.solver, progress=title).cpu()
+
+    made = {"optimal above": sigma, "images": images.hash, "code": models.sampling_code()}
+    return replace(model, name=f"{model.name}, optimal above {sigma:g}", generate=generate,
+                   identity=model.identity | made)
+
+
+def deciding_levels(found: Mapping[str, Model], table: pd.DataFrame, images: data.Images,
+                    features: Mapping[str, Tensor], optimal: Tensor, describe: Descriptor,
+                    noises: int, sigmas: Sequence[float] = (2.5, 5, 10, 20),
+                    resamples: int = 1_000) -> pd.DataFrame:
+    """At which noise levels networks of few images leave the optimal denoiser.
+
+    For the fewest images of the table: RP of `optimal_above` of every width with the optimal
+    denoiser alone ('width 16') and of every two widths with each other ('16 / 32'), for each sigma;
+    at the solver's sigma_max the networks are by themselves. Models that ship as their sheet alone
+    are left out. features: of their samples; optimal: of those of the optimal denoiser, of at least
+    `noises`. Columns: images, sigma, pair, score, low, high, n.
+    """
+    cell = cells(table)[lambda rows: rows.images == rows.images.min()].sort_values("width")
+    cell = cell[[not found[name].sheet_alone for name in cell.model]]
+    own, hits, rows = images.first(int(cell.images.min())), scores.copies(describe.threshold), []
+    for sigma in (*sigmas, found[cell.model.iloc[0]].solver.sigma_max):
+        if sigma in sigmas:
+            made = {row.width: descriptors.features(describe, models.samples(
+                optimal_above(found[row.model], own, sigma), noises)) for row in cell.itertuples()}
+        else:
+            made = {row.width: features[row.model][:noises] for row in cell.itertuples()}
+        pairs = {f"width {width}": (mine, optimal[:noises]) for width, mine in made.items()}
+        pairs |= {f"{a} / {b}": (made[a], made[b]) for a, b in combinations(made, 2)}
+        rows += [scores.proportion(hits(*both), resamples).row(images=len(own), sigma=sigma,
+                                                               pair=pair)
+                 for pair, both in pairs.items()]
+    return scores.table_of(rows, "images", "sigma", "pair")
+
 
 @torch.no_grad()
 @exact()

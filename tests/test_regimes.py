@@ -7,8 +7,8 @@ import pytest
 import torch
 from matplotlib.collections import LineCollection
 
-from paper_utils import (data, fleet, models, plots, profiles, recipes, regimes, scores, training,
-                         zoo)
+from paper_utils import (data, fleet, models, plots, profiles, recipes, regimes, samplers, scores,
+                         training, zoo)
 from paper_utils.errors import UserError
 from paper_utils.models import Model
 from paper_utils.training import Spec
@@ -273,6 +273,34 @@ def test_a_missing_size_breaks_the_curve():
             for segment in drawn.get_segments()]
     alone = gl[(gl.width == 32) & (gl.images == 2) & ~gl.moment].iloc[0]
     assert bar[:, 1].tolist() == [alone.low, alone.high]  # a point without neighbours
+
+
+def test_below_every_level_a_network_is_the_optimum_and_above_every_one_itself():
+    images = data.load("bundled").first(4)
+    exact = models.closed_forms(images, 64)["gaussian"]
+    noise = models.BANK[:3]
+    solver = exact.solver
+    low, high = (regimes.optimal_above(exact, images, sigma) for sigma in (1e-6, 1e6))
+    optimal = samplers.sample(models.closed_forms(images, 64)["optimal"].denoiser(), noise, solver)
+    assert torch.equal(low.generate(noise), optimal)
+    assert torch.allclose(high.generate(noise), exact.generate(noise), atol=1e-3)
+    assert low.identity != high.identity != exact.identity
+
+
+def test_the_levels_that_decide_are_those_of_the_fewest_images(monkeypatch):
+    made = {"unet-8-n2": unit(0, 90), "unet-16-n2": unit(0, 180), "unet-32-n2": unit(0, 0)}
+    monkeypatch.setattr(regimes, "optimal_above", lambda model, images, sigma: (model.name, sigma))
+    monkeypatch.setattr(models, "samples", lambda asked, n: asked)
+    monkeypatch.setattr(regimes.descriptors, "features", lambda describe, asked: unit(
+        0, 90 if asked[1] == 1 else 180))
+    found = {name: replace(model, solver=samplers.Solver()) for name, model in GRID.items()}
+    describe = regimes.Descriptor("angle", 2, 0.9, None)
+    table = regimes.deciding_levels(found, regimes.grid(found), data.load("bundled"), made,
+                                    unit(0, 90, 0), describe, 2, (1, 3), 50)
+    by = table.set_index(["pair", "sigma"]).score
+    assert set(table.images) == {2} and set(table.sigma) == {1, 3, 80} and set(table.n) == {2}
+    assert by["width 8"].tolist() == [1, 0.5, 1] and by["width 16"].tolist() == [1, 0.5, 0.5]
+    assert by["8 / 16"].tolist() == [1, 1, 0.5]
 
 
 def test_a_moment_of_another_panel_breaks_no_curve():
