@@ -146,11 +146,12 @@ output.figure(plots.scores_against(panels, "width", paper=paper, shaded=True, co
                                    labels=dict.fromkeys(panels, "RP")),
               "fig_rp_with_closed_forms")
 
-# %% [markdown] With the fewest images the networks copy, but not what the optimal denoiser copies.
-# At which noise levels do they leave it? Below, that denoiser stands in the network's place above a
-# level σ (on the right nowhere). Curves of a width are its RP with the optimal denoiser alone,
-# those of two widths their RP with each other: where they fall, the levels just below σ decide
-# which image is copied.
+# %% [markdown]
+# With the fewest images the networks copy, but not what the optimal denoiser copies. At which noise
+# levels do they leave it? Below, that denoiser stands in the network's place above a level σ (on
+# the right nowhere). Curves of a width are its RP with the optimal denoiser alone, those of two
+# widths their RP with each other: where they fall, the levels just below σ decide which image is
+# copied.
 
 # %%
 decided = regimes.deciding_levels(found, grid, training, features,
