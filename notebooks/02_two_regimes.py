@@ -85,8 +85,10 @@ closed = {name: regimes.closed_samples(name, training, trained_sizes, sizes.grid
                                        device) for name in models.CLOSED_FORMS}
 against = {name: regimes.with_closed_form(grid, images, features, theirs, describe, sizes.resamples)
            for name, theirs in closed.items()}
-gaussian = {n: descriptors.features(describe, rows) for n, rows in closed["gaussian"].items()}
-uncopied = regimes.copied_by_control(gaussian, known, describe.threshold, sizes.resamples)
+described = {name: {n: descriptors.features(describe, rows) for n, rows in closed[name].items()}
+             for name in ("gaussian", "optimal")}
+uncopied = regimes.copied_by_control(described["gaussian"], known, describe.threshold,
+                                     sizes.resamples)
 by_pixels = regimes.between_widths(grid, images, scores.close, sizes.resamples)
 output.table(rp.assign(**{"MAE score": by_pixels.score}), "tab_rp_against_images")
 output.table(uncopied, "tab_gl_of_gaussian")
@@ -154,9 +156,7 @@ output.figure(plots.scores_against(panels, "width", paper=paper, shaded=True, co
 # copied.
 
 # %%
-decided = regimes.deciding_levels(found, grid, training, features,
-                                  descriptors.features(describe, closed["optimal"][
-                                      regimes.cells(grid).images.min()]), describe,
+decided = regimes.deciding_levels(found, grid, training, features, described["optimal"], describe,
                                   max(sizes.grid_noises // 2, 2), resamples=sizes.resamples)
 output.table(decided, "tab_deciding_levels")
 output.figure(plots.curves({"RP": decided}, "pair", "sigma", "optimal denoiser above $\\sigma$",
@@ -187,11 +187,10 @@ output.figure(plots.distances_against_sigma(distances, f"Networks of width {widt
 # shares with the closed forms of those images?
 
 # %%
-forms = {"Gaussian": closed["gaussian"], "optimal": closed["optimal"]}
-described = {label: {n: descriptors.features(describe, theirs[n]) for n in transformers.images}
-             for label, theirs in forms.items()}
-alike = regimes.across_architectures(found, features, described, copies, sizes.resamples)
-close = regimes.across_architectures(found, images, forms, scores.close, sizes.resamples)
+alike, close = (regimes.across_architectures(
+    found, rows, {"Gaussian": theirs["gaussian"], "optimal": theirs["optimal"]}, hits,
+    sizes.resamples)
+    for rows, theirs, hits in ((features, described, copies), (images, closed, scores.close)))
 copied = regimes.generalization(found, transformers, features, known, real, describe.threshold,
                                 sizes.resamples)
 output.table(copied.merge(check, how="left"), "tab_transformers")
@@ -202,8 +201,9 @@ if alike:
     output.table(tables.over("images", close), "tab_mae_across_architectures")
     maps = {f"{score}, {n:,} images": by_images[n] for n in alike
             for score, by_images in {"RP": alike, "MAE score": close}.items()}
-    output.figure(plots.heatmaps(maps, [*(f"U-Net {w}" for w in widths), "DiT", *forms], 0.0,
-                                 columns=2, note=f"{sizes.grid_noises} noises; blank: not trained"),
+    output.figure(plots.heatmaps(maps, [*(f"U-Net {w}" for w in widths), "DiT", "Gaussian",
+                                        "optimal"], 0.0, columns=2,
+                                 note=f"{sizes.grid_noises} noises; blank: not trained"),
                   "fig_rp_across_architectures")
 
 # %% [markdown]
@@ -229,7 +229,7 @@ output.figure(plots.scores_against(views, "width", shaded=True, colours=colours,
 # are still near the Gaussian denoiser: dashed is the agreement of each with it.
 
 # %%
-time = regimes.over_training(grid, features, gl, gaussian, copies, sizes.resamples)
+time = regimes.over_training(grid, features, gl, described["gaussian"], copies, sizes.resamples)
 output.table(time, "tab_over_training")
 moments = {f"{what}, {n:,} training images": rows[rows.what == what]
            for n, rows in time.groupby("images") for what in ("RP", "GL")}

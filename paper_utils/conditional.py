@@ -65,15 +65,10 @@ def from_hub(sources: str, defaults: Sequence[str] = (), device: str = "cpu") ->
     for two of the same name.
     """
     named = [source.strip() for source in sources.split(",") if source.strip()]
+    load = lambda source, device: models.from_hub_dit(source, range(0, 1000, 100), device)
     found: dict[str, Model] = {}
-    for source in named or defaults:
-        try:
-            model = models.from_hub_dit(source, range(0, 1000, 100), device)
-        except UserError as error:
-            if named:
-                raise
-            print(f"left out: {error}")
-            continue
+    for model in ([load(source, device) for source in named] if named
+                  else models.available(defaults, load, device)):
         if model.name in found:
             raise UserError(f"two pipelines are called {model.name!r}: rename the folder of one")
         found[model.name] = model

@@ -428,7 +428,7 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
     ones from zoo/; the others train them on `images`, and the paper profile adds a released model
     from the hub, or where that cannot be had a line that says so.
     """
-    hub = _from_hub(profile.hub, device)
+    hub = {model.name: model for model in available(profile.hub, from_hub, device)}
     if profile.shipped:
         trained = {name: shipped(name, device=device) for name, row in zoo.entries().items()
                    if row.kind != "closed form"}
@@ -447,16 +447,19 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
     return first | closed_forms(images, profile.bag, device) | last
 
 
-def _from_hub(sources: Iterable[str], device: str) -> dict[str, Model]:
-    found = {}
+def available(sources: Iterable[str], load: Callable[[str, str], Model],
+              device: str = "cpu") -> list[Model]:
+    """What `load` makes of hub names and the device; one that cannot be had is said and left out.
+
+    Raises UserError for a device that is not there.
+    """
+    found = []
     check_device(device)  # no reason to leave anything out
     for source in sources:
         try:
-            model = from_hub(source, device)
+            found.append(load(source, device))
         except UserError as error:
             print(f"left out: {error}")
-            continue
-        found[model.name] = model
     return found
 
 

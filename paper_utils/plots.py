@@ -435,7 +435,7 @@ def against_known_posterior(table: pd.DataFrame) -> Figure:
 
 def shares(table: pd.DataFrame, x: str, by: str, chance: float, ylabel: str,
            title: str = "") -> Figure:
-    """Grouped bars of `share` with its interval: a group per value of x, a bar per value of `by`."""
+    """Grouped bars of `share` with intervals: a group per value of x, a bar per value of `by`."""
     with _panels(1, (0.62 * table[x].nunique() + 1.6, 2.9)) as (figure, axes):
         axis = axes[0, 0]
         sns.barplot(table, x=x, y="share", hue=by, ax=axis, errorbar=None, width=0.82,

@@ -266,19 +266,21 @@ def optimal_above(model: Model, images: data.Images, sigma: float) -> Model:
 
 
 def deciding_levels(found: Mapping[str, Model], table: pd.DataFrame, images: data.Images,
-                    features: Mapping[str, Tensor], optimal: Tensor, describe: Descriptor,
-                    noises: int, sigmas: Sequence[float] = (2.5, 5, 10, 20),
+                    features: Mapping[str, Tensor], optimal: Mapping[int, Tensor],
+                    describe: Descriptor, noises: int, sigmas: Sequence[float] = (2.5, 5, 10, 20),
                     resamples: int = 1_000) -> pd.DataFrame:
     """At which noise levels networks of few images leave the optimal denoiser.
 
     For the fewest images of the table: RP of `optimal_above` of every width with the optimal
     denoiser alone ('width 16') and of every two widths with each other ('16 / 32'), for each sigma;
     at the solver's sigma_max the networks are by themselves. Models that ship as their sheet alone
-    are left out. features: of their samples; optimal: of those of the optimal denoiser, of at least
-    `noises`. Columns: images, sigma, pair, score, low, high, n.
+    are left out. features: of their samples; optimal: number of images -> features of samples of
+    their optimal denoiser. Columns: images, sigma, pair, score, low, high, n.
     """
     cell = cells(table)[lambda rows: rows.images == rows.images.min()].sort_values("width")
     cell = cell[[not found[name].sheet_alone for name in cell.model]]
+    if cell.empty:
+        return scores.table_of([], "images", "sigma", "pair")
     own, hits, rows = images.first(int(cell.images.min())), scores.copies(describe.threshold), []
     for sigma in (*sigmas, found[cell.model.iloc[0]].solver.sigma_max):
         if sigma in sigmas:
@@ -286,7 +288,7 @@ def deciding_levels(found: Mapping[str, Model], table: pd.DataFrame, images: dat
                 optimal_above(found[row.model], own, sigma), noises)) for row in cell.itertuples()}
         else:
             made = {row.width: features[row.model][:noises] for row in cell.itertuples()}
-        pairs = {f"width {width}": (mine, optimal[:noises]) for width, mine in made.items()}
+        pairs = {f"width {width}": (mine, optimal[len(own)][:noises]) for width, mine in made.items()}
         pairs |= {f"{a} / {b}": (made[a], made[b]) for a, b in combinations(made, 2)}
         rows += [scores.proportion(hits(*both), resamples).row(images=len(own), sigma=sigma,
                                                                pair=pair)

@@ -281,6 +281,19 @@ def test_a_killed_contrast_training_goes_on(images, cache, monkeypatch):
     assert not torch.equal(weights_of(model), weights_of(straight))  # of other images
 
 
+def test_of_the_hub_what_cannot_be_had_is_said_and_left_out(capsys, monkeypatch):
+    def load(source, device):
+        if source == "gone":
+            raise UserError("no pipeline at 'gone': check the network")
+        return source
+
+    assert models.available(["a", "gone", "b"], load) == ["a", "b"]
+    assert capsys.readouterr().out == "left out: no pipeline at 'gone': check the network\n"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no CUDA GPU"):
+        models.available(["a"], load, "cuda")
+
+
 def test_a_released_pipeline_joins_the_models_by_the_path_of_the_hub(tmp_path):
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 

@@ -296,11 +296,15 @@ def test_the_levels_that_decide_are_those_of_the_fewest_images(monkeypatch):
     found = {name: replace(model, solver=samplers.Solver()) for name, model in GRID.items()}
     describe = regimes.Descriptor("angle", 2, 0.9, None)
     table = regimes.deciding_levels(found, regimes.grid(found), data.load("bundled"), made,
-                                    unit(0, 90, 0), describe, 2, (1, 3), 50)
+                                    {2: unit(0, 90, 0)}, describe, 2, (1, 3), 50)
     by = table.set_index(["pair", "sigma"]).score
     assert set(table.images) == {2} and set(table.sigma) == {1, 3, 80} and set(table.n) == {2}
     assert by["width 8"].tolist() == [1, 0.5, 1] and by["width 16"].tolist() == [1, 0.5, 0.5]
     assert by["8 / 16"].tolist() == [1, 1, 0.5]
+    alone = {name: replace(model, sheet_alone=True) for name, model in found.items()}
+    none = regimes.deciding_levels(alone, regimes.grid(alone), data.load("bundled"), made, {},
+                                   describe, 2)
+    assert none.empty and plots.curves({"RP": none}, "pair", "sigma", "sigma", True)
 
 
 def test_a_moment_of_another_panel_breaks_no_curve():
