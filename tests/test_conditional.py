@@ -54,6 +54,7 @@ def test_noise_k_has_class_k_under_guidance_and_weight_one_is_no_guidance(model)
     every, one = model.generate(BANK[:12]), conditional.guided(model, 1.0).generate(BANK[:12])
     for k in range(12):
         torch.testing.assert_close(one[k], every[k, k % 10], rtol=1e-4, atol=1e-4)
+    assert conditional.guided(model, 1.0).evaluations == model.evaluations
     strong = conditional.guided(model, 3.0)
     assert strong.evaluations == 2 * model.evaluations and strong.name == "tiny-cond@w3"
     assert not torch.allclose(strong.generate(BANK[:2]), one[:2], atol=1e-2)
@@ -74,6 +75,7 @@ def test_guided_samples_of_weight_one_are_those_of_the_model(model):
     assert list(found) == list(conditional.WEIGHTS)
     assert torch.equal(found[1.0]["m"], images["m"][torch.arange(3), torch.arange(3)])
     assert all(rows["m"].shape == (3, 3, 32, 32) for rows in found.values())
+    assert len({rows["m"].numpy().tobytes() for rows in found.values()}) == len(found)
 
 
 def test_labels_must_be_as_many_as_noises(model):
@@ -96,6 +98,13 @@ def test_the_gaussian_of_each_class_is_that_of_its_images():
 def test_a_noise_that_was_not_sampled_is_refused(noise):
     with pytest.raises(UserError, match="choose 0 to 2"):
         conditional.check_noise(noise, profiles.get("smoke", class_noises=3))
+
+
+def test_one_noise_beside_its_twin():
+    plain, every = torch.arange(3.0), torch.arange(6.0).view(3, 2)
+    conditional.check_noise(0, profiles.get("smoke", class_noises=3))
+    assert conditional.beside_twin(plain, every, 0).tolist() == [0, 0, 1]
+    assert conditional.beside_twin(plain, every, 2).tolist() == [2, 4, 5]
 
 
 # --- scores -------------------------------------------------------------------------------------
@@ -144,12 +153,14 @@ def test_the_winning_class_is_counted_against_the_twin():
 
 def test_guidance_has_a_row_for_every_weight_and_pair():
     rows = {w: {name: directions(10, 1, seed=s)[:, 0] for name, s in
-                (("a-cond", 0), ("b-cond", 0 if w < 2 else 1), ("c-cond", 2))} for w in (0, 1, 2)}
+                (("a-cond", w), ("b-cond", w if w < 2 else 7), ("c-cond", 9))} for w in (0, 1, 2)}
     table = conditional.over_guidance(rows, scores.copies(0.75))
     assert len(table) == 9 and set(table.pair) == {"a / b", "a / c", "b / c"}
     found = table[table.pair == "a / b"].set_index("guidance")
     assert found.score.to_dict() == {0: 1.0, 1: 1.0, 2: 0.0}
     assert found.change.to_dict() == {0: 0.0, 1: 0.0, 2: -1.0}
+    assert (found["change low"][1], found["change high"][1]) == (0, 0)  # the weight against itself
+    assert found["change low"][0] < 0 < found["change high"][0]
 
 
 def test_what_is_lost_with_classes_is_counted_on_the_same_noises():
@@ -312,7 +323,7 @@ def test_pairs_without_the_budget_of_their_twins_are_counted():
 
 def test_another_class_from_the_same_noise():
     """The models make one image a class; the third's are the first's of the class before."""
-    rows = torch.eye(4).expand(3, 4, 4)
+    rows = torch.eye(4, 5).expand(3, 4, 5)
     features = {"a": rows, "b": rows, "c": rows.roll(1, 1)}
     equal = lambda one, other: (one == other).all(-1)  # noqa: E731
     table = scores.pairwise(features, equal, 1)
