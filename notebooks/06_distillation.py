@@ -48,8 +48,9 @@ training, held_out = data.load(sizes.dataset), data.load(sizes.dataset, "test")
 # land in one step where that lands in two. **Consistency models** (Song et al. 2023) learn one
 # answer for all points of a trajectory, its end: `cd` follows the teacher's trajectories, `ct`
 # learns from data alone, and `ict` does so with the schedule, loss and noise levels of Song &
-# Dhariwal (2024), at a smaller scale and without their dropout and optimizer. Their several steps
-# add fresh noise, drawn from the first one.
+# Dhariwal (2024), at a smaller scale and without their dropout and optimizer. With more than one
+# step a consistency model adds new noise after each. Here that is computed from the starting noise,
+# so that all three get the same.
 #
 # *images seen* counts a student's own training; those that have a teacher begin with its weights.
 
@@ -71,9 +72,12 @@ output.figure(plots.sample_grid({name: images[name] for name in shown},
 # ## With the teacher
 #
 # Agreement with the teacher's own samples (Heun, 18 steps) against the number of steps. `teacher,
-# DDIM` is the teacher without distillation, given as few steps.
+# DDIM` is the teacher without distillation, given as few steps; the dashed line is the Gaussian
+# denoiser, which nobody trained: agreement no higher than that says little.
 
 # %%
+gaussian = models.closed_forms(training, sizes.bag)["gaussian"]
+images |= students.samples({gaussian.name: gaussian}, sizes)
 features = {name: descriptors.features(describe, rows) for name, rows in images.items()}
 copies = scores.copies(describe.threshold)
 note = f"{sizes.grid_noises} noises, descriptor {describe.name} > {describe.threshold:.2f}"
@@ -83,21 +87,45 @@ with_teacher = {"RP with the teacher": students.with_teacher(runs, features, cop
                                                                     sizes.resamples)}
 output.table(with_teacher["RP with the teacher"], "tab_rp_with_teacher")
 output.table(with_teacher["MAE score with the teacher"], "tab_mae_with_teacher")
+levels = {label: scores.agreement(rows[gaussian.name], rows[students.TEACHER], hits)[0].value
+          for (label, rows, hits) in zip(with_teacher, (features, images), (copies, scores.close))}
 output.figure(plots.curves(with_teacher, "series", "steps", "steps", True,
-                           f"Agreement with the teacher, {note}"), "fig_with_teacher")
+                           f"Agreement with the teacher, {note}", level="Gaussian denoiser",
+                           levels=levels), "fig_with_teacher")
+
+# %% [markdown]
+# With more than one step consistency models leave the teacher's image. But the new noise is noise
+# that the teacher never got: the paper's question is whether models agree that are given the same.
+# So the teacher gets it here, too: its image is noised again at the same levels with the same
+# noise, and its own solver goes on from there; the Gaussian denoiser likewise. Mean over the three
+# consistency models.
+
+# %%
+again = {one.name: one for model in (found[students.TEACHER], gaussian)
+         for one in students.restarted(model).values()}
+noised = images | students.samples(again, sizes)
+described = {name: features[name] if name in features else descriptors.features(describe, rows)
+             for name, rows in noised.items()}
+fresh = {"RP of consistency models": students.with_fresh_noise(described, copies, sizes.resamples),
+         "MAE score of consistency models": students.with_fresh_noise(noised, scores.close,
+                                                                      sizes.resamples)}
+output.table(fresh["RP of consistency models"], "tab_rp_fresh_noise")
+output.table(fresh["MAE score of consistency models"], "tab_mae_fresh_noise")
+output.figure(plots.curves(fresh, "what", "steps", "steps, with fresh noise after each", True,
+                           f"Several steps, {note}"), "fig_fresh_noise")
 
 # %% [markdown]
 # ## With models they never saw
 #
-# Models of section 2, of two families, trained apart from the teacher; and the Gaussian denoiser,
-# which nobody trained: agreement no higher than with it says little. Below, down the stages of
-# progressive distillation: with the teacher's own samples (*first teacher, Heun*), with the stage
-# that was the teacher of this one (*the stage before*), with the consistency models at one step
-# (*other students*) and with the models of section 2; a group's curve is the mean over its models.
+# Models of section 2, of two families, trained apart from the teacher; and the Gaussian denoiser.
+# Below, for every stage of progressive distillation: with the teacher's own samples (*first
+# teacher, Heun*), with the stage that was the teacher of this one (*the stage before*), with the
+# consistency models at one step (*other students*) and with the models of section 2; a group's
+# curve is the mean over its models.
 
 # %%
 unseen = models.by_name(sizes.families, sizes, training, device)
-strangers = unseen | {"gaussian": models.closed_forms(training, sizes.bag, device)["gaussian"]}
+strangers = unseen | {gaussian.name: gaussian}
 other = {name: rows[:sizes.grid_noises] for name, rows in models.shipped_samples(
     strangers, zoo.FOLDER, max(sizes.noises, sizes.grid_noises), sizes.shipped).items()}
 everyone = images | other
@@ -109,7 +137,7 @@ stages = {"RP": students.down_the_stages(runs, described, groups, copies, sizes.
 output.table(stages["RP"], "tab_rp_stages")
 output.table(stages["MAE score"], "tab_mae_stages")
 output.figure(plots.curves(stages, "partner", "steps", "steps of the progressive student", True,
-                           f"Agreement down the stages, {note}"), "fig_stages")
+                           f"Agreement of every stage, {note}"), "fig_stages")
 
 # %%
 one_step = [name for name in ("progressive-1", *students.CONSISTENT) if name in found]
@@ -117,6 +145,7 @@ names = [students.TEACHER, *one_step, *strangers]
 rp = scores.pairwise({name: described[name] for name in names}, copies, sizes.resamples)
 mae = scores.pairwise({name: everyone[name] for name in names}, scores.close, sizes.resamples)
 output.table(rp, "tab_rp_students")
+output.table(mae, "tab_mae_students")
 output.figure(plots.heatmaps({"RP score": rp, "MAE score": mae}, names,
                              note=f"{note}; outlined: students", groups={"students": one_step}),
               "fig_students_heatmaps")
@@ -125,17 +154,22 @@ output.figure(plots.heatmaps({"RP score": rp, "MAE score": mae}, names,
 # ## The price
 #
 # Fréchet distance to held-out images in the descriptor's own features (it compares curves of this
-# figure and nothing else), sharpness (what a filter of one pixel takes away, over that of real
-# images), and the time of one image on this machine. Read the first two together: the descriptor
-# hardly sees grain, so a low distance with a sharpness well above 1 means noise in the images.
+# figure and nothing else; so few images have a distance even when they are real: the dashed line),
+# sharpness (what a filter of one pixel takes away, over that of real images), and the time of one
+# image on this machine. A low distance alone does not mean good images, for the descriptor ignores
+# grain: where sharpness is well above 1, the image is noisy.
 
 # %% tags=["nbval-ignore-output"]
 real = tables.features_of(describe, held_out)
 price = students.price(runs, made, images, features, held_out.pixels[:sizes.held_out], real)
 output.table(price, "tab_price")
-panels = {label: price.assign(score=price[label]) for label in ("FD", "sharpness", "ms per image")}
+n = sizes.grid_noises
+panels = {label: price.assign(score=price[column]) for label, column in (
+    (f"FD, {n} images", "FD"), ("sharpness", "sharpness"), ("ms per image", "ms per image"))}
+levels = {f"FD, {n} images": scores.frechet(real[:n], real[n:]), "sharpness": 1.0}
 output.figure(plots.curves(panels, "series", "evaluations", "network evaluations", True,
-                           "The price of few steps", log_y=["ms per image"]), "fig_price")
+                           f"The price of few steps, descriptor {describe.name}",
+                           log_y=["ms per image"], level="real images", levels=levels), "fig_price")
 
 # %% [markdown]
 # ## Is it blur?
@@ -170,6 +204,6 @@ output.table(numbers[with_student & numbers.ours.notna()], "tab_paper_numbers_st
 
 # %% tags=["nbval-ignore-output"]
 sharp = price.set_index("run").sharpness[[students.TEACHER, *one_step]].to_dict()
-verdicts = claims.distillation(rp, list(unseen), with_teacher["RP with the teacher"],
+verdicts = claims.distillation(rp, mae, list(unseen), with_teacher["RP with the teacher"],
                                students.UNDISTILLED, gains, sharp)
 claims.save(verdicts, "distillation", output, device)

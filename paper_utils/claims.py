@@ -915,6 +915,26 @@ def distilling_helps(with_teacher: pd.DataFrame, undistilled: str) -> Claim:
                          (plain, "without distillation")))
 
 
+def nearer_than_gaussian(name: str, pairs: pd.DataFrame, control: pd.DataFrame) -> Claim:
+    """Our control: did a student learn its teacher's image, or what needs no teacher?
+
+    pairs: of the teacher with each student of one step; control: with the Gaussian denoiser.
+    """
+    form, more = control.iloc[0], int((pairs.low > control.high.max()).sum())
+    less = int((pairs.high < control.low.min()).sum())
+    verdict = ("yes" if more == len(pairs) else
+               f"for {more} of {len(pairs)}" + (f"; less for {less}" if less else ""))
+    students = (next(name for name in (row.model, row.other) if name != "teacher")
+                for row in pairs.itertuples())
+    return Claim(f"{name}: models of one step agree with the teacher more than the Gaussian "
+                 "denoiser does, which had none (our control)",
+                 "agreement with the teacher's samples, intervals apart",
+                 f"the Gaussian denoiser {form.score:.2f}; " + ", ".join(
+                     f"{who} {score:.2f}" for who, score in zip(students, pairs.score)), verdict,
+                 **_ours((_least(pairs, pairs.low), "{model}, {other}"),
+                         (form, "{model}, {other}")))
+
+
 def blur_explains(gains: pd.DataFrame, sharp: Mapping[str, float]) -> Claim:
     """Is the students' agreement an artefact of their blur?
 
@@ -940,10 +960,12 @@ def blur_explains(gains: pd.DataFrame, sharp: Mapping[str, float]) -> Claim:
                          (widest.loc[first], f"{first}, {{width:g}} pixels"), columns=DIFFERENCE))
 
 
-def distillation(rp: pd.DataFrame, others: Sequence[str], with_teacher: pd.DataFrame,
-                 undistilled: str, gains: pd.DataFrame,
+def distillation(rp: pd.DataFrame, mae: pd.DataFrame, others: Sequence[str],
+                 with_teacher: pd.DataFrame, undistilled: str, gains: pd.DataFrame,
                  sharp: Mapping[str, float]) -> list[Claim]:
     """The claims on distilled students; others: models of many steps that no student saw.
+
+    rp, mae: pairs of all these, the teacher and the Gaussian denoiser.
 
     Raises UserError where the progressive student of one step or `ct` is missing.
     """
@@ -957,7 +979,11 @@ def distillation(rp: pd.DataFrame, others: Sequence[str], with_teacher: pd.DataF
             students_of_each_other(rp, others),
             more_than("RP of students", across(rp, names, others),
                       across(rp, [*names, *others], ["gaussian"]), "the Gaussian denoiser"),
-            distilling_helps(with_teacher, undistilled), blur_explains(gains, sharp)]
+            distilling_helps(with_teacher, undistilled),
+            *(nearer_than_gaussian(score, across(table, ["teacher"], names),
+                                   across(table, ["teacher"], ["gaussian"]))
+              for score, table in (("RP", rp), ("MAE score", mae))),
+            blur_explains(gains, sharp)]
 
 
 def _in_order(pairs: pd.DataFrame, others: Sequence[str]) -> pd.DataFrame:

@@ -361,12 +361,14 @@ def _ticks(axis, ticks: Sequence[float], log: bool = False) -> None:
 
 def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log_x: bool = False,
            title: str = "", log_y: Collection[str] = (), columns: int = 0,
-           colours: Sequence[str] = ()) -> Figure:
+           colours: Sequence[str] = (), level: str = "",
+           levels: Mapping[str, float] | None = None) -> Figure:
     """Panels, each a quantity with its intervals against x, a curve per value of `by`.
 
     panels: vertical axis -> table with columns by, x, score and, for intervals, low, high. A value
     of `by` has the same colour and marker in every panel, named once below. log_y: panels with a
     logarithmic axis. columns: panels a row, by default all. colours: as in `scores_against`.
+    levels: vertical axis -> where `level`, which does not depend on x, is drawn across.
     """
     looks = _looks([*colours, *(key for table in panels.values() for key in table[by])])
     shown, columns = {}, columns or len(panels)
@@ -376,6 +378,8 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
             for k, (key, curve) in enumerate(table.groupby(by, sort=False)):
                 _curve(axis, curve.sort_values(x), x, str(key), *looks[str(key)],
                        size=_size(k, len(curve)))
+            if label in (levels or {}):
+                axis.axhline(levels[label], color="0.35", lw=1.2, ls="--", zorder=1, label=level)
             _ticks(axis, sorted(set(table[x])), log_x)
             axis.set(xlabel=xlabel, ylabel=label)
             if label in log_y:

@@ -7,7 +7,7 @@ Euler step (it lands on D). `sample` runs one to its end in batches.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -240,6 +240,15 @@ def sample_gaussian(denoiser: GaussianDenoiser, noise: Tensor, solver: Solver) -
                      torch.ones_like(values)[None], solver).flatten().to(vectors)
     z = (noise - denoiser.mean / solver.sigma_max).flatten(1)  # in other directions it ends at 0
     return (denoiser.mean + (z @ vectors * factors @ vectors.T).view_as(noise)).float()
+
+
+def consistency_function(denoiser: Denoiser, solver: Solver = Solver()) -> Denoiser:
+    """(u, sigma) -> the end of the denoiser's ODE from there, by `solver` from sigma down.
+
+    What a consistency model learns (Song et al. 2023, definition 1), of any denoiser.
+    """
+    run = partial(sample_gaussian if isinstance(denoiser, GaussianDenoiser) else sample, denoiser)
+    return lambda u, sigma: run(u / sigma, replace(solver, sigma_max=float(sigma)))
 
 
 def every_class(denoiser: Denoiser, noise: Tensor, solver: Solver, classes: Sequence[int],

@@ -8,13 +8,14 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from itertools import combinations
 
 import pandas as pd
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from paper_utils import descriptors, models, recipes, scores, zoo
+from paper_utils import descriptors, models, recipes, samplers, scores, zoo
 from paper_utils.descriptors import Descriptor
 from paper_utils.models import BANK, Model
 from paper_utils.profiles import Profile
@@ -48,6 +49,22 @@ def runs(found: Mapping[str, Model], profile: Profile) -> dict[str, Model]:
             solver = Solver("consistency", steps, "cosine")
             made[f"{name} {steps}"] = models.resolved(found[name], solver, f"{name} {steps}")
     return made
+
+
+def restarted(model: Model) -> dict[int, Model]:
+    """A model that noises its own image again wherever consistency models do, by steps.
+
+    The fresh noise is theirs (samplers.consistency), the way to an image the model's ODE by its own
+    solver; of one step its image as it is.
+    """
+    flow, found = samplers.consistency_function(model.denoiser(), model.solver), {1: model}
+    for steps in FEW:
+        solver = Solver("consistency", steps, "cosine")
+        again = models.resolved(replace(model, denoiser=lambda: flow, spec=None), solver,
+                                f"{model.name} {steps}")
+        found[steps] = replace(again, evaluations=steps * model.evaluations,
+                               identity=again.identity | {"flow": asdict(model.solver)})
+    return found
 
 
 def table_of_runs(made: Mapping[str, Model]) -> pd.DataFrame:
@@ -91,6 +108,32 @@ def with_teacher(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
         score, chance = scores.agreement(rows[run.run], rows[TEACHER], hits, resamples)
         found.append(score.row(series=run.series, steps=run.steps, shuffled=chance))
     return scores.table_of(found, "series", "steps", "shuffled")
+
+
+def with_fresh_noise(rows: Mapping[str, Tensor], hits: Hits,
+                     resamples: int = 1_000) -> pd.DataFrame:
+    """Agreement of consistency models of one and of FEW steps, which all get the same fresh noise.
+
+    rows: by run, those of `runs` and of `restarted`. The mean over pairs of what there is: with
+    each other, with the teacher and the Gaussian denoiser given the same fresh noise, and with the
+    teacher's own image. Columns what, steps, score, low, high, n, shuffled.
+    """
+    found = []
+    for steps in (1, *FEW):
+        def run(name: str) -> str:
+            return name if steps == 1 else f"{name} {steps}"
+
+        mine = [run(name) for name in CONSISTENT if run(name) in rows]
+        kinds = {"each other": list(combinations(mine, 2)),
+                 "the teacher, same fresh noise": [(name, run(TEACHER)) for name in mine],
+                 "the Gaussian denoiser, same fresh noise": [(name, run("gaussian"))
+                                                             for name in mine],
+                 "the teacher's own image": [(name, TEACHER) for name in mine]}
+        for what, names in kinds.items():
+            if pairs := [(rows[a], rows[b]) for a, b in names]:
+                score, chance = scores.mean_agreement(pairs, hits, resamples)
+                found.append(score.row(what=what, steps=steps, shuffled=chance))
+    return scores.table_of(found, "what", "steps", "shuffled")
 
 
 def down_the_stages(table: pd.DataFrame, rows: Mapping[str, Tensor], groups: Groups, hits: Hits,

@@ -443,6 +443,18 @@ def test_distilling_helps_where_one_step_is_better_than_the_teachers(scores, ver
                               f"ct {scores[1]:.2f}")
 
 
+@pytest.mark.parametrize("cd, ct, verdict", [
+    (0.9, 0.8, "yes"), (0.9, 0.7, "for 1 of 2"), (0.9, 0.2, "for 1 of 2; less for 1"),
+    (0.5, 0.5, "for 0 of 2")])
+def test_a_student_must_be_nearer_to_its_teacher_than_the_gaussian(cd, ct, verdict):
+    """Intervals are an eighth wide to either side: those of 0.5 and 0.7 overlap."""
+    pairs = table(("teacher", "cd", cd, 0.125), ("ct", "teacher", ct, 0.125))
+    control = table(("teacher", "gaussian", 0.5, 0.125))
+    claim = claims.nearer_than_gaussian("RP", pairs, control)
+    assert claim.verdict == verdict
+    assert claim.measured == f"the Gaussian denoiser 0.50; cd {cd:.2f}, ct {ct:.2f}"
+
+
 def gains(**students: tuple[float, float]) -> pd.DataFrame:
     """What each student gains without a filter and with the widest; with one between, nothing."""
     rows = [(who, width, gain, gain - 0.125, gain + 0.125, 100) for who, ends in students.items()
@@ -472,9 +484,13 @@ def test_the_claims_on_students_take_each_number_from_its_place(gaussian, verdic
                ("a", "b", 0.2), ("ct", "gaussian", 0.3), ("gaussian", "progressive-1", gaussian),
                ("teacher", "gaussian", 0.99), ("a", "gaussian", 0.5), ("ct", "teacher", 0.3))
     teacher = with_teacher(("plain", 1, 0.25), ("ct", 1, 0.3), ("progressive", 1, 0.9))
-    found = claims.distillation(rp, ["a", "b"], teacher, "plain", gains(ct=(0.5, 0.5)),
+    rp = pd.concat([rp, table(("progressive-1", "teacher", 1.0))])
+    mae = table(("ct", "teacher", 0.9), ("progressive-1", "teacher", 0.9),
+                ("gaussian", "teacher", 0.4), ("ct", "gaussian", 1.0))
+    found = claims.distillation(rp, mae, ["a", "b"], teacher, "plain", gains(ct=(0.5, 0.5)),
                                 {"teacher": 0.9, "progressive-1": 0.8, "ct": 0.7})
-    assert [claim.verdict for claim in found] == ["reproduced"] * 3 + [verdict, "1 of 2", "no"]
+    assert [claim.verdict for claim in found] == ["reproduced"] * 3 + [
+        verdict, "1 of 2", "for 0 of 2; less for 1", "yes", "no"]
 
 
 # --- the verdict table: what the paper says, and ours with its interval -------------------------
@@ -516,7 +532,8 @@ def sections() -> dict[str, list[claims.Claim]]:
     gain = pd.DataFrame([("attention", 4, 0.8, 0.5, 0.3, 0.2, 0.4, 100)], columns=[
         "way", "images", "same", "different", "difference", "low", "high", "n"])
     students = table(("progressive-1", "a", 0.95), ("ct", "a", 0.90), ("ct", "progressive-1", 0.99),
-                     ("ct", "gaussian", 0.3), ("gaussian", "progressive-1", 0.5))
+                     ("ct", "gaussian", 0.3), ("gaussian", "progressive-1", 0.5),
+                     ("teacher", "ct", 0.9), ("teacher", "gaussian", 0.5))
     return {
         "unconditional": claims.unconditional(
             pairs, pairs, ["edm", "ct"], ["edm", "ct"], ["gan", "vae"],
@@ -535,7 +552,7 @@ def sections() -> dict[str, list[claims.Claim]]:
         "fine_tuning": claims.fine_tuning(ways, ways, gain, ways, scores.Score(.7, .6, .8, 99),
                                           ways),
         "distillation": claims.distillation(
-            students, ["a"], with_teacher(("plain", 1, 0.25), ("ct", 1, 0.75)), "plain",
+            students, students, ["a"], with_teacher(("plain", 1, 0.25), ("ct", 1, 0.75)), "plain",
             gains(ct=(0.5, 0.25)), {"teacher": 0.9, "progressive-1": 0.8, "ct": 0.7})}
 
 
@@ -610,7 +627,7 @@ def test_every_claim_has_our_number_and_its_interval_where_there_is_one():
      "0.99 [0.97, 1.01] (ct, progressive-1); 0.90 [0.88, 0.92] (ct, a)", 100),
     ("distillation", 4, "", "",
      "0.75 [0.62, 0.88] (ct); 0.25 [0.12, 0.38] (without distillation)", 100),
-    ("distillation", 5, "", "",
+    ("distillation", 7, "", "",
      "0.50 [0.38, 0.62] (ct, unfiltered); 0.25 [0.12, 0.38] (ct, 2 pixels)", 100)])
 def test_what_stands_in_the_verdict_table(section, k, paper, grade, ours, n):
     claim = sections()[section][k]

@@ -360,6 +360,16 @@ def test_an_interval_below_zero_is_inside_its_panel():
     assert bottom < -0.2 and top > 0.2 and -0.1 < zero < 0 < 1 < one < 1.1
 
 
+def test_what_does_not_depend_on_x_is_drawn_across_its_panel():
+    table = pd.DataFrame({"who": "ct", "x": [0, 1], "score": 0.05})
+    figure = plots.curves({"RP": table, "MAE": table}, "who", "x", "x", level="Gaussian",
+                          levels={"MAE": 0.25})
+    across = [{line.get_ydata()[0] for line in axis.get_lines() if line.get_label() == "Gaussian"}
+              for axis in figure.axes]
+    assert across == [set(), {0.25}]
+    assert "Gaussian" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def test_pairs_stand_where_their_score_and_their_control_put_them():
     features = {"a": unit(0, 0, 0, 0), "b": unit(0, 0, 90, 0), "control": unit(0, 90, 90, 90)}
     pairs = scores.pairwise(features, copies, 50)

@@ -252,6 +252,15 @@ def test_consistency_sampling_draws_another_noise_at_every_step():
         assert all((one - other).abs().max() > 1 for other in seen[:k])
 
 
+@pytest.mark.parametrize("sigma", [80.0, 5.0])
+def test_the_consistency_function_is_the_end_of_the_flow(sigma):
+    denoiser, solver = gaussian(), Solver("heun", 120)
+    u = sigma * noise()
+    for one in (denoiser, denoiser.__call__):  # by its eigenvectors, and as any denoiser
+        end = samplers.consistency_function(one, solver)(u, torch.tensor(sigma).double())
+        assert (end - denoiser.flow(u, sigma, 0)).abs().max() < 0.01
+
+
 def test_every_batch_has_its_own_labels():
     def told(u, sigma, labels):
         return labels.view(-1, 1, 1, 1).expand_as(u).to(u)

@@ -12,7 +12,8 @@ import torch
 from paper_utils import data, descriptors, models, profiles, recipes, scores, students, zoo
 from paper_utils.errors import UserError
 from paper_utils.models import BANK, Model
-from paper_utils.samplers import Solver
+from paper_utils.noise import successor
+from paper_utils.samplers import Solver, cosine_sigmas, sample_gaussian
 from paper_utils.students import TEACHER
 
 SMOKE = profiles.get("smoke")
@@ -132,6 +133,40 @@ def test_agreement_with_the_teacher_has_a_row_for_every_other_run():
     found = students.with_teacher(table, rows, copies, 50)
     assert found.set_index(["series", "steps"]).score.to_dict() == {
         ("cd", 2): 0.75, ("cd", 1): 0.5, ("teacher, DDIM", 1): 0.25}
+    assert (found.shuffled == 0).all() and (found.n == 40).all()
+
+
+def test_a_model_restarts_from_the_fresh_noise_of_consistency_models():
+    gaussian = models.closed_forms(data.load("bundled").first(8), 16)["gaussian"]
+    again, noise = students.restarted(gaussian), BANK[:2]
+    assert list(again) == [1, 2, 4] and again[1] is gaussian
+    assert [one.name for one in again.values()] == ["gaussian", "gaussian 2", "gaussian 4"]
+    assert [one.evaluations for one in again.values()] == [35, 70, 140]
+    assert len({str(one.identity) for one in again.values()}) == 3
+    _, middle, _ = cosine_sigmas(2, 0.002, 80.0)
+    u = gaussian.generate(noise) + middle.float() * successor(noise, 0)
+    solver = replace(gaussian.solver, sigma_max=middle.item())
+    expected = sample_gaussian(gaussian.denoiser(), u / middle, solver)
+    torch.testing.assert_close(again[2].generate(noise), expected, rtol=1e-4, atol=1e-4)
+    assert (expected - gaussian.generate(noise)).abs().mean() > 0.01
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_network_restarts_by_its_own_solver(found):
+    one = students.restarted(found[TEACHER])[2]
+    assert one.name == "teacher 2" and one.evaluations == 70
+    assert one.generate(BANK[:2]).shape == (2, 3, 32, 32)
+
+
+def test_several_steps_are_compared_at_the_same_fresh_noise():
+    rows = {"cd": ONE, "ct": mixed(20), "teacher": mixed(30), "gaussian": TWO,
+            "cd 2": TWO, "ct 2": TWO, "teacher 2": mixed(10), "gaussian 2": ONE}
+    found = students.with_fresh_noise(rows, copies, 50).set_index(["what", "steps"])
+    assert found.score.to_dict() == {
+        ("each other", 1): 0.5, ("the teacher, same fresh noise", 1): 0.75,
+        ("the Gaussian denoiser, same fresh noise", 1): 0.25, ("the teacher's own image", 1): 0.75,
+        ("each other", 2): 1.0, ("the teacher, same fresh noise", 2): 0.75,
+        ("the Gaussian denoiser, same fresh noise", 2): 0.0, ("the teacher's own image", 2): 0.25}
     assert (found.shuffled == 0).all() and (found.n == 40).all()
 
 
