@@ -120,17 +120,24 @@ def shared_start(table: pd.DataFrame, features: Mapping[str, Tensor], hits: Hits
     return pd.DataFrame(rows, columns=columns)
 
 
-def against(table: pd.DataFrame, features: Mapping[str, Tensor], others: Mapping[int, Tensor],
-            hits: Hits, resamples: int = 1_000) -> pd.DataFrame:
-    """RP of the first run of each way with something else at each number of images.
+def against(table: pd.DataFrame, rows: Mapping[str, Tensor], other: Tensor, hits: Hits,
+            resamples: int = 1_000) -> pd.DataFrame:
+    """RP (or another score) of every run of each way with something else, at each number of images.
 
-    others: number of images -> features. Columns: images, way, score, low, high, n, shuffled.
+    rows: by model; other: of the same noises. Columns: images, way, run, score, low, high, n,
+    shuffled.
     """
-    rows = []
-    for row in table[table.run == ""].itertuples():
-        score, chance = scores.agreement(features[row.model], others[row.images], hits, resamples)
-        rows.append(score.row(images=row.images, way=row.way, shuffled=chance))
-    return scores.table_of(rows, "images", "way", "shuffled")
+    found = []
+    for row in table.itertuples():
+        score, chance = scores.agreement(rows[row.model], other, hits, resamples)
+        found.append(score.row(images=row.images, way=row.way, run=row.run, shuffled=chance))
+    return scores.table_of(found, "images", "way", "run", "shuffled")
+
+
+def distances(table: pd.DataFrame, images: Mapping[str, Tensor], other: Tensor) -> list[float]:
+    """Mean |difference| of pixels, 0..255, of every row of the grid from other images."""
+    return [(images[name].short() - other.short()).abs().float().mean().item()
+            for name in table.model]
 
 
 def generalization(table: pd.DataFrame, features: Mapping[str, Tensor], known: Tensor,

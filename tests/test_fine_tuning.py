@@ -184,11 +184,35 @@ def test_gl_is_against_the_images_of_the_fine_tuning():
     assert found.set_index("images")["held-out"].to_dict() == {4: 1.0, 16: 0.25}
 
 
-def test_agreement_with_something_else_is_with_that_of_the_same_images():
+def test_agreement_with_something_else_is_that_of_every_run():
     table, one = grid(("all", 4, ""), ("all", 16, ""), ("all", 4, "other")), directions(40, 0)
-    others = {4: one, 16: directions(40, 5)}
-    found = fine_tuning.against(table, {"all-n4": one, "all-n16": one}, others, copies)
-    assert found.score.tolist() == [1.0, 0.0] and found.n.tolist() == [40, 40]
+    rows = {"all-n4": one, "all-n16": directions(40, 5), "all-n4-other": one}
+    found = fine_tuning.against(table, rows, one, copies)
+    assert found.score.tolist() == [1.0, 0.0, 1.0] and found.run.tolist() == ["", "", "other"]
+    assert found.n.tolist() == [40] * 3
+
+
+def test_distances_are_mean_differences_of_pixels():
+    black = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    grey = black + 200
+    table = grid(("all", 4, ""), ("last", 4, ""))
+    assert fine_tuning.distances(table, {"all-n4": grey, "last-n4": black}, black) == [200.0, 0.0]
+
+
+@pytest.mark.parametrize("scores_, verdict", [
+    ({"all": (.9, .7, .7), "scratch": (.9, .7, .6)}, "yes"),
+    ({"all": (.9, .7, .88), "scratch": (.9, .7, .6)}, "for 1 of 2 ways (scratch)"),
+    ({"all": (.9, .88, .7), "scratch": (.5, .7, .7)}, "for 0 of 2 ways; less for 1")])
+def test_every_way_is_held_against_its_own_runs_with_the_gaussian(scores_, verdict):
+    """Intervals are .05 to either side. A run of the same start, and fewer images, do not count."""
+    pairs = curve({(way, n): mine for way, (mine, _, _) in scores_.items() for n in (4, 16)})
+    forms = [curve({(way, n): value if n == 16 else 1.0 for way, (_, *both) in scores_.items()
+                    for n in (4, 16) for value in [both[k]]})
+             .assign(run=lambda t, k=k: [("", "seed1" if way == "scratch" else "other")[k]
+                                         for way in t.way]) for k in (0, 1)]
+    same = curve({("all", 16): 1.0}).assign(run="seed1")
+    claim = claims.ways_beyond_gaussian(pairs, pd.concat([*forms, same]))
+    assert claim.verdict == verdict and "at 16 images" in claim.measured
 
 
 def test_examples_are_the_base_and_each_way():
@@ -258,18 +282,18 @@ def test_the_claims_of_the_study_take_each_number_from_its_place():
                 ("scratch", 64): 0.8})
     gl = curve({("scratch", 4): 0.1, ("attention", 4): 0.9})
     still, bases = curve({("attention", 4): 0.1}), scores.Score(0.7, 0.6, 0.8, 99)
-    gaussian = curve({("attention", 64): 0.7, ("scratch", 64): 0.85})
+    gaussian = curve({("attention", 64): 0.7, ("scratch", 64): 0.95}).assign(run="")
     found = claims.fine_tuning(rp, gl, gain(0.3, 0.0), still, bases, gaussian)
     assert [c.verdict for c in found] == [
         "reproduced", "more at 1, less at 0 of 2 ways and sizes",
-        "no: they may agree because each is near it"]
+        "for 1 of 2 ways (attention); less for 1"]
 
 
 def test_a_zoo_without_models_gives_empty_tables_and_no_verdict():
     table = fine_tuning.grid({})
     rp = fine_tuning.reproducibility(table, {}, copies)
     gl = fine_tuning.generalization(table, {}, directions(4, 0), directions(4, 0), 0.5)
-    start = fine_tuning.against(table, {}, {}, copies)
+    start = fine_tuning.against(table, {}, directions(4, 0), copies)
     found = claims.fine_tuning(rp, gl, fine_tuning.shared_start(table, {}, copies), start,
                                scores.Score(0, 0, 1, 1), start)
     assert all(claim.verdict == "not decided: not trained yet" for claim in found)
