@@ -123,6 +123,31 @@ def guided(model: Model, weight: float) -> Model:
                    identity=model.identity | {"guidance": weight, "classes": "k modulo"})
 
 
+def guided_gaussian(images: data.Images, weight: float) -> Model:
+    """The control of `guided`: D + w (D_c - D), of the Gaussian denoisers of all images and of the
+    class that the noise has there.
+
+    Nobody trained it. Of large weights its images leave [-1, 1] in many pixels.
+    """
+    classes, control = tuple(images.labels.unique().tolist()), gaussian(images)
+
+    def generate(noise: Tensor, title: str = "") -> Tensor:
+        whole, x0 = models.gaussian(images), torch.empty_like(noise)
+        for k, c in enumerate(classes):
+            own = models.gaussian(images.classes(c, c))
+
+            def denoiser(u: Tensor, sigma: Tensor) -> Tensor:
+                plain = whole(u, sigma)
+                return plain + weight * (own(u, sigma) - plain)
+
+            x0[k::len(classes)] = samplers.sample(denoiser, noise[k::len(classes)], control.solver,
+                                                  batch=len(noise))
+        return x0
+
+    return replace(control, name=f"{control.name}@w{weight:g}", generate=generate, classes=(),
+                   identity=control.identity | {"guidance": weight, "classes": "k modulo"})
+
+
 def own_class(n: int, model: Model) -> Tensor:
     """Position in model.classes of the class that noise k has under guidance: int64 [n]."""
     return torch.arange(n) % len(model.classes)
@@ -156,18 +181,21 @@ def between(unconditional: Mapping[str, Tensor], conditional: Mapping[str, Tenso
     """RP_between: P(max_c M(x, x^c) > threshold) of each unconditional and each conditional model.
 
     unconditional: features [n, d], conditional: [n, C, d], by model. Columns: model, other (the
-    conditional one), score, low, high, random, n. random is the same with C samples of the
-    conditional model drawn from other noises: what a maximum over C reaches by itself.
+    conditional one), score, low, high, random, one class, n. random is the same with C samples of
+    the conditional model drawn from other noises: what a maximum over C reaches by itself. one
+    class: of one class instead of the best, the mean over all: what the maximum adds.
     """
     rows = []
     for name, mine in unconditional.items():
         for other, theirs in conditional.items():
             n = len(theirs)
             hits = best_class(mine[:n], theirs)[1] > threshold
+            single = scores.copies(threshold)(mine[:n, None].expand_as(theirs), theirs)
             chance = best_class(mine[:n], elsewhere(theirs))[1] > threshold
             rows.append(scores.proportion(hits, resamples).row(
-                model=name, other=other, random=chance.double().mean().item()))
-    columns = ["model", "other", "score", "low", "high", "random", "n"]
+                model=name, other=other, random=chance.double().mean().item(),
+                **{"one class": single.double().mean().item()}))
+    columns = ["model", "other", "score", "low", "high", "random", "one class", "n"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -261,6 +289,31 @@ def equal_budget(found: Mapping[str, Model], others: Mapping[str, Model]) -> lis
 
     return [name for name, other in twins(found).items()
             if budget(found[name]) == budget(others[other])]
+
+
+def of_another_class(rows: Mapping[str, Tensor], hits: Hits) -> pd.DataFrame:
+    """How often one model makes the same image of a noise with two classes: model, other class.
+
+    rows: features [n, classes, d] by model. Where this is high, agreement of two models says little
+    about classes.
+    """
+    same = pd.DataFrame({"model": list(rows), "other": list(rows)})
+    return same.assign(**{"other class": other_class(same, rows, hits)}).drop(columns="other")
+
+
+def with_guided_gaussian(rows: Mapping[float, Mapping[str, Tensor]],
+                         control: Mapping[float, Tensor], hits: Hits,
+                         resamples: int = 1_000) -> pd.DataFrame:
+    """RP of every model with the guided Gaussian denoiser, at each weight that `control` has.
+
+    rows: weight -> model -> features [n, d]. Columns: guidance, pair (the model), score, low, high,
+    n.
+    """
+    return scores.table_of([
+        scores.proportion(hits(mine, control[weight]), resamples).row(
+            guidance=weight, pair=name.replace("-cond", ""))
+        for weight, part in rows.items() if weight in control for name, mine in part.items()],
+        "guidance", "pair")
 
 
 def over_guidance(rows: Mapping[float, Mapping[str, Tensor]], hits: Hits,

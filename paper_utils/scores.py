@@ -120,9 +120,12 @@ def copies(threshold: float) -> Hits:
 
 
 def close(a: Tensor, b: Tensor) -> Tensor:
-    """The hits of the MAE score: of uint8 images of two models, mean |a_k - b_k| < 15 of 255."""
+    """The hits of the MAE score: of uint8 images of two models, mean |a_k - b_k| < 15 of 255.
+
+    Images [n, 3, H, W], or [n, C, 3, H, W] of C classes of each noise, give bool [n] or [n, C].
+    """
     a, b = _paired(a, b)
-    difference = (a.short() - b.short()).abs().flatten(1).float().mean(1)
+    difference = (a.short() - b.short()).abs().flatten(-3).float().mean(-1)
     return difference < MAE_THRESHOLD
 
 

@@ -543,8 +543,8 @@ def sections() -> dict[str, list[claims.Claim]]:
                                           curve({64: .1, 1024: .6}, width=32), errors, crossings,
                                           {64: table(("U-Net 16", "DiT", 0.4)), 1024: unlike}),
         "conditional": claims.conditional(
-            rp_cond, gap, table(("a", "b", 0.55)), rp_cond.assign(random=0.1, model="a"), guidance,
-            "g"),
+            rp_cond, rp_cond, gap, table(("a", "b", 0.55)),
+            rp_cond.assign(**{"random": 0.1, "one class": 0.1, "model": "a"}), guidance, "g"),
         "inverse": claims.inverse_problems(
             gaps, gaps.rename(columns={"task": "problem"}), blocks("blur"),
             zetas.rename(columns={"block": "who"}), stochastic,
@@ -603,7 +603,7 @@ def test_every_claim_has_our_number_and_its_interval_where_there_is_one():
      "-0.05 [-0.08, -0.02] (a, b: RP_cond minus RP of their twins)", 100),
     ("conditional", 1, "recalled, not seen", "M",
      "0.50 [0.48, 0.52] (a, b); 0.55 [0.53, 0.57] (unconditional: a, b)", 100),
-    ("conditional", 4, "", "", "-0.30 [-0.40, -0.20] (a / b: weight 4 minus weight 1)", 100),
+    ("conditional", 5, "", "", "-0.30 [-0.40, -0.20] (a / b: weight 4 minus weight 1)", 100),
     ("inverse", 0, "said, without a number", "S",
      "0.25 [0.20, 0.30] (blur: transformers minus across)", 64),
     ("inverse", 1, "", "", "0.25 [0.20, 0.30] (blur: transformers minus across)", 64),

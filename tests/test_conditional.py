@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from paper_utils import claims, conditional, data, denoisers, descriptors, models, profiles, recipes
-from paper_utils import scores, training, zoo
+from paper_utils import samplers, scores, training, zoo
 from paper_utils.errors import UserError
 from paper_utils.models import BANK
 from paper_utils.samplers import SAMPLERS, Solver, sample
@@ -94,6 +94,28 @@ def test_the_gaussian_of_each_class_is_that_of_its_images():
     assert other > 0.1
 
 
+@pytest.mark.parametrize("weight, part", [(0.0, None), (1.0, 0), (1.0, 1)])
+def test_the_guided_gaussian_lies_between_that_of_all_and_that_of_the_class(weight, part):
+    """Weight 0 is the Gaussian denoiser of all images, 1 that of the class of noise k."""
+    images, noise = data.load("bundled"), BANK[:2]
+    made = conditional.guided_gaussian(images, weight).generate(noise)
+    assert made.shape == noise.shape
+    k = part or 0
+    if part is None:
+        expected = samplers.sample_gaussian(models.gaussian(images), noise, Solver())[k]
+    else:
+        expected = conditional.gaussian(images).generate(noise)[k, k]
+    torch.testing.assert_close(made[k], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_guidance_leads_away_from_the_gaussian_of_all():
+    images, noise = data.load("bundled"), BANK[:1]
+    plain, own, strong = (conditional.guided_gaussian(images, w) for w in (0.0, 1.0, 2.0))
+    x0 = [one.generate(noise) for one in (plain, own, strong)]
+    assert (x0[2] - x0[0]).norm() > 1.2 * (x0[1] - x0[0]).norm()
+    assert len({str(one.identity) for one in (plain, own, strong)}) == 3
+
+
 @pytest.mark.parametrize("noise", [-1, 3])
 def test_a_noise_that_was_not_sampled_is_refused(noise):
     with pytest.raises(UserError, match="choose 0 to 2"):
@@ -125,6 +147,7 @@ def test_rp_between_is_a_maximum_over_classes_beside_its_chance():
     row = conditional.between({"u": mine}, {"c": theirs}, 0.75).iloc[0]
     assert row.score == pytest.approx(30 / 40) and row.random == 0 and (row.model, row.other) == (
         "u", "c")
+    assert row["one class"] == pytest.approx(30 / 40 / 5)  # one of five classes is like it
 
 
 def test_chance_takes_other_noises_and_as_many_samples():
@@ -184,6 +207,21 @@ def test_twins_of_another_budget_are_left_out_of_the_comparison(model):
     found = {"a-cond": trained("a-cond"), "b-cond": trained("b-cond", images_seen=7)}
     others = {"a": trained("a"), "b": trained("b")}
     assert conditional.equal_budget(found, others) == ["a-cond"]
+
+
+def test_two_images_of_one_model_with_two_classes():
+    every = torch.eye(4, 5).expand(3, 4, 5)
+    rows = {"a": every, "b": every[:, :1].expand(3, 4, 5)}
+    table = conditional.of_another_class(rows, scores.copies(0.5))
+    assert table.to_dict("list") == {"model": ["a", "b"], "other class": [0.0, 1.0]}
+
+
+def test_every_model_is_held_against_the_guided_gaussian():
+    one, other = directions(10, 1)[:, 0], directions(10, 1, seed=2)[:, 0]
+    rows = {w: {"a-cond": one, "b-cond": torch.cat([one[:5], other[5:]])} for w in (1.0, 2.0, 4.0)}
+    table = conditional.with_guided_gaussian(rows, {1.0: one, 2.0: other}, scores.copies(0.75))
+    assert table[["guidance", "pair", "score"]].values.tolist() == [
+        [1.0, "a", 1.0], [1.0, "b", 0.5], [2.0, "a", 0.0], [2.0, "b", 0.5]]
 
 
 # --- specifications -----------------------------------------------------------------------------
@@ -293,9 +331,9 @@ def test_a_hub_that_has_no_such_pipeline_is_one_line(tmp_path):
 # --- claims -------------------------------------------------------------------------------------
 
 def pairs(low: float, high: float, chance: float = 0.0, names=("a", "b")):
-    return pd.DataFrame([(*names, (low + high) / 2, low, high, chance, chance, 0.25, 100)],
+    return pd.DataFrame([(*names, (low + high) / 2, low, high, chance, chance, 0.25, 0.25, 100)],
                         columns=["model", "other", "score", "low", "high", "shuffled", "random",
-                                 "other class", "n"])
+                                 "other class", "one class", "n"])
 
 
 def gap(difference: float, half: float):
@@ -318,7 +356,7 @@ def test_carrying_over_is_judged_by_the_twins(difference, half, chance, verdict)
 def test_pairs_without_the_budget_of_their_twins_are_counted():
     rp = pd.concat([pairs(0.5, 0.7), pairs(0.2, 0.3, names=("a", "c"))])
     verdict = claims.carries_over(gap(0.0, 0.05), rp).verdict
-    assert verdict == "reproduced in the 1 of 2 pairs that have their twins' budget"
+    assert verdict == "partly: in the 1 of 2 pairs that have their twins' budget"
 
 
 def test_another_class_from_the_same_noise():
@@ -357,20 +395,24 @@ def test_the_control_stands_apart_in_the_claims():
     rp = pd.concat([pairs(0.8, 0.9), pairs(0.1, 0.3, names=("a", "g")),
                     pairs(0.1, 0.3, names=("b", "g"))])
     between = pd.concat([pairs(0.8, 0.9), pairs(0.0, 0.1, 0.5, ("a", "g"))])
-    found = claims.conditional(rp, gap(0.0, 0.05), pairs(0.8, 0.9), between, curves(0.0), "g")
-    assert [claim.verdict for claim in found] == ["reproduced", "reproduced", "yes", "yes",
-                                                  "no difference seen"]
+    mae = pd.concat([pairs(0.1, 0.2), pairs(0.1, 0.3, names=("a", "g")),
+                     pairs(0.8, 0.9, names=("b", "g"))])
+    found = claims.conditional(rp, mae, gap(0.0, 0.05), pairs(0.8, 0.9), between, curves(0.0), "g")
+    assert [claim.verdict for claim in found] == [
+        "reproduced", "reproduced", "yes", "in 0 of 1 pairs; in 0 less than with it", "yes",
+        "no difference seen"]
     # a conditional model, too, may be near the closed form; two closed forms are no control
     for model, verdict in (("gaussian", "in 0 of 1 pairs; in 0 less than with it"),
                            ("local", "yes")):
         more = pd.concat([between, pairs(0.9, 1.0, names=(model, "b")),
                           pairs(1.0, 1.0, names=(model, "g"))])
-        found = claims.conditional(rp, gap(0.0, 0.05), pairs(0.8, 0.9), more, curves(0.0), "g")
-        assert found[3].verdict == verdict
+        found = claims.conditional(rp, mae, gap(0.0, 0.05), pairs(0.8, 0.9), more, curves(0.0),
+                                   "g")
+        assert found[4].verdict == verdict
 
 
 def test_without_models_nothing_is_decided():
     nothing = scores.pairwise({}, scores.close)
-    found = claims.conditional(nothing, conditional.carried_over({}, {}, {}, scores.close), nothing,
+    found = claims.conditional(nothing, nothing, conditional.carried_over({}, {}, {}, scores.close), nothing,
                                conditional.between({}, {}, 0.5), curves(), "g")
     assert {claim.verdict for claim in found} == {"not decided: not trained yet"}
