@@ -281,10 +281,11 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
     check_device(device)
     made = _recipe(spec, images, start)
     path = artifacts.path_of("model", made)
+    checkpoint = path.with_name(f"{path.stem}.checkpoint")
     ends = {one.steps: one for one in shorter}
 
     def compute() -> artifacts.Tensors:
-        checkpoint, saved = path.with_name(f"{path.stem}.checkpoint"), time.monotonic()
+        saved = time.monotonic()
         # on its device, for a step need not wait for it; the steps of a killed run stay NaN
         losses = torch.full((spec.steps,), torch.nan, device=device)
 
@@ -302,11 +303,11 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
             if run.step < spec.steps and time.monotonic() - saved > SAVED:
                 training.save_checkpoint(run, checkpoint)
                 saved = time.monotonic()
-        for path_done in (checkpoint, training.previous(checkpoint)):
-            path_done.unlink(missing_ok=True)
         return result()
 
     tensors = artifacts.remember("model", made, compute)
+    for done in (checkpoint, training.previous(checkpoint)):  # not before its successor is written
+        done.unlink(missing_ok=True)
     denoiser = training.build(spec)
     denoiser.network.load_state_dict(artifacts.below("network.", tensors))
     return diffusion(spec, denoiser.to(device).eval(), path.stem), tensors["loss"]
@@ -411,11 +412,11 @@ def train_contrast(name: str, spec: contrast.Spec, images: data.Images,
                 contrast.save_checkpoint(name, spec, images, state, checkpoint)
                 saved = time.monotonic()
         training.check_finite(name, state)
-        checkpoint.unlink(missing_ok=True)
         return contrast.trained(spec, state).state_dict()
 
     network = contrast.build(spec.kind, spec.width)
     network.load_state_dict(artifacts.remember("contrast", made, compute))
+    checkpoint.unlink(missing_ok=True)
     return contrast_model(name, spec, network.to(device), path.stem, len(images))
 
 

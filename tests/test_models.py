@@ -233,6 +233,25 @@ def test_a_killed_training_goes_on(images, cache, monkeypatch, stop):
     assert torch.equal(weights_of(model), weights_of(straight))
 
 
+@pytest.mark.parametrize("kind", ["diffusion", "gan"])
+def test_a_checkpoint_stays_until_its_successor_is_written(images, cache, monkeypatch, kind):
+    spec = contrast.Spec("gan", 4, 24, batch=8)
+    train = {"diffusion": lambda: models.train(TINY, images),
+             "gan": lambda: models.train_contrast("gan-4", spec, images)}[kind]
+
+    def full_disk(*_):
+        raise UserError("No space left")
+
+    monkeypatch.setattr(models, "SAVED", -1.0)
+    with monkeypatch.context() as full:
+        full.setattr(artifacts, "write", full_disk)
+        with pytest.raises(UserError, match="No space left"):
+            train()
+    assert list((cache / "artifacts").glob("*.checkpoint"))
+    train()
+    assert not list((cache / "artifacts").glob("*.checkpoint*"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU here")
 def test_cuda_is_refused_where_there_is_none(images, cache):
     with pytest.raises(UserError, match="device='cpu'"):
