@@ -1,25 +1,37 @@
 """Reference numbers are float32 and deterministic; TF32 and bfloat16 are for training."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 
 import torch
 
 
-def exact():
-    """A context, or decorator, in which convolutions on a GPU are float32 and deterministic.
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """A context, or decorator, in which a GPU computes in float32, its convolutions deterministic.
 
     The gradients of reflected padding and of bicubic reduction, which Algorithm 1 takes for blur
     and super-resolution, are summed on a GPU in no fixed order: the last bits differ there.
     """
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True,
-                                      allow_tf32=False)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True,
+                                        allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def has_bf16(device: str) -> bool:
     """Whether this type of device ('cpu', 'cuda') multiplies in bfloat16 itself.
 
-    A CPU without AVX-512 or SVE emulates it, several times slower than float32.
+    A CPU without AVX-512 or SVE emulates it, several times slower than float32, and so does a GPU
+    before Ampere.
     """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return device != "cpu" or torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "SVE"))
 
 
@@ -31,6 +43,7 @@ def bf16(device: str, wanted: bool = True) -> torch.autocast:
     """
     there = has_bf16(device)
     if wanted and not there:
-        warnings.warn("this CPU would emulate bfloat16, slower than float32: computing in float32",
-                      stacklevel=2)
+        name = "CPU" if device == "cpu" else "GPU"
+        warnings.warn(f"this {name} would emulate bfloat16, slower than float32: computing in "
+                      "float32", stacklevel=2)
     return torch.autocast(device, torch.bfloat16, wanted and there, cache_enabled=False)

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import time
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -289,10 +290,45 @@ def test_a_cpu_that_would_emulate_bf16_trains_in_float32_and_says_so(images, mon
 
 @pytest.mark.parametrize("device, capability, there", [
     ("cpu", "AVX512", True), ("cpu", "SVE256", True), ("cpu", "AVX2", False),
-    ("cpu", "DEFAULT", False), ("cuda", "AVX2", True)])
+    ("cpu", "DEFAULT", False), ("cuda", "AVX2", True), ("cuda", "AVX512", False)])
 def test_bf16_where_the_device_has_it(monkeypatch, device, capability, there):
+    """A GPU before Ampere emulates it, which torch calls supported unless it is asked."""
     use_cpu(monkeypatch, capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported",
+                        lambda including_emulation=True: including_emulation or there)
     assert precision.has_bf16(device) == there
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        precision.bf16(device)
+    name = "CPU" if device == "cpu" else "GPU"
+    assert there or f"this {name} would emulate bfloat16" in str(told[0].message)
+
+
+@pytest.fixture
+def tf32():
+    """Products of matrices in TF32, as a user may have asked for before."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_exact_is_without_tf32_and_gives_back_what_was_set(tf32):
+    def found():
+        cudnn = torch.backends.cudnn
+        return (torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32,
+                cudnn.allow_tf32, cudnn.deterministic)
+
+    before = found()
+    assert before[:2] == ("high", True)
+    with precision.exact():
+        assert found() == ("highest", False, False, True)
+    assert found() == before
+    decorated = precision.exact()(found)
+    assert [decorated(), decorated()] == 2 * [("highest", False, False, True)]
+    with pytest.raises(ZeroDivisionError):
+        with precision.exact():
+            1 / 0
+    assert found() == before
 
 
 # --- resume -------------------------------------------------------------------------------------
