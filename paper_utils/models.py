@@ -340,7 +340,7 @@ def train_all(specs: Mapping[str, training.Spec], images: data.Images | None = N
         start = None
         if spec.start:
             training.check_teacher(spec, specs[spec.start])
-            start = found[spec.start].denoiser().network.state_dict()
+            start = trainable.merged(found[spec.start].denoiser().network.state_dict())
         passed = [specs[other] for other in shorter[name].values()]
         found[name] = train(spec, subsets[name], device, start, passed)[0]
     return found
@@ -349,10 +349,10 @@ def train_all(specs: Mapping[str, training.Spec], images: data.Images | None = N
 def weights_of(path: str | Path, student: training.Spec | None = None) -> artifacts.Tensors:
     """The network's weights in a file of zoo/, of the artifact store or of a training.
 
-    path: as it is, or from the repository's root. Of a fine-tuned model of the zoo, adapters are
-    merged into the weights; those of a released EDM network or U-ViT get this project's names
-    (networks.released). student: what is to begin with them. Raises UserError for a file that
-    is not there or is no safetensors, and for a student of another kind than the file says it has.
+    path: as it is, or from the repository's root. Low-rank adapters are merged into the weights;
+    those of a released EDM network or U-ViT get this project's names (networks.released). student:
+    what is to begin with them. Raises UserError for a file that is not there or is no safetensors,
+    and for a student of another kind than the file says it has.
     """
     given = Path(os.path.expanduser(path))
     path = given if given.exists() else zoo.FOLDER.parent / given
@@ -370,12 +370,12 @@ def weights_of(path: str | Path, student: training.Spec | None = None) -> artifa
         row = zoo.entry(path.stem, path.parent)
         whole = assembled(path.stem, row.kind, made, tensors, path.name, "", path.parent,
                           start=row.start)
-        return trainable.merged(whole.denoiser().network).state_dict()
+        tensors = whole.denoiser().network.state_dict()
     for prefix in ("ema.", "network."):
         if inside := artifacts.below(prefix, tensors):
             tensors = inside
             break
-    return artifacts.float32(networks.released(tensors))
+    return trainable.merged(artifacts.float32(networks.released(tensors)))
 
 
 def _specification(metadata: Mapping[str, str]) -> dict:

@@ -102,12 +102,17 @@ def _add_adapters(network: nn.Module) -> None:
         parametrize.register_parametrization(layer, "weight", LowRank(layer.weight))
 
 
-def merged(network: nn.Module) -> nn.Module:
-    """The same network with its adapters added into the weights, under their old names; in place.
+def merged(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A network's tensors with its adapters added into the weights, under the weights' old names.
 
-    Does nothing to a network without adapters.
+    Those of a network without adapters are returned as they are.
     """
-    for module in network.modules():
-        if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    return network
+    found = {}
+    for name, value in state.items():
+        layer, adapter, part = name.partition(".parametrizations.weight.")
+        if not adapter:
+            found[name] = value
+        elif part == "original":
+            a, b = (state[f"{layer}{adapter}0.{x}"] for x in "ab")
+            found[f"{layer}.weight"] = value + b @ a
+    return found

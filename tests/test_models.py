@@ -381,6 +381,23 @@ def test_fine_tuning_of_one_model_is_stored_under_its_start(images):
     assert torch.equal(weights_of(again), weights_of(first))
 
 
+def test_another_training_begins_with_the_weights_of_a_low_rank_one(images, cache):
+    tuned = replace(TINY, name="tuned", start="tiny", trains="low-rank")
+    last = replace(TINY, name="last", start="tuned", trains="last")
+    found = models.train_all({"tiny": TINY, "tuned": tuned, "last": last}, images)
+    start = models.weights_of(cache / "artifacts" / f"{found['tuned'].identity['weights']}"
+                              ".safetensors")
+    assert start.keys() == training.build(TINY).network.state_dict().keys()
+    again, _ = models.train(last, images, start=start)
+    assert torch.equal(weights_of(again), weights_of(found["last"]))
+    for run in training.train(tuned, images, start=models.train(TINY, images)[0].denoiser()
+                              .network.state_dict()):
+        pass
+    training.save_checkpoint(run, cache / "run.safetensors")
+    found = models.weights_of(cache / "run.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in start.items())
+
+
 def test_a_conditional_model_is_shown_a_row_a_class():
     one = replace(fake("m"), classes=(0, 3))
     rows = models.rows_to_show(one, torch.arange(8).view(4, 2, 1, 1, 1))
