@@ -29,7 +29,7 @@ from paper_utils.samplers import Solver
 BANK = NoiseBank()
 CLOSED_FORMS = ("optimal", "gaussian", "local")
 ONE_STEP = ("progressive-1", "cd", "ct")  # the students that join the models of section 2
-TRANSFORMERS = ("uvit", "dit")
+FAMILIES = {"uvit": "transformer", "dit": "transformer", "mlp": "perceptron"}  # else a U-Net
 SAVED = 60.0  # seconds between two checkpoints of a training
 
 
@@ -48,7 +48,7 @@ class Model:
     """
 
     name: str
-    family: str              # 'U-Net', 'transformer', 'closed form', 'GAN' or 'VAE'
+    family: str  # 'U-Net', 'transformer', 'perceptron', 'closed form', 'GAN' or 'VAE'
     architecture: str
     framework: str
     solver: Solver | None
@@ -67,17 +67,17 @@ class Model:
 
     @property
     def trained_diffusion(self) -> bool:
-        return self.family in ("U-Net", "transformer")
+        return self.family in ("U-Net", "transformer", "perceptron")
 
 
 # --- making models ------------------------------------------------------------------------------
 
 def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: str) -> Model:
     """A trained denoiser with the solver of its specification; `weights` is their hash."""
-    family = "transformer" if spec.network in TRANSFORMERS else "U-Net"
     classes, device = tuple(range(denoiser.classes)), next(denoiser.parameters()).device
     return Model(
-        name=spec.name, family=family, architecture=_architecture(spec),
+        name=spec.name, family=FAMILIES.get(spec.network, "U-Net"),
+        architecture=_architecture(spec, denoiser.network),
         framework=denoiser.framework.label, solver=spec.solver,
         evaluations=spec.solver.evaluations, parameters=networks.count_parameters(denoiser),
         images=spec.images, images_seen=spec.images_seen,
@@ -190,15 +190,15 @@ def _settings(part) -> dict:
     return {key: value for key, value in found.items() if not key.startswith("_")}
 
 
-def _architecture(spec: training.Spec) -> str:
-    args = spec.network_args
-    if spec.network in TRANSFORMERS:
+def _architecture(spec: training.Spec, network: nn.Module) -> str:
+    args = networks.defaults(spec.network) | spec.network_args
+    if spec.network in ("uvit", "dit"):
         return f"{spec.network}, {args['dim']} wide, {args['depth']} deep, patch {args['patch']}"
     if spec.network == "diffusers_unet":
-        return f"UNet2DModel {'-'.join(map(str, args['block_out_channels']))}"
+        return f"UNet2DModel {'-'.join(map(str, network.unet.config.block_out_channels))}"
     if spec.network == "mlp":
         return f"perceptron, width {args['width']}"
-    patch = f", {args['patch']}x{args['patch']} patches" if args.get("patch", 1) > 1 else ""
+    patch = f", {args['patch']}x{args['patch']} patches" if args["patch"] > 1 else ""
     mult = "-".join(str(args["width"] * m) for m in args["channel_mult"])
     return f"{spec.network} {mult}{patch}"
 

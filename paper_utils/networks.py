@@ -752,11 +752,21 @@ ARCHITECTURES = {"unet": UNet, "multistage": MultistageUNet, "uvit": UViT, "dit"
 
 
 def build(arch: str, **kwargs) -> nn.Module:
-    """A network by name, one of ARCHITECTURES. Raises UserError on an unknown name or argument."""
-    network = ARCHITECTURES[choose(arch, ARCHITECTURES, "arch")]
-    names = set(inspect.signature(network).parameters) - {"flags"}
-    if network in (UNet, MultistageUNet):
-        names |= set(inspect.signature(UNetFlags).parameters)
-    for name in kwargs if network is not DiffusersUNet else ():
-        choose(name, sorted(names), f"argument of {arch}")
-    return network(**kwargs)
+    """A network by name, one of ARCHITECTURES. Raises UserError on an unknown name or argument, and
+    where one that has no default is not given."""
+    known = defaults(arch)
+    for name in kwargs if arch != "diffusers_unet" else ():
+        choose(name, sorted(known), f"argument of {arch}")
+    for name, value in known.items():
+        if value is inspect.Parameter.empty and name not in kwargs:
+            raise UserError(f"{arch} needs {name}: give it among the network's arguments")
+    return ARCHITECTURES[arch](**kwargs)
+
+
+def defaults(arch: str) -> dict:
+    """What `build` takes for this architecture, each with its default value."""
+    found = dict(inspect.signature(ARCHITECTURES[choose(arch, ARCHITECTURES, "arch")]).parameters)
+    found.pop("kwargs", None)  # diffusers knows which
+    if found.pop("flags", None):
+        found |= inspect.signature(UNetFlags).parameters
+    return {name: parameter.default for name, parameter in found.items()}

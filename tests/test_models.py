@@ -135,6 +135,25 @@ def test_closed_forms_of_other_images_are_other_models(images):
     assert bags[0] != bags[1]
 
 
+@pytest.mark.parametrize("network, args, told", [
+    ("unet", {}, "unet 256-256-256"),
+    ("unet", {"patch": 2, "width": 8, "channel_mult": (1,)}, "unet 8, 2x2 patches"),
+    ("multistage", {"boundaries": (0.5,), "width": 8}, "multistage 16-16-16"),
+    ("uvit", {}, "uvit, 512 wide, 12 deep, patch 2"),
+    ("dit", {"depth": 1}, "dit, 384 wide, 1 deep, patch 2"),
+    ("mlp", {"channels": 12}, "perceptron, width 256"),
+    ("diffusers_unet", {"sample_size": 32}, "UNet2DModel 224-448-672-896")])
+def test_an_architecture_is_told_where_its_network_has_defaults(network, args, told):
+    with torch.device("meta"):
+        built = networks.build(network, **args)
+    denoiser = denoisers.Preconditioned(built, denoisers.framework("edm"))
+    spec = replace(TINY, network=network, network_args=args)
+    model = models.diffusion(spec, denoiser, "hash")
+    family = {"uvit": "transformer", "dit": "transformer", "mlp": "perceptron"}
+    assert (model.architecture, model.family) == (told, family.get(network, "U-Net"))
+    assert model.trained_diffusion
+
+
 # --- sheets ---------------------------------------------------------------------------------------
 
 def test_shipped_sheets_are_used_as_far_as_they_reach(tmp_path, monkeypatch):

@@ -389,6 +389,13 @@ def test_build_makes_each_architecture():
     assert isinstance(build("uvit", **TOKENS), UViT) and isinstance(build("dit", **TOKENS), DiT)
 
 
+def test_the_defaults_are_those_of_the_classes():
+    flags = vars(networks.UNetFlags())
+    assert networks.defaults("unet") == flags
+    assert networks.defaults("multistage").keys() == {"boundaries", *flags}
+    assert networks.defaults("dit")["dim"] == 384 and networks.defaults("uvit")["dim"] == 512
+
+
 def test_diffusers_network_takes_the_interface():
     pytest.importorskip("diffusers")
     network = build("diffusers_unet", sample_size=16, block_out_channels=(32,), layers_per_block=1,
@@ -408,6 +415,8 @@ def test_diffusers_network_takes_the_interface():
     (lambda: UViT(depth=3), "must be even"),
     (lambda: DiT(dim=100, heads=6), "must divide"),
     (lambda: MultistageUNet(boundaries=(1.0, 0.0)), "must increase"),
+    (lambda: build("multistage", width=8), "multistage needs boundaries: give"),
+    (lambda: build("mlp"), "mlp needs channels: give"),
 ])
 def test_mistakes_are_told_in_one_line(call, told):
     with pytest.raises(UserError) as error:
