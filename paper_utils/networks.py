@@ -690,10 +690,10 @@ class DiffusersDiT(nn.Module):
 
 def released(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a released EDM network or U-ViT under this project's names, others unchanged."""
-    names = {name.removeprefix("model.") for name in state}
-    if {"map_layer0.weight", "map_layer1.weight"} <= names:
-        return rename_edm(state)
-    return rename_uvit(state) if {"patch_embed.proj.weight", "pos_embed"} <= names else state
+    bare = {name.removeprefix("model."): value for name, value in state.items()}
+    if {"map_layer0.weight", "map_layer1.weight"} <= bare.keys():
+        return rename_edm(bare)
+    return rename_uvit(bare) if {"patch_embed.proj.weight", "pos_embed"} <= bare.keys() else state
 
 
 def rename_edm(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -701,7 +701,6 @@ def rename_edm(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Attention's 1x1 convolutions become linear layers, and their interleaved q, k, v rows regroup.
     """
-    state = {k.removeprefix("model."): v for k, v in state.items()}
     sizes = sorted({int(m[1]) for k in state if (m := re.match(r"enc\.(\d+)x", k))})
     level = {str(size): index for index, size in enumerate(sizes)}
     return {edm_name(k, level): edm_tensor(k, v) for k, v in state.items()

@@ -351,7 +351,8 @@ def check_teacher(student: Spec, teacher: Spec) -> None:
     """
     if student.objective == "denoising":
         return
-    mine, other = ((spec.network, json.dumps(spec.network_args)) for spec in (student, teacher))
+    mine, other = ((spec.network, json.dumps(spec.network_args, sort_keys=True))
+                   for spec in (student, teacher))
     if mine != other:
         raise UserError(f"{student.name} has another network than its teacher {teacher.name}: give "
                         "it the same, since it begins with the teacher's weights")

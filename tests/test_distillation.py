@@ -390,6 +390,8 @@ def test_a_teacher_of_another_kind_is_refused(change, words):
         training.check_teacher(tiny(**KINDS["cd"] | change), teacher)
     training.check_teacher(tiny(**KINDS["cd"]), teacher)
     training.check_teacher(tiny(**KINDS["progressive"]), teacher)
+    turned = dict(reversed(tiny().network_args.items()))
+    training.check_teacher(tiny(**KINDS["cd"], network_args=turned), teacher)
 
 
 @pytest.mark.parametrize("steps, kind, fits", [

@@ -372,6 +372,8 @@ def test_released_uvit_checkpoint_loads_strictly():
         renamed = released({k: torch.empty(s) for k, s in state.items()})
     assert released(renamed) is renamed
     network.load_state_dict(renamed, strict=True, assign=True)
+    wrapped = released({f"model.{k}": torch.empty(s, device="meta") for k, s in state.items()})
+    assert wrapped.keys() == renamed.keys()
 
 
 def test_attention_where_no_level_is_is_refused():
