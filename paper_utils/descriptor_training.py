@@ -91,7 +91,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     """Linear warm-up, then a half cosine to zero."""
     progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * max(0.0, progress)))
-    return recipe.rate * min((step + 1) / recipe.warmup, cosine)
+    return recipe.rate * min((step + 1) / max(1, recipe.warmup), cosine)
 
 
 def batch_rows(n: int, recipe: Recipe, step: int) -> Tensor:

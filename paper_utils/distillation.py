@@ -9,6 +9,7 @@ like any other: what it answers for u at sigma is where it lands. A teacher is a
 """
 
 import copy
+import inspect
 import math
 from dataclasses import dataclass, replace
 
@@ -112,7 +113,7 @@ class Progressive(Objective):
     a trained teacher was not trained at.
     """
 
-    def __init__(self, teacher: Denoiser, solver: Solver, weight: str = "truncated-snr"):
+    def __init__(self, teacher: Denoiser, solver: Solver, *, weight: str = "truncated-snr"):
         self.teacher, self.solver = teacher, solver
         self.weight = WEIGHTS[choose(weight, WEIGHTS, "weight of progressive distillation")]
         self.sigmas = replace(solver, steps=2 * solver.steps).sigmas.float()
@@ -305,9 +306,13 @@ def objective(name: str, student: Preconditioned, solver: Solver, teacher: Denoi
               /, **options) -> Objective:
     """The objective of that name with single options changed.
 
-    Raises UserError for an unknown name, a teacher too many or too few, and as the objectives do.
+    Raises UserError for an unknown name or option, a teacher that is missing or not wanted, and as
+    the objectives do.
     """
     choose(name, OBJECTIVES, "objective")
+    kind = inspect.getfullargspec(Progressive if name == "progressive" else Consistency)
+    for option in options:
+        choose(option, kind.kwonlyargs, f"option of '{name}'")
     if (teacher is not None) != (name in FROM_A_TEACHER):
         raise UserError(f"'{name}' learns from " + (
             "a teacher: say which one (start)" if teacher is None else "data alone: leave out the "

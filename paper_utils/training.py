@@ -48,7 +48,7 @@ class Spec:
     Distillation: objective is one of distillation.OBJECTIVES with its options, and start names the
     teacher, in whose network and framework the student begins. solver has the steps of the student.
 
-    Raises UserError for a number or a precision that makes no sense.
+    Raises UserError for a number or a precision that makes no sense, and where nothing trains.
     """
 
     name: str
@@ -81,6 +81,10 @@ class Spec:
             if not getattr(self, what) > 0:
                 raise UserError(f"{what}={getattr(self, what)} of {self.name}: give a number above "
                                 "0")
+        if not self.warmup >= 0:
+            raise UserError(f"warmup={self.warmup} of {self.name}: give 0 images or more")
+        if not self.trains:
+            raise UserError(f"trains='' of {self.name}: give 'all' to train every parameter")
 
     @property
     def run(self) -> str:

@@ -399,6 +399,12 @@ def test_training_repeats_itself_to_the_bit(real):
     assert last.images_seen == 6 * 16
 
 
+def test_the_rate_warms_up_where_it_is_to_and_falls_to_zero():
+    rates = [training.learning_rate(replace(TINY, warmup=0, rate=1.0), step) for step in range(7)]
+    assert rates[0] == 1 and rates[-1] < 1e-9 and rates == sorted(rates, reverse=True)
+    assert training.learning_rate(replace(TINY, rate=1.0), 0) == 0.5
+
+
 def test_training_brings_copies_together(real):
     """On the same unseen views, before and after."""
     recipe = replace(TINY, steps=40, warmup=5, rate=5e-3)

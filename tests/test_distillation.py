@@ -297,6 +297,17 @@ def test_bad_options_are_refused_in_one_line(options, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name, options, words", [
+    ("cd", {"decy": 0.5}, "unknown option of 'cd' 'decy': did you mean 'decay'"),
+    ("progressive", {"wieght": "snr+1"}, "unknown option of 'progressive'.*'weight'"),
+    ("progressive", {"solver": "heun"}, "unknown option of 'progressive' 'solver'"),
+    ("cd", {"student": 1}, "unknown option of 'cd' 'student'")])
+def test_unknown_options_are_refused_in_one_line(name, options, words):
+    with pytest.raises(UserError, match=words) as error:
+        distillation.objective(name, student("edm-consistency"), ONE, gaussian(), **options)
+    assert "\n" not in str(error.value)
+
+
 def test_a_student_without_the_boundary_condition_is_refused():
     with pytest.raises(UserError, match="give it the framework 'v-consistency'"):
         Consistency(student("v"))

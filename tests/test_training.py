@@ -158,6 +158,7 @@ def test_the_average_is_that_of_the_weights(images):
     (dict(precision="bfloat16"), "unknown precision 'bfloat16': did you mean"),
     (dict(half=2), "half=2 of tiny: give 0 or 1"),
     (dict(batch=0), "batch=0 of tiny: give a number above 0"),
+    (dict(warmup=-1), "warmup=-1 of tiny: give 0"), (dict(trains=""), "trains='' of tiny.*'all'"),
     (dict(images_seen=0), "images_seen=0 of tiny"), (dict(learning_rate=-1.0), "learning_rate=-1")])
 def test_a_specification_that_makes_no_sense_is_refused(wrong, said):
     with pytest.raises(UserError, match=said):
