@@ -464,7 +464,8 @@ class GaussianDenoiser:
         """Mean and covariance of the images uint8 [N, C, H, W], in float64.
 
         The smallest eigenvalues of CIFAR-10 are 1e-8 of the largest: sums in float32 lose them. For
-        fewer images than pixels, from the singular values of the images themselves.
+        fewer images than pixels, from the singular values of the images themselves. Raises
+        UserError for images that are not uint8.
         """
         if pixels.dtype != torch.uint8:
             raise UserError(f"a Gaussian is fitted to uint8 images, not {pixels.dtype}: see "

@@ -39,8 +39,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Descriptor:
     """Callable: images uint8 [B, 3, H, W] -> float32 [B, dim], rows of unit length, on the CPU.
 
-    threshold: cosine above which (strictly) two images count as copies of each other. batch: images
-    at a time; on a CPU so many that its cache holds what the network makes of them.
+    The row of an image of one colour under `pixels`, which has no direction, is 0. threshold:
+    cosine above which (strictly) two images count as copies of each other. batch: images at a time;
+    on a CPU, few enough that the activations fit in its cache.
     """
 
     name: str

@@ -91,7 +91,7 @@ def resolved(model: Model, solver: Solver, name: str = "") -> Model:
 
     Warns, once, where a distilled student is given steps that it was not trained for: one of
     progressive distillation knows its own number, one of consistency any that the consistency
-    sampler takes. Raises UserError for a model that has no denoiser.
+    sampler takes. Raises UserError for a model without a denoiser and for a conditional one.
     """
     if model.denoiser is None or model.classes:
         raise UserError(f"{model.name} is not sampled by a solver that could be changed: give an "
@@ -167,7 +167,7 @@ def from_hub_dit(source: str, classes: Sequence[int], device: str = "cpu") -> Mo
         name=source.rstrip("/").split("/")[-1], family="transformer",
         architecture=f"DiT, {config.num_layers} deep, patch {config.patch_size}, latents",
         framework=denoiser.framework.label, solver=solver, evaluations=solver.evaluations,
-        parameters=networks.count_parameters(denoiser), images=1_281_167, images_seen=None,
+        parameters=networks.count_parameters(denoiser), images=None, images_seen=None,
         identity=identity, generate=generate, denoiser=lambda: denoiser, classes=tuple(classes),
         shape=(config.in_channels, side, side), device=device)
 
@@ -271,6 +271,8 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
           start: artifacts.Tensors | None = None,
           shorter: Iterable[training.Spec] = ()) -> tuple[Model, Tensor]:
     """The trained model of `spec` and its loss at every step, from the artifact store or else now.
+
+    The loss of steps before a kill, which the run does not repeat, is NaN.
 
     start: the weights that fine-tuning starts from, where spec.start names them. shorter: runs that
     this one passes through before its end (recipes.prefixes), which are kept on the way.

@@ -44,8 +44,9 @@ def restrict(network: nn.Module, trains: str = "all") -> list[str]:
     """Let only some parameters train; returns their names, in the network's order.
 
     trains: one of WAYS or a regular expression that is searched in the names. 'low-rank' first adds
-    an adapter of rank 4 to the qkv and proj layers of attention, which changes their weights'
-    names (see `merged`). Raises UserError for no regular expression, or one that matches nothing.
+    an adapter of rank 4 to the linear layers of attention (qkv and proj; in diffusers to_q, to_k,
+    to_v and to_out.0), which changes their weights' names (see `merged`). Raises UserError for no
+    regular expression, or one that matches nothing.
     """
     if trains == "low-rank":
         _add_adapters(network)

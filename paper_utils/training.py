@@ -422,10 +422,10 @@ def _go_on(training: Training, checkpoint: Path) -> None:
     for path in there:
         try:
             return load_checkpoint(training, path)
-        except DamagedCheckpoint as error:
+        except DamagedCheckpoint:
             if path == there[-1]:
                 raise
-            warnings.warn(f"{error}; going on from {there[-1]}", stacklevel=3)
+            warnings.warn(f"checkpoint {path} is damaged: going on from {there[-1]}", stacklevel=3)
             path.replace(path.with_name(path.name + ".damaged"))  # never to become the previous
 
 

@@ -276,6 +276,7 @@ def test_a_dit_pipeline_joins_by_the_path_of_the_hub(dit):
     found = conditional.from_hub(f"{dit}, ")
     model = found["dit-tiny"]
     assert model.shape == (4, 8, 8) and model.classes == tuple(range(0, 1000, 100))
+    assert model.images is None and model.images_seen is None
     images = models.samples(model, 2)
     assert images.shape == (2, 10, 3, 16, 16) and images.dtype == torch.uint8
     assert not torch.equal(images[:, 0], images[:, 1]) and conditional.from_hub("") == {}

@@ -156,6 +156,11 @@ def test_pixel_cosine_is_the_correlation(real):
     assert np.abs((found @ found.T).numpy() - expected).max() < 1e-5
 
 
+def test_a_constant_image_has_no_direction_among_pixels():
+    pair = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    assert descriptors.load("pixels")(pair).norm() == 0
+
+
 def test_features_do_not_depend_on_the_batch(real):
     own = descriptors.load("cifar-copy")
     whole = descriptors.features(own, real[:40])

@@ -453,8 +453,9 @@ def test_the_last_good_checkpoint_takes_over_and_says_so(images, tmp_path, damag
     stop_at(2, TINY, images, checkpoint)
     stop_at(4, TINY, images, checkpoint)
     damage(checkpoint)
-    with pytest.warns(UserWarning, match="is damaged.*going on from .*previous"):
+    with pytest.warns(UserWarning, match="is damaged.*going on from .*previous") as told:
         run = next(train(TINY, images, checkpoint))
+    assert "move it away" not in str(told[0].message)  # which is the advice where nothing is left
     assert run.step == 3
     assert (tmp_path / "checkpoint.damaged").exists() and not checkpoint.exists()
     training.save_checkpoint(run, checkpoint)
