@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from paper_utils import samplers
 from paper_utils.denoisers import CONSISTENCY, Denoiser, Preconditioned, column
 from paper_utils.errors import UserError, choose
-from paper_utils.samplers import Solver, toward
+from paper_utils.samplers import EULER, Solver, toward
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,6 @@ class Objective:
 
 # --- progressive distillation -------------------------------------------------------------------
 
-DDIM = ("ddim", "euler", "dpm-solver-1")  # names of one and the same step
 WEIGHTS = {
     "truncated-snr": lambda sigma: (1 / sigma**2).clamp(min=1),
     "snr+1": lambda sigma: 1 + 1 / sigma**2,
@@ -117,7 +116,7 @@ class Progressive(Objective):
         self.teacher, self.solver = teacher, solver
         self.weight = WEIGHTS[choose(weight, WEIGHTS, "weight of progressive distillation")]
         self.sigmas = replace(solver, steps=2 * solver.steps).sigmas.float()
-        if solver.sampler not in DDIM or not torch.equal(self.sigmas[::2], solver.sigmas.float()):
+        if solver.sampler not in EULER or not torch.equal(self.sigmas[::2], solver.sigmas.float()):
             raise UserError(f"progressive distillation halves the steps of DDIM, but those of "
                             f"{solver.sampler} on the schedule '{solver.schedule}' are not every "
                             "other one of twice as many: use Solver('ddim', steps, 'cosine')")
@@ -288,7 +287,7 @@ OBJECTIVES = ("progressive", *CONSISTENT)
 def untrained(objective: str, own: Solver, solver: Solver) -> str:
     """What is wrong with sampling a student, trained for the steps of `own`, by `solver`; or ''."""
     same = own.sigma_max == solver.sigma_max and own.steps == solver.steps and (
-        own.steps == 1 or solver.sampler in DDIM and own.schedule == solver.schedule)
+        own.steps == 1 or solver.sampler in EULER and own.schedule == solver.schedule)
     if objective == "progressive" and not same:
         return (f"was distilled for {own.steps} step(s) of {own.sampler} on '{own.schedule}' "
                 f"levels from {own.sigma_max:g}, not for {solver.steps} of {solver.sampler} on "

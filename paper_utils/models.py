@@ -138,7 +138,7 @@ def from_hub(source: str, device: str = "cpu") -> Model:
     solver = Solver("ddim", 50, "karras", 0.01, 80)
     widths = "-".join(map(str, config.block_out_channels))
     return Model(
-        name=source.rstrip("/").split("/")[-1], family="U-Net",
+        name=Path(source).name, family="U-Net",
         architecture=f"UNet2DModel {widths}", framework=denoiser.framework.label, solver=solver,
         evaluations=solver.evaluations, parameters=networks.count_parameters(denoiser),
         images=None, images_seen=None, identity=_identity_of(pipeline, solver),
@@ -164,7 +164,7 @@ def from_hub_dit(source: str, classes: Sequence[int], device: str = "cpu") -> Mo
     identity = _identity_of(pipeline, solver) | {"classes": list(classes)}
     side = config.sample_size
     return Model(
-        name=source.rstrip("/").split("/")[-1], family="transformer",
+        name=Path(source).name, family="transformer",
         architecture=f"DiT, {config.num_layers} deep, patch {config.patch_size}, latents",
         framework=denoiser.framework.label, solver=solver, evaluations=solver.evaluations,
         parameters=networks.count_parameters(denoiser), images=None, images_seen=None,

@@ -286,7 +286,7 @@ class UNetFlags:
         return self.channels * self.patch**2
 
     def attends(self, level: int) -> bool:
-        return self.image_size // self.patch >> level in tuple(self.attention)
+        return self.image_size // self.patch >> level in self.attention
 
     def block(self, inputs: int, outputs: int, **kwargs) -> Block:
         return Block(inputs, outputs, embedding=4 * self.width, dropout=self.dropout,

@@ -57,7 +57,7 @@ def restrict(network: nn.Module, trains: str = "all") -> list[str]:
         raise UserError(f"no parameter of {type(network).__name__} matches {trains!r}: choose "
                         f"{', '.join(WAYS)}, or a pattern for names made of {_words(names)}")
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name in set(chosen))
+        parameter.requires_grad_(bool(pattern.search(name)))
     return chosen
 
 
@@ -94,12 +94,12 @@ def _last(names: list[str]) -> str:
 
 
 def _add_adapters(network: nn.Module) -> None:
-    layers = [module for name, module in network.named_modules()
-              if isinstance(module, nn.Linear) and ADAPTED.search(name)]
-    if not layers:
+    found = [module for name, module in network.named_modules()
+             if isinstance(module, nn.Linear) and ADAPTED.search(name)]
+    if not found:
         raise UserError(f"{type(network).__name__} has no attention for low-rank adapters: choose "
                         "another way to train it")
-    for layer in layers:
+    for layer in found:
         parametrize.register_parametrization(layer, "weight", LowRank(layer.weight))
 
 

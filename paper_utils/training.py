@@ -275,11 +275,9 @@ class Training:
     def _average(self) -> None:
         """EMA with a half-life that grows with the run at first (Karras et al. 2022, ramp 0.05)."""
         half_life = min(self.spec.ema_half_life, 0.05 * self.images_seen)
-        keep = 0.5 ** (self.spec.batch / max(half_life, 1e-8))
+        keep = 0.5 ** (self.spec.batch / half_life)
         with torch.no_grad():
             torch._foreach_lerp_(self._averaged, self._learning, 1 - keep)
-            for mine, other in zip(self.ema.buffers(), self.denoiser.buffers()):
-                mine.copy_(other)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Flat tensors: network.*, ema.*, optimizer.<parameter>.<moment>, step; target.* of an
@@ -459,9 +457,9 @@ def load_checkpoint(training: Training, path: Path) -> None:
     if not below("network.", state):
         raise UserError(f"{path} holds the averaged weights of a run alone: go on from its whole "
                         "checkpoint, or move it away to train from the start")
-    mine = Spec.from_json(training.spec.to_json())  # through JSON, where tuples are lists
-    found = Spec.from_json(metadata["spec"]), metadata["subset"], metadata.get("start", "")
-    if found != (mine, training.images.hash, training.start):
+    same = training.spec.is_recorded_as(json.loads(metadata["spec"]))
+    made_from = metadata["subset"], metadata.get("start", "")
+    if not same or made_from != (training.images.hash, training.start):
         raise UserError(f"checkpoint {path} belongs to another specification, subset of images or "
                         "start: give this run a file of its own")
     training.load_state_dict(state)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from paper_utils import data, denoisers, noise, precision, training
+from paper_utils import data, denoisers, noise, precision, recipes, training
 from paper_utils.denoisers import Preconditioned
 from paper_utils.errors import UserError
 from paper_utils.samplers import Solver
@@ -152,6 +152,20 @@ def test_the_average_is_that_of_the_weights(images):
         keep = 0.5 ** (7 / min(30, 0.05 * 7 * step))
         average = keep * average + (1 - keep) * value
     torch.testing.assert_close(run.state_dict()["ema" + name.removeprefix("network")], average)
+
+
+@pytest.mark.parametrize("spec", {
+    (spec.network, str(spec.network_args)): spec for spec in recipes.every_spec("smoke").values()
+}.values(), ids=lambda spec: spec.name)
+def test_no_buffer_of_a_network_changes_in_training(spec):
+    """The average of the weights does not look at them: both have the constants of one seed."""
+    network = training.build(spec).network.train()
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    labels = torch.zeros(2, dtype=torch.int64) if network.num_classes else None
+    network(torch.randn(2, 3, 32, 32), torch.zeros(2), labels)
+    again = dict(training.build(spec).network.named_buffers())
+    for name, value in network.named_buffers():
+        assert torch.equal(value, before[name]) and torch.equal(value, again[name])
 
 
 @pytest.mark.parametrize(("wrong", "said"), [
