@@ -32,6 +32,8 @@ from paper_utils.precision import bf16
 
 LEFT_OUT = 5_000  # the last training images: never trained on by cifar-copy, so fit to calibrate on
 FALSE_POSITIVES = 5e-6
+BLOCK = 1 << 22  # pairs whose ranks are counted at a time
+PIECE = 50       # images whose features are one artifact
 
 # --- distortions: uint8 [B, 3, H, W] and a generator -> the same shape, as float in 0..255 --------
 
@@ -151,11 +153,11 @@ def recall_at_precision(scores: Tensor, is_match: Tensor, total: int,
     return (int(enough.max()) + 1) / total if len(enough) else 0.0
 
 
-def _precisions(scores: Tensor, is_match: Tensor, block: int = 1 << 22) -> Tensor:
+def _precisions(scores: Tensor, is_match: Tensor) -> Tensor:
     """Precision at each true pair, in descending order of its score; float64 [true pairs]."""
     matches = scores[is_match].sort().values
     beaten = torch.zeros(len(matches) + 1, dtype=torch.int64)  # [k]: false pairs beating k matches
-    for some, true in zip(scores.flatten().split(block), is_match.flatten().split(block)):
+    for some, true in zip(scores.flatten().split(BLOCK), is_match.flatten().split(BLOCK)):
         beats = torch.searchsorted(matches, some[~true], right=True)
         beaten += torch.bincount(beats, minlength=len(beaten))
     above = beaten.flip(0).cumsum(0)[:-1]
@@ -249,12 +251,11 @@ def run_benchmark(names: Iterable[str], n_queries: int = 1_000, n_distractors: i
     return pd.DataFrame(rows).T.rename_axis("descriptor")
 
 
-def kept_features(descriptor: descriptors.Descriptor, half: bool, images: Tensor,
-                  piece: int = 50) -> Tensor:
+def kept_features(descriptor: descriptors.Descriptor, half: bool, images: Tensor) -> Tensor:
     """descriptors.features of uint8 [N, 3, H, W]; an artifact a piece, so a killed run goes on."""
     from paper_utils import tables  # with pandas, which training the descriptor does without
 
-    parts = (data.Images(rows, torch.zeros(len(rows)), "") for rows in images.split(piece))
+    parts = (data.Images(rows, torch.zeros(len(rows)), "") for rows in images.split(PIECE))
     with bf16("cpu", half):
         return torch.cat([tables.features_of(descriptor, part) for part in parts])
 

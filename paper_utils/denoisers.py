@@ -252,8 +252,10 @@ def ve() -> Framework:
     return Framework("ve", "VE", precondition, lambda q: log_sigma(q).exp(), low, high)
 
 
-def edm(sigma_data: float = 0.5) -> Framework:
+def edm() -> Framework:
     """EDM (Karras et al. 2022, table 1, last column): log-normal noise levels, unit-variance F."""
+    sigma_data = 0.5
+
     def precondition(sigma: Tensor) -> Coefficients:
         total = (sigma**2 + sigma_data**2).sqrt()
         return (sigma_data / total) ** 2, sigma * sigma_data / total, 1 / total, sigma.log() / 4
@@ -275,14 +277,14 @@ def cosine(prediction: str, name: str, label: str) -> Framework:
     return Framework(name, label, precondition, lambda q: angle(q).tan(), low, high)
 
 
-def f_prediction(process: Framework, sigma_data: float = 0.5) -> Framework:
+def f_prediction(process: Framework) -> Framework:
     """The same process, noise levels and time embedding with EDM's output parameterization.
 
     eps-prediction multiplies the network's error by sigma, so it needs a long training before its
     high noise levels are right; c_skip and c_out of EDM (Karras et al. 2022, table 1) train in a
     fraction of that. The models trained on a CPU use it.
     """
-    target = edm(sigma_data)
+    target = edm()
 
     def precondition(sigma: Tensor) -> Coefficients:
         c_skip, c_out, _, _ = target.precondition(sigma)

@@ -29,11 +29,11 @@ WAYS = {
 class LowRank(nn.Module):
     """W -> W + B A with B [out, rank] zero at first (LoRA, Hu et al. 2022, alpha = rank)."""
 
-    def __init__(self, weight: Tensor, rank: int = RANK):
+    def __init__(self, weight: Tensor):
         super().__init__()
         outputs, inputs = weight.shape
-        self.a = nn.Parameter(torch.empty(rank, inputs))
-        self.b = nn.Parameter(torch.zeros(outputs, rank))
+        self.a = nn.Parameter(torch.empty(RANK, inputs))
+        self.b = nn.Parameter(torch.zeros(outputs, RANK))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
