@@ -79,8 +79,9 @@ class Preconditioned(nn.Module):
         return getattr(self.network, "has_null_class", False)
 
     def check_labels(self, labels: Tensor | None) -> None:
-        """UserError for labels given to a network without classes, none to one with, or one that
-        is out of range (looked for outside training only: it waits for the device)."""
+        """UserError for labels given to an unconditional network, labels missing from a
+        conditional one, or a label out of range. The range is checked only outside training,
+        because it makes the CPU wait for the device."""
         if labels is None and self.classes:
             raise UserError(f"this model is class-conditional: give it labels, 0 to "
                             f"{self.classes - 1}")

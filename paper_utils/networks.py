@@ -243,8 +243,9 @@ class Embedding(nn.Module):
 class UNetFlags:
     """The U-Net family of Song et al. 2021 and Karras et al. 2022 (SongUNet), one flag per choice.
 
-    Widths are `width * channel_mult[level]`; `attention` lists the resolutions that attend, counted
-    inside the space-to-depth by `patch`. Raises UserError where the flags do not fit together.
+    Widths are `width * channel_mult[level]`; `attention` lists the resolutions with attention,
+    measured after the space-to-depth by `patch`. Raises UserError where the flags do not fit
+    together.
     """
 
     image_size: int = 32

@@ -20,8 +20,8 @@ def seed_of(*key: object) -> int:
 def stream(*key: object, device: str | torch.device = "cpu") -> torch.Generator:
     """A generator of its own for `key`, e.g. stream(run, "noise", step).
 
-    On the CPU torch keeps 32 bits of the seed, so of the steps of a long run a few pairs may share
-    a stream, as any two of 4 billion draws may. The noise bank keeps all 64 and does not.
+    On the CPU torch uses only 32 bits of the seed, so in a long run a few pairs of steps may share
+    a stream. The noise bank uses all 64 bits and has no such collisions.
     """
     return torch.Generator(device).manual_seed(seed_of(*key))
 
@@ -48,8 +48,8 @@ class NoiseBank:
     def __getitem__(self, index: int | slice) -> Tensor:
         """bank[k] -> [*shape]; bank[i:j] -> [j-i, *shape], float32. Slices need a stop.
 
-        Raises UserError for a negative index and for a slice without an end, since the bank has no
-        last one, and for any other index.
+        Raises UserError for a negative index, a slice without an end (the bank has no last noise),
+        and an index that is no whole number.
         """
         try:
             if not isinstance(index, slice):

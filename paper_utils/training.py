@@ -347,9 +347,9 @@ def _check_augmentation(spec: Spec) -> None:
 def check_teacher(student: Spec, teacher: Spec) -> None:
     """UserError where a student cannot begin as its teacher: in the same network and framework.
 
-    A consistency student may: its framework is its teacher's with the boundary condition. A student
-    of few steps teaches the one of half as many, and nobody else. Nothing to check where nothing is
-    distilled.
+    A consistency student may: its framework is its teacher's with the boundary condition. A
+    progressively distilled model may teach only the student with half as many steps. Without
+    distillation nothing is checked.
     """
     if student.objective == "denoising":
         return
