@@ -2,11 +2,11 @@
 
 Queries are distorted copies of test images, each distortion at one fixed strength; references are
 the originals among distractors. Distractors are half test images, half the last 5,000 training
-images, which the project's own descriptor leaves out of its training. `python -m
+images, which are held out of the training of the project's own descriptor. `python -m
 paper_utils.copy_detection` writes the table.
 
 The threshold rule, the same for every descriptor: the cosine that a given share (5e-6) of all
-pairs of left-out training images exceeds. The share of test pairs that exceeds it is then measured.
+pairs of held-out training images exceeds. The share of test pairs that exceeds it is then measured.
 Near-duplicates, of which CIFAR-10 has many, count as false here, so both shares are upper bounds:
 of the 62 pairs above cifar-copy's threshold all but about five look like one photograph.
 """
@@ -30,7 +30,7 @@ from paper_utils import artifacts, data, descriptors, noise
 from paper_utils.errors import UserError, exit_code, positive
 from paper_utils.precision import bf16
 
-LEFT_OUT = 5_000  # the last training images: never trained on by cifar-copy, so fit to calibrate on
+HELD_OUT = 5_000  # the last training images: never trained on by cifar-copy, so fit to calibrate on
 FALSE_POSITIVES = 5e-6
 BLOCK = 1 << 22  # pairs whose ranks are counted at a time
 PIECE = 50       # images whose features are one artifact
@@ -121,7 +121,7 @@ def draw(shape: tuple[int, ...], g: torch.Generator, low: float, high: float) ->
     return low + (high - low) * torch.rand(shape, generator=g)
 
 
-TRANSFORMS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+DISTORTIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "flip": flip, "shift": shift, "crop": crop, "rotation": rotation, "noise": white_noise,
     "blur": blur, "colour": colour, "grey": grey, "jpeg": jpeg, "patch": patch}
 
@@ -129,7 +129,7 @@ TRANSFORMS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 def distort(images: Tensor, name: str) -> Tensor:
     """Copies under the named distortion, uint8; every hundred images draw from a stream of their
     own, so that more images do not change the first ones."""
-    changed = [TRANSFORMS[name](rows, noise.stream("copy-detection", name, k))
+    changed = [DISTORTIONS[name](rows, noise.stream("copy-detection", name, k))
                for k, rows in enumerate(images.split(100))]
     return torch.cat(changed).round().clamp(0, 255).to(torch.uint8)
 
@@ -180,25 +180,25 @@ def threshold_at(similarities: Tensor, share: float) -> float:
 # --- the benchmark ------------------------------------------------------------------------------
 
 def split_images(n_queries: int, n_distractors: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sources and test distractors from the test set, the other distractors from the left-out.
+    """Sources and test distractors from the test set, the other distractors from the held-out ones.
 
     Raises UserError when there are not that many.
     """
     half = n_distractors // 2
-    if not 2 <= half <= LEFT_OUT or not 1 <= n_queries <= LEFT_OUT:
+    if not 2 <= half <= HELD_OUT or not 1 <= n_queries <= HELD_OUT:
         raise UserError(f"{n_queries} queries and {n_distractors} distractors: choose 4 to "
-                        f"{2 * LEFT_OUT} distractors, 1 to {LEFT_OUT} queries")
+                        f"{2 * HELD_OUT} distractors, 1 to {HELD_OUT} queries")
     test = data.load("cifar10", "test").pixels
-    left_out = data.load("cifar10", "train").pixels[-LEFT_OUT:]
-    return test[:n_queries], test[LEFT_OUT:][:half], left_out[:half]
+    held_out = data.load("cifar10", "train").pixels[-HELD_OUT:]
+    return test[:n_queries], test[HELD_OUT:][:half], held_out[:half]
 
 
 def measure(embed: Callable[[Tensor], Tensor], sources: Tensor, distractors: Tensor,
-            left_out: Tensor) -> dict:
+            held_out: Tensor) -> dict:
     """One descriptor's row. embed: images uint8 [N, 3, H, W] -> unit rows [N, D]."""
-    originals, others, calibration = map(embed, (sources, distractors, left_out))
+    originals, others, calibration = map(embed, (sources, distractors, held_out))
     references = torch.cat([originals, others, calibration])
-    copies = {name: embed(distort(sources, name)) for name in TRANSFORMS}
+    copies = {name: embed(distort(sources, name)) for name in DISTORTIONS}
     threshold = threshold_at(pair_similarities(calibration), FALSE_POSITIVES)
     test = torch.cat([originals, others])
     nearest = descriptors.max_similarity(originals, torch.cat([others, calibration]))
@@ -245,7 +245,7 @@ def run_benchmark(names: Iterable[str], n_queries: int = 1_000, n_distractors: i
     for descriptor in loaded:
         embed = partial(kept_features, descriptor, half)
         rows[descriptor.name] = {
-            "queries": n_queries * len(TRANSFORMS), "references": sum(map(len, parts)),
+            "queries": n_queries * len(DISTORTIONS), "references": sum(map(len, parts)),
             **measure(embed, *parts),
             "images per core second": images_per_second(descriptor, parts[0])}
     return pd.DataFrame(rows).T.rename_axis("descriptor")

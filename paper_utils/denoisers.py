@@ -498,7 +498,7 @@ class GaussianDenoiser:
         gain = values / (values + variance)
         return mean + ((((u - mean).flatten(1) @ vectors) * gain) @ vectors.T).view_as(u)
 
-    def energy(self, u: Tensor, sigma: Tensor | float) -> Tensor:
+    def squared_mahalanobis(self, u: Tensor, sigma: Tensor | float) -> Tensor:
         """Squared Mahalanobis distance of u from N(mean, covariance + sigma^2 I): [B]."""
         values, vectors = (t.to(u) for t in (self.eigenvalues, self.eigenvectors))
         x, variance = (u - self.mean.to(u)).flatten(1), column(sigma, u).flatten(1) ** 2
@@ -510,7 +510,7 @@ class GaussianDenoiser:
         """log N(u; mean, covariance + sigma^2 I) without the constant -d/2 log 2 pi: [B]."""
         values, variance = self.eigenvalues.to(u), column(sigma, u).flatten(1) ** 2
         rest = u[0].numel() - len(values)
-        return -0.5 * (self.energy(u, sigma) + (values + variance).log().sum(1)
+        return -0.5 * (self.squared_mahalanobis(u, sigma) + (values + variance).log().sum(1)
                        + rest * variance[:, 0].log())
 
     def points(self, normal: Tensor) -> Tensor:

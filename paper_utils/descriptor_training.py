@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paper_utils import artifacts, data, noise, zoo
-from paper_utils.copy_detection import (FALSE_POSITIVES, LEFT_OUT, pair_similarities,
+from paper_utils.copy_detection import (FALSE_POSITIVES, HELD_OUT, pair_similarities,
                                         threshold_at)
 from paper_utils.descriptors import CopyNet, CopyNetSpec, write_weights
 from paper_utils.errors import check_device, exit_code, positive
@@ -310,14 +310,14 @@ def normal(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
 
 # --- command line -------------------------------------------------------------------------------
 
-def save(path: Path, recipe: Recipe, state: State, left_out: Tensor) -> dict:
-    """Calibrate on left-out images and write half-precision weights; returns what is recorded.
+def save(path: Path, recipe: Recipe, state: State, held_out: Tensor) -> dict:
+    """Calibrate on held-out images and write half-precision weights; returns what is recorded.
 
-    The threshold is the cosine that FALSE_POSITIVES of all pairs of left-out images exceed.
+    The threshold is the cosine that FALSE_POSITIVES of all pairs of held-out images exceed.
     """
     network = CopyNet(recipe.network)
     network.load_state_dict(zoo.halved(state.network.state_dict()))
-    found = calibrate(network.eval(), left_out)
+    found = calibrate(network.eval(), held_out)
     made = found | {"name": "cifar-copy", "licence": "MIT", "recipe": asdict(recipe),
                     "trained_on": "CIFAR-10 train images 0 to 44999",
                     "images_seen": state.images_seen, "seconds": round(state.seconds)}
@@ -326,13 +326,13 @@ def save(path: Path, recipe: Recipe, state: State, left_out: Tensor) -> dict:
 
 
 @torch.inference_mode()
-def calibrate(network: nn.Module, left_out: Tensor) -> dict:
+def calibrate(network: nn.Module, held_out: Tensor) -> dict:
     """The threshold that a share FALSE_POSITIVES of all pairs of the uint8 images [N, 3, H, W]
     exceeds, and how it was found."""
-    features = torch.cat([network(data.to_unit(rows)) for rows in left_out.split(250)])
+    features = torch.cat([network(data.to_unit(rows)) for rows in held_out.split(250)])
     threshold = threshold_at(pair_similarities(features), FALSE_POSITIVES)
     return {"threshold": round(threshold, 4), "false_positive_rate": FALSE_POSITIVES,
-            "calibrated_on": f"all pairs of {len(left_out)} left-out CIFAR-10 train images"}
+            "calibrated_on": f"all pairs of {len(held_out)} held-out CIFAR-10 train images"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -352,11 +352,11 @@ def _train(asked: Namespace) -> None:
     artifacts.check_target(asked.out)
     recipe = Recipe(steps=asked.steps, batch=asked.batch)
     images = data.load("cifar10", "train").pixels
-    for state in train(recipe, images[:-LEFT_OUT].to(asked.device)):
+    for state in train(recipe, images[:-HELD_OUT].to(asked.device)):
         if state.step % 100 == 0 or state.step == recipe.steps:
             print(f"step {state.step}  {state.seconds:.0f} s  contrastive {state.contrastive:.3f}"
                   f"  entropy {state.entropy:.3f}", flush=True)
-    print(save(asked.out, recipe, state, images[-LEFT_OUT:]))
+    print(save(asked.out, recipe, state, images[-HELD_OUT:]))
 
 
 if __name__ == "__main__":

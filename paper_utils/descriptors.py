@@ -30,7 +30,7 @@ SSCD_URL = ("https://dl.fbaipublicfiles.com/sscd-copy-detection/"
             "sscd_disc_large.torchscript.pt")
 WEIGHTS = zoo.FOLDER / "descriptor.safetensors"
 # Cosine above which two images count as the same. The paper's for SSCD; for the others the value
-# that 5 in a million pairs of left-out real images exceed, by the rule of copy_detection.py.
+# that 5 in a million pairs of held-out real images exceed, by the rule of copy_detection.py.
 THRESHOLDS = {"sscd": 0.6, "pixels": 0.8704, "imgsim": 0.9108, "inception": 0.9044}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -391,7 +391,7 @@ def energy(gaussian: GaussianDenoiser, u: Tensor, sigma: float) -> Tensor:
 
     1 on average for images of the data with noise of that sigma, whatever their distribution.
     """
-    return gaussian.energy(u, sigma) / u[0].numel()
+    return gaussian.squared_mahalanobis(u, sigma) / u[0].numel()
 
 
 def energies(model: Model, problem: Problem, images: data.Images, gaussian: GaussianDenoiser,

@@ -313,7 +313,7 @@ def test_pair_similarities_counts_each_pair_once():
     assert copy_detection.pair_similarities(f).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", copy_detection.TRANSFORMS)
+@pytest.mark.parametrize("name", copy_detection.DISTORTIONS)
 def test_distortions_change_the_image_and_repeat_themselves(name, real):
     first = copy_detection.distort(real[:110], name)
     assert first.dtype == torch.uint8 and first.shape == (110, 3, 32, 32)
@@ -324,10 +324,10 @@ def test_distortions_change_the_image_and_repeat_themselves(name, real):
 
 @pytest.fixture
 def little_cifar(monkeypatch, real):
-    """The bundled images in place of CIFAR-10: 60 to ask about, 60 left out."""
+    """The bundled images in place of CIFAR-10: 60 to ask about, 60 held out."""
     images = {split: data.load("bundled", split) for split in ("train", "test")}
     monkeypatch.setattr(data, "load", lambda name, split: images[split])
-    monkeypatch.setattr(copy_detection, "LEFT_OUT", 60)
+    monkeypatch.setattr(copy_detection, "HELD_OUT", 60)
 
 
 def test_benchmark_prefers_a_descriptor_that_looks(little_cifar, cache, tmp_path):
