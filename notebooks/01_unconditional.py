@@ -197,15 +197,20 @@ explore.hyperplane(planes, maps)
 # ## Does the conclusion hang on the descriptor?
 #
 # First, what each descriptor is worth: test images, each distorted in ten ways, are to be found
-# among the originals and many distractors (µAP: micro average precision, as the authors of SSCD
-# define it), 10,000 in every row. The first two rows have 1,000 originals; the others 100, since
-# the two large networks are slow: compare rows with the same number of queries only. The
-# distortions are of the kinds that the project's descriptor was trained to see through, so this
-# is its home ground. Every threshold but SSCD's own is chosen by one rule, on images the
-# descriptor was not trained on: five in a million pairs of different real images exceed it. The
-# share of test pairs above it is measured afterwards (near-duplicates, of which CIFAR-10 has
-# some, count as errors). This table was measured once and is shipped; the next one, RP of all
-# diffusion models under every descriptor, students included, is computed here.
+# among the originals and many distractors, 10,000 in all in every row (µAP: micro average
+# precision, as the authors of SSCD define it). The first two rows have 1,000 originals, the others
+# 100, since the two large networks are slow: compare rows with the same number of queries only. The
+# distortions are of the kinds that the project's descriptor was trained to see through, so this is
+# its home ground.
+#
+# Every threshold but SSCD's own is chosen by one rule, on images the descriptor was not trained on:
+# five in a million pairs of different real images exceed it. The share of test pairs above it is
+# measured afterwards (near-duplicates, of which CIFAR-10 has some, count as errors). This table was
+# measured once and is shipped.
+#
+# The next one is computed here: RP of all diffusion models, students included, under every
+# descriptor. RP hangs on the threshold, so it also asks a question without one: of all images of
+# another model, is that of the same noise the most similar (*same noise first*)?
 
 # %%
 output.table(tables.copy_detection(), "tab_copy_detection", digits=3).T

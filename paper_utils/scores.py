@@ -227,6 +227,16 @@ def pairwise(rows: Mapping[str, Tensor], hits: Hits, resamples: int = 1_000) -> 
     return pd.DataFrame(table, columns=columns)
 
 
+def same_noise_first(mine: Tensor, theirs: Tensor) -> float:
+    """How often, of all the other model's images, that of the same noise is the most similar.
+
+    mine, theirs: features [n, d]; the mean of both directions, by chance 1 / n. It asks whether a
+    descriptor sees the agreement at all, and needs no threshold.
+    """
+    alike, own = mine @ theirs.T, torch.arange(len(mine), device=mine.device)
+    return sum((alike.argmax(k) == own).double().mean().item() for k in (0, 1)) / 2
+
+
 def frechet(a: Tensor, b: Tensor) -> float:
     """Fréchet distance between Gaussians fitted to features a [n, d] and b [m, d].
 

@@ -1,6 +1,7 @@
 """Tables of models, what a table is made from (features of a dataset), and the checks of sheets."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from statistics import median
 
 import pandas as pd
@@ -145,7 +146,8 @@ def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str],
     """RP of every pair of models by every descriptor, one row per descriptor.
 
     Columns: descriptor, dim, threshold, lowest, median and highest RP over pairs, the highest RP of
-    shuffled noises, noises. A descriptor that cannot be loaded has a row that says so.
+    shuffled noises, median same noise first (over pairs, scores.same_noise_first), by chance,
+    noises. A descriptor that cannot be loaded has a row that says so.
     """
     rows = []
     for name in names:
@@ -156,9 +158,12 @@ def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str],
             continue
         features = {k: descriptors.features(descriptor, v) for k, v in samples.items()}
         copies = scores.copies(descriptor.threshold)
-        pairs = scores.pairwise(features, copies)
+        pairs, n = scores.pairwise(features, copies), len(next(iter(samples.values())))
         rows.append({"descriptor": name, "dim": descriptor.dim, "threshold": descriptor.threshold,
                      "lowest RP": pairs.score.min(), "median RP": pairs.score.median(),
                      "highest RP": pairs.score.max(), "highest shuffled": pairs.shuffled.max(),
-                     "noises": len(next(iter(samples.values())))})
+                     "median same noise first": median(
+                         scores.same_noise_first(*pair) for pair in
+                         combinations(features.values(), 2)),
+                     "by chance": 1 / n, "noises": n})
     return pd.DataFrame(rows)

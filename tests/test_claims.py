@@ -116,7 +116,18 @@ def test_lower_without_diffusion(highest, verdict):
     """Intervals are .02 wide to either side."""
     diffusion = table(("a", "b", 0.5), ("a", "c", 0.8))
     contrast = table(("gan", "vae", 0.1), ("gan", "gan2", highest))
-    assert claims.lower_without_diffusion("RP", diffusion, contrast).verdict == verdict
+    claim = claims.lower_without_diffusion("RP", diffusion, contrast, claims.PAPER_RP)
+    assert claim.verdict == verdict
+
+
+@pytest.mark.parametrize("lowest, verdict", [
+    (0.38, "reproduced"), (0.36, "not decided: by this score diffusion models hardly have it")])
+def test_lower_than_next_to_nothing_is_no_property(lowest, verdict):
+    """Half way to the paper's .70, less an interval of .02."""
+    contrast = table(("gan", "vae", 0.0))
+    diffusion = table(("a", "b", lowest), ("a", "c", 0.8))
+    claim = claims.lower_without_diffusion("RP", diffusion, contrast, claims.PAPER_RP)
+    assert claim.verdict == verdict
 
 
 @pytest.mark.parametrize("reference, verdict", [

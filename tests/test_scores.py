@@ -257,6 +257,15 @@ def with_moments(mean: torch.Tensor, deviations: torch.Tensor, n: int, seed: int
     return z @ whiten.T * deviations + mean
 
 
+def test_the_same_noise_is_first_where_no_other_is_more_alike():
+    """Two of four rows of one model are nearest to their own; so are three of the other."""
+    mine = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0.8, 0, 0.6, 0],
+                         [0, 0.8, 0.59, -0.1]])
+    theirs = torch.eye(4)
+    assert scores.same_noise_first(mine, theirs) == (2 / 4 + 3 / 4) / 2
+    assert scores.same_noise_first(theirs, theirs) == 1
+
+
 def test_frechet_of_diagonal_gaussians():
     """|mu_a - mu_b|^2 + sum (s_a - s_b)^2."""
     mean_a, mean_b = torch.randn(2, 6, generator=rng(1), dtype=torch.float64)

@@ -118,6 +118,10 @@ def test_rp_under_every_descriptor(monkeypatch):
     assert table.loc["colour", "highest RP"] == 1 and table.loc["colour", "noises"] == 20
     assert table.loc["colour", "lowest RP"] < 1 and table.loc["colour", "highest shuffled"] < 1
     assert any(name.startswith("absent (") for name in table.index)
+    assert table.loc["colour", "median same noise first"] < 0.2  # c is of other noises
+    assert table.loc["colour", "by chance"] == 1 / 20
+    mirrored = tables.rp_by_descriptor({"a": images, "b": images.flip(-1)}, ["colour"])
+    assert mirrored["median same noise first"].tolist() == [1.0]
 
 
 # --- what RP hangs on ---------------------------------------------------------------------------
