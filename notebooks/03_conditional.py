@@ -138,7 +138,8 @@ ours = {name: features[name] for name in found}
 winners = conditional.winning_classes(plain, ours, twin, data.CLASSES, sizes.resamples)
 output.table(winners, "tab_winning_classes")
 output.figure(plots.shares(winners, "class", "model", 1 / len(data.CLASSES), "share of noises",
-                           "Class most similar to the unconditional image"), "fig_winning_classes")
+                           f"Class most similar to the unconditional image, {note}"),
+              "fig_winning_classes")
 
 # %%
 same = conditional.same_winner(plain, ours, twin, sizes.resamples)

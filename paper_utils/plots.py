@@ -227,9 +227,9 @@ def against_control(pairs: Mapping[str, pd.DataFrame], control: str, title: str 
             axis.vlines(higher, own.low, own.high, color=CORNERS[0], lw=0.8, alpha=0.35)
             axis.plot(higher, own.score, "o", color=CORNERS[0], ms=4, mec="white", mew=0.4)
             axis.set(title=name, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal",
-                     xlabel="higher of the two with the control", ylabel="with each other")
+                     xlabel="higher of the two with it", ylabel="with each other")
             for x, y, words in ((0.24, 0.29, "more with each other"),
-                                (0.27, 0.22, "more with the control")):
+                                (0.27, 0.22, "more with it")):
                 axis.text(x, y, words, fontsize=7.5, color="0.35", rotation=45, ha="center",
                           va="center")
     return figure

@@ -32,8 +32,8 @@ from paper_utils.paths import ROOT
 from paper_utils.plots import FIGURES
 from paper_utils.profiles import Profile
 
-COLOURS = {"reproduced": "#007A5A", "yes": "#007A5A", "partly": "#96690A",
-           "not reproduced": "#C04A00", "no": "#C04A00"}  # of the first words of a verdict
+COLOURS = {"reproduced": "#007A5A", "partly": "#96690A",
+           "not reproduced": "#C04A00"}  # of the first words of a verdict; our questions have none
 SPHINX = {"extensions": "myst_nb", "html_theme": "furo", "nb_execution_mode": "off",
           "master_doc": "index", "html_show_sphinx": "0", "html_copy_source": "0",
           "myst_heading_anchors": "3", "project": "Reproducibility in diffusion models",

@@ -112,7 +112,7 @@ def test_verdicts_are_listed_and_what_did_not_run_says_so(site, computed):
     front = (site / "index.html").read_text()
     assert "It &lt;works&gt;" in front and "0.9 &amp; more" in front
     for verdict, colour in (("reproduced", "#007A5A"), ("not decided: too few", "#6B6B6B"),
-                            ("not reproduced", "#C04A00")):
+                            ("not reproduced", "#C04A00"), ("no", "#6B6B6B")):
         assert f'<strong style="color:{colour}">{verdict}</strong>' in front
     assert front.count("<em>Not run.</em>") == len(claims.SECTIONS) - 1
     assert list(claims.load(computed / "smoke")) == list(claims.SECTIONS)
