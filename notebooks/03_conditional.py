@@ -167,9 +167,10 @@ with_control = conditional.with_guided_gaussian(described, {
     weight: descriptors.features(describe, models.samples(one, sizes.class_noises))
     for weight, one in closed_guided.items()}, copies, sizes.resamples)
 output.table(with_control, "tab_guidance_with_gaussian")
-panels = {"RP_cond": guidance, "RP with the guided Gaussian denoiser": with_control}
+panels = {"RP_cond": guidance, "RP with the control": with_control}
 output.figure(plots.curves(panels, "pair", "guidance", "guidance weight",
-                           title=f"RP_cond under guidance, {note}"), "fig_guidance")
+                           title=f"Under guidance, {sizes.class_noises} noises of one class each"),
+              "fig_guidance")
 
 # %%
 first = next(iter(found))

@@ -22,7 +22,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 CLAIMS = [Claim("It <works>", "a rule", "0.9 & more", "reproduced", "0.70 to 0.91", "S",
                 "0.93 [0.91, 0.95] (a, b)", 512),
           Claim("It is so (our question)", "a rule", "0.1", "not decided: too few"),
-          Claim("It holds", "a rule", "0.1", "not reproduced")]
+          Claim("It holds", "a rule", "0.1", "not reproduced"),
+          Claim("It is more (our control)", "a rule", "0.1", "no")]
 
 
 @pytest.fixture(scope="module", autouse=True)
