@@ -134,8 +134,10 @@ def digest(tensors: Tensors) -> str:
 def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
     """Write a file so that it is either the old one or the whole new one, whatever happens.
 
-    keep: where the old one goes, if any. Raises UserError when there is no room or no permission.
+    keep: where the old one goes, if any. Raises UserError when there is no room or no permission,
+    and for what is no regular file, such as a device.
     """
+    _check_regular(path)
     part = path.with_name(f".{path.name}.{uuid4().hex}.part")  # process numbers repeat elsewhere
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,15 +162,25 @@ def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
 def check_writable(folder: Path) -> None:
     """UserError where no file can be written there: ask before the work, not after it."""
     probe = folder / f".probe.{uuid4().hex}"
-    replace_file(probe, b"")
-    probe.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise unwritable(folder, error) from None
 
 
 def check_target(path: Path) -> None:
     """UserError where this file could not be written: ask before the work, not after it."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path} is a folder: give the name of a file in it")
+    _check_regular(path)
     check_writable(path.parent)
+
+
+def _check_regular(path: Path) -> None:
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise UserError(f"{path} is no regular file: give the name of another one")
 
 
 def unwritable(path: Path, error: OSError) -> UserError:

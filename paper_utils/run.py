@@ -129,19 +129,21 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], log: TextIO)
 
     The executed notebook appears at `output` only when every cell has run. After a failing cell
     it is kept as ``<name>.failed.ipynb`` and NotebookFailed is raised, or UserError where that
-    is what the cell raised. What the cells print goes to `log` while they run. An interruption
-    (KeyboardInterrupt, SystemExit) kills the kernel and leaves nothing. Folders that were made
-    for nothing go too.
+    is what the cell raised, or before the first cell where `output` cannot be written. What the
+    cells print goes to `log` while they run. An interruption (KeyboardInterrupt, SystemExit) kills
+    the kernel and leaves nothing. Folders that were made for nothing go too.
     """
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    from paper_utils import artifacts
+
     new = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
-    output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.{os.getpid()}.partial.ipynb")
     failed = output.with_name(f"{output.stem}.failed.ipynb")
     started = time.monotonic()
     try:
+        artifacts.check_target(output)
         _papermill(notebook, partial, given, log)
         _drop_particulars(partial)
         os.replace(partial, output)
@@ -152,14 +154,14 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], log: TextIO)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename:
             raise
-        from paper_utils import artifacts
-
-        raise artifacts.unwritable(output, error) from None  # a full disk names no file
+        raise UserError(f"{artifacts.unwritable(output, error)} and run it again: models, samples "
+                        "and figures made so far are kept") from None  # a full disk names no file
     except DeadKernelError as error:
         raise NotebookFailed(f"{notebook.stem}: its kernel died, most often for want of memory: "
                              "choose smaller sizes or a smaller profile") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing can be written, nothing is
+            partial.unlink()
         for folder in new:
             with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
@@ -332,7 +334,8 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("notebook", nargs="?", type=Path, help="the notebook to execute")
     which.add_argument("--all", action="store_true", help="all that is out of date")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    parser.add_argument("--profile", help="short for -p profile NAME")
+    parser.add_argument("--profile", help="short for -p profile NAME: "
+                        + ", ".join(PROFILES))
     parser.add_argument("--device", default="", help="for the notebooks that take one; default: "
                         "that of the profile")
     parser.add_argument("--output", type=Path, help="default: figures/<profile>/executed/<name>, "
@@ -373,14 +376,13 @@ def _all(options: argparse.Namespace) -> int:
 def _one(options: argparse.Namespace) -> int:
     notebook = _existing(options.notebook)
     valid = declared(notebook)
-    given = dict(options.p) | ({"profile": options.profile} if options.profile else {})
-    if options.device and "device" in valid:
-        given["device"] = options.device
-    chosen = values(given, valid)
+    chosen = values(_given(options, valid), valid)
     folder = _folder(chosen, valid)
     output = options.output or folder / "executed" / notebook.name
-    if output.is_dir():
+    if os.path.isdir(output):
         raise UserError(f"{output} is a folder: give the name of a file in it")
+    if os.path.exists(output) and output.samefile(notebook):
+        raise UserError(f"{output} is the notebook itself: give --output another file")
     say(notebook.stem, "started")
     with _log(options.log) as log:
         seconds = execute(notebook, output, chosen, log)
@@ -388,17 +390,39 @@ def _one(options: argparse.Namespace) -> int:
     return 0
 
 
+def _given(options: argparse.Namespace, valid: Mapping[str, Parameter]) -> dict[str, str]:
+    """The parameters of the command line; UserError where one is given twice."""
+    pairs = [*options.p, *[["profile", options.profile]] * bool(options.profile)]
+    if options.device and "device" in valid:
+        pairs.append(["device", options.device])
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"parameter {name!r} is given twice: give it once")
+    return dict(pairs)
+
+
 @contextlib.contextmanager
 def _log(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")
+    except OSError as error:
+        from paper_utils import artifacts
+
+        raise artifacts.unwritable(path, error) from None
+    with file:
         yield file
 
 
 def _existing(notebook: Path) -> Path:
+    """The notebook; '00_start_here' is the project's own of that name."""
+    named = ROOT / "notebooks" / f"{notebook}.ipynb"
+    if named.is_file():
+        return named
     names = sorted(map(str, notebook.parent.glob("*.ipynb"))) or sorted(
         os.path.relpath(path) for path in (ROOT / "notebooks").glob("*.ipynb"))
     return Path(choose(str(notebook), names, "notebook"))

@@ -447,8 +447,9 @@ def test_whether_a_folder_can_be_written_is_asked_before_the_work(tmp_path):
     artifacts.check_writable(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="give a path where you can write$"):
+    with pytest.raises(UserError, match="give a path where you can write$") as failure:
         artifacts.check_writable(tmp_path / "file" / "x")
+    assert str(failure.value).startswith(f"cannot write {tmp_path / 'file' / 'x'} (")
 
 
 def test_a_full_disk_is_a_user_error_and_what_was_computed_can_be_computed_again(monkeypatch):
@@ -483,6 +484,14 @@ def test_a_folder_is_no_target(tmp_path):
         artifacts.check_target(tmp_path)
     artifacts.check_target(tmp_path / "new" / "file")
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_what_is_no_regular_file_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for write in (artifacts.check_target, lambda path: artifacts.replace_file(path, b"new")):
+        with pytest.raises(UserError, match="pipe is no regular file"):
+            write(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
 
 
 def test_other_unreadable_weights(tmp_path):

@@ -65,6 +65,47 @@ def test_a_folder_as_output_is_refused_before_the_work(tmp_path, capsys):
     assert names(tmp_path) == ["tiny.ipynb"]
 
 
+def test_a_notebook_is_never_written_over_itself(tmp_path, capsys):
+    path = notebook(tmp_path / "tiny.ipynb", "raise SystemExit")
+    before = path.read_bytes()
+    (tmp_path / "link.ipynb").symlink_to(path)
+    for output in (path, tmp_path / "link.ipynb"):
+        assert run.main([str(path), "--output", str(output)]) == 2
+        assert "is the notebook itself: give --output another file" in capsys.readouterr().err
+    assert path.read_bytes() == before and names(tmp_path) == ["link.ipynb", "tiny.ipynb"]
+
+
+def test_a_pipe_or_a_device_is_no_output(tmp_path, capsys):
+    path, pipe = notebook(tmp_path / "tiny.ipynb", "raise SystemExit"), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert run.main([str(path), "--output", str(pipe)]) == 2
+    assert capsys.readouterr().err == (f"error: {pipe} is no regular file: give the name of "
+                                       "another one\n")
+    assert pipe.is_fifo() and names(tmp_path) == ["pipe", "tiny.ipynb"]
+
+
+@pytest.mark.parametrize("option", ["--output", "--log"])
+def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, option, capsys):
+    path = notebook(tmp_path / "tiny.ipynb", "raise SystemExit")
+    (tmp_path / "file").write_text("")
+    words = {"--output": str(tmp_path / "o.ipynb"), option: str(tmp_path / "file" / "x")}
+    assert run.main([str(path), *(word for pair in words.items() for word in pair)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: cannot write {tmp_path / 'file'}")
+    assert error.endswith("give a path where you can write\n") and error.count("\n") == 1
+    assert names(tmp_path) == ["file", "tiny.ipynb"]
+
+
+@pytest.mark.parametrize("words", [
+    ["--profile", "smoke", "-p", "profile", "nope"], ["-p", "noises", "3", "-p", "noises", "4"],
+    ["--device", "cpu", "-p", "device", "cuda"]])
+def test_a_parameter_is_given_once(tmp_path, words, capsys):
+    path = notebook(tmp_path / "n.ipynb", parameters=DECLARED + '\ndevice: str = "cpu"')
+    assert run.main([str(path), *words, "--output", str(tmp_path / "o.ipynb")]) == 2
+    assert capsys.readouterr().err == f"error: parameter {words[-2]!r} is given twice: give it once\n"
+    assert names(tmp_path) == ["n.ipynb"]
+
+
 @pytest.mark.parametrize("words, where", [
     ([], "laptop"), (["--profile", "smoke"], "smoke"), (["-p", "noises", "64"], "laptop-noises-64"),
     (["-p", "start", "runs/a b.st", "--profile", "smoke"], "smoke-start-runs_a_b.st")])
@@ -123,6 +164,13 @@ def test_a_notebook_that_is_not_there_is_named(tmp_path):
     done = cli(tmp_path / "01_fist.ipynb")
     assert done.returncode == 2 and "01_first.ipynb" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_notebook_of_the_project_may_be_named_without_its_folder(monkeypatch):
+    ran = []
+    monkeypatch.setattr(run, "execute", lambda book, *_: ran.append(book) or 1.0)
+    assert run.main(["00_start_here", "--profile", "smoke"]) == 0
+    assert ran == [run.ROOT / "notebooks" / "00_start_here.ipynb"]
 
 
 def test_where_no_notebook_lies_the_projects_own_are_named(tmp_path, capsys):
@@ -312,4 +360,5 @@ def test_a_disk_that_is_full_names_the_output(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out" / "n.ipynb"
     assert run.main([str(notebook(tmp_path / "n.ipynb")), "--output", str(out)]) == 2
     assert capsys.readouterr().err == \
-        f"error: cannot write {out} (No space left on device): make room there\n"
+        f"error: cannot write {out} (No space left on device): make room there and run " \
+        "it again: models, samples and figures made so far are kept\n"
