@@ -114,16 +114,32 @@ def _parts(total: int, size: int = 100) -> list[int]:
 def copies(threshold: float) -> Hits:
     """The hits of RP: of features [n, d] of two models, M(a_k, b_k) > threshold, strictly.
 
-    Source: paper, section 2.
+    Source: paper, section 2. They raise UserError for rows that are no features.
     """
-    return lambda a, b: similarity(*_paired(a, b)) > threshold
+    def hits(a: Tensor, b: Tensor) -> Tensor:
+        return similarity(*_paired(_features(a), _features(b))) > threshold
+
+    return hits
+
+
+def _features(rows: Tensor) -> Tensor:
+    """`rows` themselves, or UserError; of a constant image the pixels descriptor makes a 0."""
+    known = isinstance(rows, Tensor) and rows.is_floating_point()
+    if not (known and (torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32) < 1.01).all()):
+        raise UserError("RP takes features of paper_utils.descriptors, rows of unit length: "
+                        "descriptors.features(descriptor, images)")
+    return rows
 
 
 def close(a: Tensor, b: Tensor) -> Tensor:
     """The hits of the MAE score: of uint8 images of two models, mean |a_k - b_k| < 15 of 255.
 
     Images [n, 3, H, W], or [n, C, 3, H, W] of C classes of each noise, give bool [n] or [n, C].
+    Raises UserError for other images.
     """
+    if not all(isinstance(x, Tensor) and x.dtype == torch.uint8 for x in (a, b)):
+        raise UserError("the MAE score takes uint8 images: convert those in [-1, 1] by "
+                        "data.to_bytes")
     a, b = _paired(a, b)
     difference = (a.short() - b.short()).abs().flatten(-3).float().mean(-1)
     return difference < MAE_THRESHOLD

@@ -54,6 +54,28 @@ def test_close_is_the_mean_over_all_pixels():
     assert scores.close(a, b).tolist() == [True, False]
 
 
+@pytest.mark.parametrize("a, b", [
+    (plain(1, 2).float(), plain(1, 2)), (plain(1, 2), plain(1, 2) / 127.5 - 1),
+    (plain(1, 2).long(), plain(1, 2).long()), (plain(1, 2).numpy(), plain(1, 2).numpy())])
+def test_the_mae_score_takes_8_bit_images(a, b):
+    with pytest.raises(UserError, match="the MAE score takes uint8 images.*data.to_bytes"):
+        scores.close(a, b)
+
+
+@pytest.mark.parametrize("rows", [
+    plain(1, 2).flatten(1), plain(1, 2).flatten(1).float(), 1.1 * unit(2, 8), unit(2, 8).long(),
+    unit(2, 8).numpy(), unit(2, 8) * math.nan])
+def test_copies_are_told_by_features(rows):
+    for pair in ((rows, rows), (unit(2, rows.shape[1]), rows)):
+        with pytest.raises(UserError, match="RP takes features of paper_utils.descriptors"):
+            scores.copies(0.5)(*pair)
+
+
+def test_features_of_a_constant_image_and_of_half_precision_are_features():
+    assert scores.copies(0.5)(0 * unit(2, 8), unit(2, 8)).tolist() == [False, False]
+    assert scores.copies(0.5)(unit(2, 256).half(), unit(2, 256).half()).all()
+
+
 def test_one_pixel_short_of_the_threshold_counts():
     a, b = plain(100).clone(), plain(115).clone()
     b[0, 2, 31, 31] = 114
