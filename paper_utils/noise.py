@@ -34,11 +34,21 @@ class NoiseBank:
     """Unit normal noises every model shares (the paper compares models on the same noises).
 
     Noise k is drawn by a counter-based generator keyed by (seed, k), on the CPU, by numpy: it does
-    not depend on the batch it is drawn in, on how many are asked for, or on any device.
+    not depend on the batch it is drawn in, on how many are asked for, or on any device. Raises
+    UserError for a seed that is no whole number of 63 bits.
     """
 
     seed: int = 0
     shape: tuple[int, ...] = (3, 32, 32)
+
+    def __post_init__(self) -> None:
+        try:
+            known = 0 <= operator.index(self.seed) < 2**63
+        except TypeError:
+            known = False
+        if not known:
+            raise UserError(f"noise bank of seed {self.seed!r}: give a whole number from 0 to "
+                            "2**63 - 1")
 
     @property
     def name(self) -> str:

@@ -59,6 +59,17 @@ def test_shape_and_name_of_a_bank():
     assert NoiseBank()[5:5].shape == (0, 3, 32, 32)
 
 
+@pytest.mark.parametrize("seed", [0.5, 1.0, "1", None, -1, 2**63])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(UserError, match="seed .*: give a whole number from 0 to 2.*63 - 1"):
+        NoiseBank(seed)
+
+
+def test_the_seeds_of_any_whole_number_are_banks():
+    assert torch.equal(NoiseBank(np.int64(3))[0], NoiseBank(3)[0])
+    assert not torch.equal(NoiseBank(2**63 - 1)[0], NoiseBank(2**63 - 2)[0])
+
+
 @pytest.mark.parametrize("index", [-1, slice(2, None), slice(None, -1), slice(-2, 3)])
 def test_the_bank_has_no_end(index):
     with pytest.raises(UserError, match="endless"):
