@@ -31,6 +31,13 @@ def test_mistakes_name_what_is_valid(name, sizes, words):
     assert "\n" not in str(failure.value)
 
 
+@pytest.mark.parametrize("size", ["noises", "grid_noises"])
+def test_a_million_noises_are_enough(size):
+    assert getattr(profiles.get("smoke", **{size: 10**6}), size) == 10**6
+    with pytest.raises(UserError, match=f"{size}=1000001: give at most 1,000,000"):
+        profiles.get("smoke", **{size: 10**6 + 1})
+
+
 def test_profiles_grow_and_the_paper_one_is_the_papers():
     sizes = [profiles.PROFILES[name] for name in ("smoke", "laptop", "gpu", "paper")]
     for size in profiles.SIZES:
