@@ -212,6 +212,11 @@ TITLES = {  # with the level {0:g}, or a hundred times it
 
 # --- measurements -------------------------------------------------------------------------------
 
+def _check_sigma(sigma: float) -> None:
+    if not 0 <= sigma < float("inf"):
+        raise UserError(f"measurement noise {sigma}: give a deviation from 0 up")
+
+
 @dataclass(frozen=True)
 class Task:
     """An inverse problem: an operator of OPERATORS, how hard, and the noise of the measurement.
@@ -227,8 +232,7 @@ class Task:
 
     def __post_init__(self) -> None:
         choose(self.operator, OPERATORS, "operator")
-        if not 0 <= self.sigma < float("inf"):
-            raise UserError(f"measurement noise {self.sigma}: give a deviation from 0 up")
+        _check_sigma(self.sigma)
 
     @property
     def name(self) -> str:
@@ -264,8 +268,12 @@ class Measurement:
 def measure(images: Tensor, operator: Physics, sigma: float = 0.05, seed: int = 0) -> Measurement:
     """A(x) + sigma * noise of images [n, C, H, W] in [-1, 1]; image k's noise depends on (seed, k).
 
-    Raises UserError where operator and images do not fit.
+    Raises UserError where operator and images do not fit, for other images and a sigma under 0.
     """
+    if not (isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4):
+        raise UserError("what is measured are float images [n, C, H, W] in [-1, 1]: convert 8-bit "
+                        "pixels by data.to_unit")
+    _check_sigma(sigma)
     y = measured(operator, images)
     noise = NoiseBank(seed_of("measurement", seed), tuple(y.shape[1:]))[:len(y)]
     return Measurement(y + sigma * noise.to(y), fingerprint(operator, tuple(images.shape)), sigma)

@@ -1,5 +1,7 @@
 """Measurement operators against PIL, torchvision, deepinv and their definitions."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -335,3 +337,14 @@ def test_every_operator_has_a_name_to_be_read():
     assert Task("random-inpainting", 0.7).name == "random inpainting 70%"
     assert Task("gaussian-blur", 1.5).name == "Gaussian blur 1.5 px"
     assert Task("high-dynamic-range", 2).name == "high dynamic range 2x"
+
+
+@pytest.mark.parametrize("images, sigma, said", [
+    (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 0.05, "float images .*data.to_unit"),
+    (torch.zeros(2, 3, 8, 8).numpy(), 0.05, "float images .*data.to_unit"),
+    (torch.zeros(3, 8, 8), 0.05, r"float images \[n, C, H, W\]"),
+    (torch.zeros(2, 3, 8, 8), -0.1, "measurement noise -0.1: give a deviation from 0 up"),
+    (torch.zeros(2, 3, 8, 8), math.nan, "measurement noise nan: give a deviation from 0 up")])
+def test_what_cannot_be_measured_is_refused(images, sigma, said):
+    with pytest.raises(UserError, match=said):
+        measure(images, Task("random-inpainting", 0.5).build(2, 8), sigma)
