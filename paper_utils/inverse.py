@@ -26,7 +26,7 @@ from paper_utils.noise import NoiseBank, seed_of
 from paper_utils.operators import Measurement, Operator, Physics
 from paper_utils.precision import exact
 from paper_utils.progress import progress as shown
-from paper_utils.samplers import EULER, STEPS, Solver, Step, answer, toward
+from paper_utils.samplers import EULER, STEPS, Solver, Step, answer, check_denoiser, toward
 
 BATCH = 16  # always this many rows at once: the bits of a row depend on how many, not on which
 
@@ -175,8 +175,12 @@ def reconstruct(denoiser: Denoiser, measurement: Measurement, operator: Physics,
     noise: [n, C, H, W] unit normal, one an image. On the CPU the answer for an image has the same
     bits whatever others are with it, for one and the same `batch`, to which rows are filled up; a
     foreign physics object gets all images at once. progress: a title for a progress bar over steps.
-    Raises UserError where the operator is not the one that measured, and Diverged.
+    Raises UserError where the operator is not the one that measured, for a batch under 1, and
+    Diverged.
     """
+    if not (isinstance(batch, int) and batch >= 1):
+        raise UserError(f"batch={batch!r}: give a whole number of at least 1")
+    check_denoiser(denoiser)
     measurement.check(operator, tuple(noise.shape))
     batch = batch if isinstance(operator, Operator) else len(noise)
     starts = range(0, len(noise), batch)

@@ -5,11 +5,13 @@ yields u after every step; sigmas is [M+1], decreasing, and may end at 0, where 
 Euler step (it lands on D). `sample` runs one to its end in batches.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -157,9 +159,12 @@ class Solver:
     def __post_init__(self):
         choose(self.sampler, SAMPLERS, "solver")
         choose(self.schedule, SCHEDULES, "noise schedule")
-        if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max:
-            raise UserError("a solver needs steps >= 1 and 0 < sigma_min < sigma_max, not steps="
-                            f"{self.steps}, sigma_min={self.sigma_min}, sigma_max={self.sigma_max}")
+        numbers = isinstance(self.steps, Integral) and isinstance(self.sigma_min, Real) \
+            and isinstance(self.sigma_max, Real)
+        if not (numbers and self.steps >= 1 and 0 < self.sigma_min < self.sigma_max < math.inf):
+            raise UserError("a solver needs whole steps >= 1 and 0 < sigma_min < sigma_max < inf, "
+                            f"not steps={self.steps!r}, sigma_min={self.sigma_min!r}, "
+                            f"sigma_max={self.sigma_max!r}")
 
     def __str__(self) -> str:
         return f"{self.sampler}, {self.steps} step{'s' if self.steps > 1 else ''}"
@@ -183,17 +188,21 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
            labels: Tensor | None = None, batch: int = 0, progress: str = "") -> Tensor:
     """x0 [B, C, H, W] float32 at the end of the ODE, the state kept in float64.
 
-    noise: [B, C, H, W] unit normal; labels: [B] or None; batch: noises at a time, 0 for what suits
+    noise: [B, C, H, W] unit normal; labels: [B] whole numbers or None; batch: noises at a time, 0 for what suits
     a network on this device (a closed form of many images takes less time with more at once);
     progress: a title for a progress bar.
     Raises UserError for noise of another shape, unless there is a label for every noise or none at
-    all, and where the denoiser does not answer with finite numbers in the shape of u.
+    all, for what is no denoiser, solver or batch, and where the denoiser does not answer with
+    finite numbers in the shape of u.
     """
-    if noise.ndim != 4:
-        raise UserError(f"noise is [B, C, H, W], not {list(noise.shape)}: bank[k:k+1] is one of the"
-                        " bank's noises")
-    if labels is not None and len(labels) != len(noise):
-        raise UserError(f"{len(labels)} labels for {len(noise)} noises: give one for each")
+    _check_noise(noise)
+    if not isinstance(solver, Solver):
+        raise UserError("a solver is a samplers.Solver, as in Solver('heun', steps=18), not "
+                        f"{solver!r}")
+    if not (isinstance(batch, int) and batch >= 0):
+        raise UserError(f"batch={batch!r}: give a whole number of noises, or 0 for what suits")
+    labels = None if labels is None else _whole(labels, noise)
+    check_denoiser(denoiser, labels)
     sampler, parts = SAMPLERS[solver.sampler], []
     batch = batch or (ON_CPU if noise.device.type == "cpu" else ELSEWHERE)
     rows = range(0, len(noise), batch)
@@ -212,14 +221,59 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
     return torch.cat(parts).float() if parts else noise.float()
 
 
+def _check_noise(noise: Tensor) -> None:
+    if not (isinstance(noise, Tensor) and noise.is_floating_point()):
+        found = noise.dtype if isinstance(noise, Tensor) else type(noise).__name__
+        raise UserError(f"noise is a tensor of floating-point numbers, as NoiseBank()[:n], not "
+                        f"{found}")
+    if noise.ndim != 4:
+        raise UserError(f"noise is [B, C, H, W], not {list(noise.shape)}: bank[k:k+1] is one of the"
+                        " bank's noises")
+
+
+def _whole(labels: Tensor | Sequence[int], noise: Tensor) -> Tensor:
+    """Whole numbers of any type as int64 [B], one for each noise [B, C, H, W], or UserError."""
+    try:
+        found = torch.as_tensor(labels, device=noise.device)
+    except (TypeError, ValueError, RuntimeError):
+        found = torch.empty(0)
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise UserError("labels are whole numbers, one for each noise: give the index of a class, "
+                        "as in torch.tensor([3, 5])")
+    if found.shape != noise.shape[:1]:
+        count = len(found) if found.ndim == 1 else f"[{', '.join(map(str, found.shape))}]"
+        raise UserError(f"{count} labels for {len(noise)} noises: give one for each")
+    return found.long()
+
+
+def check_denoiser(denoiser: Denoiser, labels: Tensor | None = None) -> None:
+    """UserError for what cannot be called with u and sigma, and the labels where there are some."""
+    if not callable(denoiser):
+        made = ": give its denoiser, as in model.denoiser()" if hasattr(denoiser, "denoiser") else ""
+        raise UserError(f"a denoiser is a function of u and sigma, not {type(denoiser).__name__}"
+                        f"{made}")
+    words = ("u", "sigma") if labels is None else ("u", "sigma", "labels")
+    try:
+        inspect.signature(denoiser).bind(*words[:2], **{word: None for word in words[2:]})
+    except ValueError:  # of what is written in C it is not known
+        return
+    except TypeError as error:
+        raise UserError(f"a denoiser takes u and sigma, and labels where they are given: this one "
+                        f"was given {', '.join(words)} ({error})") from None
+
+
 def answer(denoiser: Denoiser, u: Tensor, sigma: Tensor) -> Tensor:
-    """D(u; sigma), looked at: anybody's function may stand here."""
+    """D(u; sigma), looked at: anybody's function may stand here.
+
+    Raises UserError where it computes in another precision, or answers with another shape.
+    """
     try:
         clean = denoiser(u, sigma)
     except RuntimeError as error:
         if "ouble" in str(error):
-            error.add_note("u and sigma are float64 here: give a network of single precision "
-                           "u.float() and sigma.float()")
+            raise UserError("u and sigma are float64 here: give a network of single precision "
+                            "u.float() and sigma.float(), as in lambda u, sigma: network(u.float(),"
+                            f" sigma.float()) ({str(error).splitlines()[0]})") from error
         raise
     shape = getattr(clean, "shape", None)
     if shape != u.shape:

@@ -323,6 +323,19 @@ def test_guidance_that_cannot_be_is_refused(change, match):
     check_refused(lambda: Guidance(**change), match)
 
 
+@pytest.mark.parametrize("batch", [0, -1, 2.5])
+def test_a_batch_is_a_whole_number_of_rows(batch):
+    operator, measurement, noise = problem()
+    check_refused(lambda: reconstruct(gaussian(), measurement, operator, noise, batch=batch),
+                  f"batch={batch}: give a whole number of at least 1")
+
+
+def test_a_denoiser_without_a_noise_level_is_refused():
+    operator, measurement, noise = problem()
+    check_refused(lambda: reconstruct(lambda u: u, measurement, operator, noise),
+                  "a denoiser takes u and sigma")
+
+
 # --- the stochastic one -------------------------------------------------------------------------
 
 def test_fresh_noise_is_that_of_its_seed():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from paper_utils import samplers
+from paper_utils import data, samplers
 from paper_utils.denoisers import GaussianDenoiser, vp_discrete
 from paper_utils.errors import UserError
 from paper_utils.samplers import SAMPLERS, Solver, karras_sigmas, log_sigmas
@@ -200,7 +200,9 @@ def test_a_cpu_gets_no_more_noises_at_once_than_its_cache_holds():
 
 
 @pytest.mark.parametrize("change", [{"sampler": "huen"}, {"schedule": "karas"}, {"steps": 0},
-                                    {"sigma_min": 0.0}, {"sigma_max": 0.001}])
+                                    {"sigma_min": 0.0}, {"sigma_max": 0.001},
+                                    {"steps": 2.5}, {"steps": "18"}, {"sigma_max": math.inf},
+                                    {"sigma_max": math.nan}, {"sigma_max": "80"}])
 def test_a_bad_solver_is_refused_in_one_line(change):
     with pytest.raises(UserError) as error:
         Solver(**change)
@@ -296,9 +298,48 @@ def test_one_noise_without_its_batch_is_one_line():
 
 def test_a_network_of_single_precision_is_told_what_to_do():
     network = torch.nn.Conv2d(3, 3, 1)
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(UserError, match=r"u and sigma are float64 here.*u.float\(\)") as caught:
         samplers.sample(lambda u, sigma: network(u), torch.randn(SHAPE), Solver(steps=2))
-    assert "u.float()" in caught.value.__notes__[0]
+    assert isinstance(caught.value.__cause__, RuntimeError)
     cast = lambda u, sigma: network(u.float())
     found = samplers.sample(cast, torch.randn(SHAPE), Solver(steps=2))
     assert found.shape == SHAPE and found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"batch": -1}, "batch=-1: give a whole number of noises"), ({"batch": 2.5}, "batch=2.5"),
+    ({"noise": torch.randn(SHAPE).numpy()}, "noise is a tensor .*not ndarray"),
+    ({"noise": [1.0]}, "noise is a tensor .*not list"),
+    ({"noise": torch.zeros(SHAPE, dtype=torch.uint8)}, "noise is a tensor of floating-point"),
+    ({"solver": "heun"}, "a samplers.Solver, .* not 'heun'"), ({"solver": 18}, "not 18"),
+    ({"denoiser": object()}, "a denoiser is a function of u and sigma, not object"),
+    ({"denoiser": lambda u: u}, "a denoiser takes u and sigma"),
+    ({"labels": torch.zeros(2).long()}, "a denoiser takes u and sigma, .*labels"),
+    ({"labels": ["cat", "dog"], "denoiser": lambda u, sigma, labels: u}, "labels are whole num"),
+    ({"labels": torch.zeros(2), "denoiser": lambda u, sigma, labels: u}, "labels are whole num"),
+    ({"labels": torch.zeros(2, 1).long(), "denoiser": lambda u, sigma, labels: u}, "one for each"),
+    ({"labels": 3, "denoiser": lambda u, sigma, labels: u}, "one for each")])
+def test_what_cannot_be_sampled_is_one_line(change, said):
+    words = {"denoiser": lambda u, sigma: u, "noise": torch.randn(SHAPE), "solver": Solver(steps=2)}
+    with pytest.raises(UserError, match=said) as failure:
+        samplers.sample(**words | change)
+    assert "\n" not in str(failure.value)
+
+
+def test_a_model_of_the_table_is_told_from_its_denoiser():
+    from paper_utils import models
+
+    model = models.closed_forms(data.load("bundled"), 4)["gaussian"]
+    with pytest.raises(UserError, match="not Model: give its denoiser, as in model.denoiser()"):
+        samplers.sample(model, torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("labels", [
+    [3, 1], torch.tensor([3, 1]).numpy(), torch.tensor([3, 1], dtype=torch.int32)])
+def test_labels_are_any_whole_numbers(labels):
+    def told(u, sigma, labels):
+        assert labels.dtype == torch.int64
+        return labels.view(-1, 1, 1, 1).expand_as(u).to(u)
+
+    found = samplers.sample(told, torch.randn(SHAPE), Solver(steps=2), labels)
+    assert found[:, 0, 0, 0].tolist() == [3, 1]
