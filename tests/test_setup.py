@@ -198,3 +198,34 @@ def test_make_refuses_a_name_in_small_letters(word):
                           text=True)
     assert done.returncode == 2 and "PROFILE=" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("word", ["Profile=smoke", "PROFIL=smoke", "DEVICE=cuda", "VENV=other"])
+def test_make_refuses_a_name_it_does_not_know(word):
+    done = subprocess.run(["make", "--dry-run", "figures", word], cwd=ROOT, capture_output=True,
+                          text=True)
+    name, said = word.split("=")[0], done.stderr
+    assert done.returncode == 2 and f"make knows no {name}=" in said and "PROFILE=" in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("word", ["PROFILE=smoke", "ON=--device cpu", "PIP_FLAGS=--no-index",
+                                  "PYTHON=python3", "-j2"])
+def test_make_takes_the_names_it_knows(word):
+    done = subprocess.run(["make", "--dry-run", "plan", word], cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_make_is_told_of_where_begins_with_an_option():
+    done = subprocess.run(["make", "--dry-run", "plan", "ON=slurm"], cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode == 2 and 'ON begins with an option: ON="--on slurm"' in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_make_help_says_what_make_makes():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
+    first, *rest = done.stdout.splitlines()
+    assert done.returncode == 0 and first.startswith("make figures ")
+    assert any(line.startswith("make plan ") for line in rest) and "$" not in done.stdout
