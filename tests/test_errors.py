@@ -51,6 +51,12 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
         errors.check_device("cuda:7")
 
 
+def test_a_gpu_asked_for_where_there_is_none_names_every_way_to_the_cpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="no CUDA GPU: use device='cpu'.*ON=\"--device cpu\""):
+        errors.check_device("cuda")
+
+
 def test_of_hundreds_of_names_the_nearest_and_the_first_are_shown():
     valid = [f"model-{k}" for k in range(200)]
     with pytest.raises(UserError, match="did you mean 'model-150'.*model-29 and 170 more$"):
