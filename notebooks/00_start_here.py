@@ -29,7 +29,7 @@ from paper_utils import claims, data, denoisers, descriptors, models, noise, plo
 from paper_utils import samplers, scores, zoo
 
 run.check_parameters()
-sizes = profiles.get(profile)
+sizes = profiles.get(profile, noises=noises)
 output = plots.Output.of(profile, noises=noises)
 training = data.load(sizes.dataset)
 bank = noise.NoiseBank()

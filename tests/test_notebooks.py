@@ -48,6 +48,15 @@ def test_the_script_is_the_notebook(path):
     assert script.read_text() == as_script(path), f"{path.name} and its .py differ: make pair"
 
 
+@each_notebook
+def test_every_size_that_a_notebook_takes_is_looked_at(path):
+    code = "\n".join(source for kind, source in sources(path) if kind == "code")
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)
+             and ast.unparse(node.func) == "profiles.get"]
+    given = {word.arg for call in calls for word in call.keywords}
+    assert {*run.declared(path)} & {*profiles.SIZES} <= given
+
+
 def test_a_script_that_differs_is_found(tmp_path):
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     cell = nbformat.v4.new_code_cell("a = 1", metadata={"tags": ["parameters"], "papermill": {}})
