@@ -41,8 +41,17 @@ def tiled(images: Tensor, columns: int = 32) -> np.ndarray:
 
 
 def untiled(picture: np.ndarray, columns: int = 32) -> Tensor:
-    """The inverse of `tiled` for square images: uint8 [rows*columns, 3, side, side]."""
-    side = picture.shape[1] // columns
+    """The inverse of `tiled` for square images: uint8 [rows*columns, 3, side, side].
+
+    Raises UserError for a picture that is no such sheet.
+    """
+    height, width, channels = (*picture.shape, 1, 1, 1)[:3]
+    side = width // max(columns, 1)
+    if (picture.dtype != np.uint8 or picture.ndim != 3 or channels != 3 or not side
+            or width % columns or height % side):
+        raise UserError(f"a sheet is uint8 RGB [H, W, 3] of {columns} square images a row, not "
+                        f"{picture.dtype} {list(picture.shape)}: convert the picture to RGB, or "
+                        "give its own number of columns")
     grid = torch.from_numpy(picture).view(-1, side, columns, side, 3).permute(0, 2, 4, 1, 3)
     return grid.reshape(-1, 3, side, side).contiguous()
 
@@ -51,12 +60,25 @@ def untiled(picture: np.ndarray, columns: int = 32) -> Tensor:
 class Images:
     """Labelled 8-bit images. pixels: uint8 [N, 3, H, W]; labels: int64 [N]; name says which.
 
-    Data that are no images are float, [N, d, 1, 1].
+    Data that are no images are float, [N, d, 1, 1]. Raises UserError for others.
     """
 
     pixels: Tensor
     labels: Tensor
     name: str
+
+    def __post_init__(self) -> None:
+        pixels, labels = self.pixels, self.labels
+        bytes_ = isinstance(pixels, Tensor) and pixels.dtype == torch.uint8
+        if not (bytes_ or isinstance(pixels, Tensor) and pixels.is_floating_point()):
+            raise UserError("images are a tensor of uint8, or of float for data that are none: "
+                            "convert with data.to_bytes or torch.from_numpy")
+        if pixels.ndim != 4 or bytes_ and pixels.shape[1] != 3:
+            raise UserError(f"images are [N, 3, H, W], not {list(pixels.shape)}: see permute")
+        if not isinstance(labels, Tensor) or labels.ndim != 1:
+            raise UserError("the labels of images are a tensor int64 [N], one for each")
+        if len(labels) != len(pixels):
+            raise UserError(f"{len(pixels)} images and {len(labels)} labels: give one for each")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -111,10 +133,13 @@ def load(name: str = "cifar10", split: str = "train") -> Images:
 
     'cifar10:0-4' is the part of it with these classes. They are taken from the cache, else fetched
     (`fetching.ensure`). The bundled images are the first 256 of each split of CIFAR-10.
-    Raises UserError for an unknown name, split or class, when nothing can be fetched, or when the
-    cached copy is damaged.
+    Raises UserError for an unknown name, split or class, for a folder, when nothing can be fetched,
+    or when the cached copy is damaged.
     """
     choose(split, SPLITS, "split")
+    if "/" in (name := str(name)):
+        raise UserError(f"{name!r} is no dataset of this project: own images are given as "
+                        "data.Images(pixels, labels, name), uint8 [N, 3, 32, 32] and int64 [N]")
     name, _, part = name.partition(":")
     if choose(name, ("cifar10", "cifar100", "bundled"), "dataset") == "bundled":
         whole = _bundled(split)

@@ -105,6 +105,37 @@ def test_unknown_names_list_the_valid_ones(arguments, words):
     one_line(failure)
 
 
+@pytest.mark.parametrize("change, words", [
+    ({"pixels": torch.zeros(2, 3, 8, 8).numpy()}, "a tensor of uint8, or of float"),
+    ({"pixels": torch.zeros(2, 3, 8, 8).long()}, "a tensor of uint8, or of float"),
+    ({"pixels": torch.zeros(2, 8, 8, 3).byte()}, r"\[N, 3, H, W\], not \[2, 8, 8, 3\]"),
+    ({"pixels": torch.zeros(3, 8, 8).byte()}, r"\[N, 3, H, W\], not \[3, 8, 8\]"),
+    ({"labels": torch.zeros(3).long()}, "2 images and 3 labels"),
+    ({"labels": [0, 1]}, "labels .* a tensor"),
+    ({"labels": torch.tensor(1)}, "labels .* a tensor")])
+def test_images_of_ones_own_are_looked_at(change, words):
+    own = {"pixels": torch.zeros(2, 3, 8, 8).byte(), "labels": torch.zeros(2).long(), "name": "x"}
+    assert len(data.Images(**own)) == 2
+    with pytest.raises(UserError, match=words) as failure:
+        data.Images(**own | change)
+    one_line(failure)
+
+
+@pytest.mark.parametrize("name", ["some/folder", "./mine", "~/images"])
+def test_a_folder_is_no_dataset_and_what_to_do_is_said(name):
+    with pytest.raises(UserError, match="own images are given as data.Images") as failure:
+        data.load(name)
+    one_line(failure)
+
+
+@pytest.mark.parametrize("shape", [(64, 1024, 4), (64, 1024), (64, 1000, 3), (63, 1024, 3),
+                                   (0, 0, 3)])
+def test_a_picture_that_is_no_sheet_is_one_line(shape):
+    with pytest.raises(UserError, match="a sheet is uint8 RGB .* 32 square images a row") as failure:
+        data.untiled(np.zeros(shape, np.uint8))
+    one_line(failure)
+
+
 def test_cache_dir_follows_the_environment(tmp_path, monkeypatch):
     assert cache_dir() == tmp_path / "cache"
     monkeypatch.delenv("PAPER_UTILS_CACHE")
