@@ -41,7 +41,7 @@ class Descriptor:
 
     The row of an image of one colour under `pixels`, which has no direction, is 0. threshold:
     cosine above which (strictly) two images count as copies of each other. batch: images at a time;
-    on a CPU, few enough that the activations fit in its cache.
+    on a CPU, few enough that the activations fit in its cache. Raises UserError for other images.
     """
 
     name: str
@@ -52,11 +52,19 @@ class Descriptor:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        if images.dtype != torch.uint8:
-            raise UserError(f"{self.name} takes uint8 images, not {images.dtype}: "
-                            "convert with data.to_bytes")
+        if not (isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 4
+                and images.shape[1] == 3):
+            raise UserError(f"{self.name} takes uint8 images [N, 3, H, W] as a tensor, not "
+                            f"{_described(images)}: convert with data.to_bytes or torch.from_numpy")
         with exact():
             return F.normalize(self.embed(images).float(), dim=1).cpu()
+
+
+def _described(images: object) -> str:
+    """What was given instead of images: 'float32 [2, 3, 32, 32]', 'uint8 ndarray', 'list'."""
+    dtype = str(getattr(images, "dtype", "")).removeprefix("torch.")
+    kind = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+    return f"{dtype} {kind}".strip()
 
 
 def load(name: str, device: str | torch.device = "cpu", weights: Path | None = None) -> Descriptor:
@@ -174,6 +182,9 @@ def _load_own(device: torch.device, weights: Path | None) -> Descriptor:
 
 def _load_pixels(device: torch.device, weights: Path | None) -> Descriptor:
     def embed(images: Tensor) -> Tensor:
+        if images.shape[2:] != (32, 32):
+            raise UserError("pixels takes images of 32 x 32, not "
+                            f"{' x '.join(map(str, images.shape[2:]))}")
         flat = images.to(device).flatten(1).float()
         return flat - flat.mean(1, keepdim=True)
 

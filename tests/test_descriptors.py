@@ -143,6 +143,27 @@ def test_cuda_where_there_is_none():
         descriptors.load("pixels", device="cuda")
 
 
+@pytest.mark.parametrize("images, found", [
+    (torch.zeros(2, 3, 32, 32).numpy(), "float32 ndarray"),
+    (torch.zeros(2, 3, 32, 32).byte().numpy(), "uint8 ndarray"),
+    (torch.zeros(3, 32, 32).byte(), r"uint8 \[3, 32, 32\]"),
+    (torch.zeros(2, 32, 32, 3).byte(), r"uint8 \[2, 32, 32, 3\]"),
+    (torch.zeros(2, 1, 32, 32).byte(), r"uint8 \[2, 1, 32, 32\]"), ([1, 2], "list")])
+def test_features_are_of_images_that_a_descriptor_takes(images, found):
+    with pytest.raises(UserError, match=r"takes uint8 images \[N, 3, H, W\].*not " + found):
+        descriptors.features(descriptors.load("pixels"), images)
+
+
+def test_pixels_are_those_of_32_by_32_images():
+    with pytest.raises(UserError, match="pixels takes images of 32 x 32, not 64 x 64"):
+        descriptors.features(descriptors.load("pixels"), torch.zeros(2, 3, 64, 64).byte())
+
+
+def test_of_no_images_there_are_no_features():
+    found = descriptors.features(descriptors.load("pixels"), torch.zeros(0, 3, 32, 32).byte())
+    assert found.shape == (0, 3072)
+
+
 def test_float_images_are_refused(real):
     with pytest.raises(UserError, match="uint8.*to_bytes"):
         descriptors.load("pixels")(real[:2].float())
