@@ -80,14 +80,19 @@ class Preconditioned(nn.Module):
 
     def check_labels(self, labels: Tensor | None) -> None:
         """UserError for labels given to an unconditional network, labels missing from a
-        conditional one, or a label out of range. The range is checked only outside training,
-        because it makes the CPU wait for the device."""
+        conditional one, what is not int64 [B], or a label out of range. The range is checked only
+        outside training, because it makes the CPU wait for the device."""
         if labels is None and self.classes:
             raise UserError(f"this model is class-conditional: give it labels, 0 to "
                             f"{self.classes - 1}")
         if labels is not None and not self.classes:
             raise UserError("labels were given to an unconditional model: leave them out")
-        if labels is None or self.training:
+        if labels is None:
+            return
+        if not (isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.ndim == 1):
+            raise UserError("labels are int64 [B], the index of a class each: give them as "
+                            "torch.tensor([3, 5])")
+        if self.training:
             return
         odd = labels[(labels < 0) | (labels >= self.classes + self.has_null_class)]
         if len(odd):
@@ -408,10 +413,12 @@ class OptimalDenoiser:
     and need not be. Images whose weight is under 1e-12 in every row are left out.
 
     pixels: uint8 [N, C, H, W], or float data of any shape [N, ...] as they are. block: images at
-    a time; 512 of 3,072 numbers stay in the cache of a CPU.
+    a time; 512 of 3,072 numbers stay in the cache of a CPU. Raises UserError for no images.
     """
 
     def __init__(self, pixels: Tensor, block: int = 512):
+        if not isinstance(pixels, Tensor) or not len(pixels):
+            raise UserError("the optimal denoiser needs at least one image, a tensor [N, C, H, W]")
         self.pixels, self.block = pixels, block
         total = sum(data.to_unit(part).double().sum(0) for part in pixels.split(block))
         self.mean = (total / len(pixels)).float()
@@ -468,11 +475,12 @@ class GaussianDenoiser:
 
         The smallest eigenvalues of CIFAR-10 are 1e-8 of the largest: sums in float32 lose them. For
         fewer images than pixels, from the singular values of the images themselves. Raises
-        UserError for images that are not uint8.
+        UserError for images that are not uint8, and for none.
         """
-        if pixels.dtype != torch.uint8:
-            raise UserError(f"a Gaussian is fitted to uint8 images, not {pixels.dtype}: see "
-                            "data.to_bytes")
+        if not (isinstance(pixels, Tensor) and pixels.dtype == torch.uint8 and pixels.ndim > 1
+                and len(pixels)):
+            raise UserError("a Gaussian is fitted to uint8 images [N, C, H, W], at least one, as a "
+                            "tensor: see data.to_bytes")
         size = pixels[0].numel()
         if len(pixels) < size:
             x = pixels.flatten(1).double() / 127.5 - 1

@@ -3,6 +3,7 @@
 import math
 from statistics import NormalDist
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -217,8 +218,9 @@ def test_gaussian_denoiser_is_the_wiener_filter(n):
     expected = flat.mean(0) + shrunk @ covariance
     found = GaussianDenoiser.fit(pixels)(u.view(4, 3, 8, 8), 0.3)
     torch.testing.assert_close(found.flatten(1), expected, rtol=0, atol=1e-12)
-    with pytest.raises(UserError, match="uint8 images"):
-        GaussianDenoiser.fit(data.to_unit(pixels))
+    for other in (data.to_unit(pixels), pixels.numpy(), pixels[:0], pixels[0, 0, 0]):
+        with pytest.raises(UserError, match=r"fitted to uint8 images \[N, C, H, W\].*to_bytes"):
+            GaussianDenoiser.fit(other)
 
 
 def test_the_gaussian_flow_is_what_the_ode_does_where_data_has_no_variance():
@@ -357,6 +359,19 @@ def noisy(n: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_conditional_model_needs_labels():
     with pytest.raises(UserError, match="class-conditional: give it labels, 0 to 3"):
         conditional()(noisy()[0], 1.0)
+
+
+def test_no_images_have_no_optimal_denoiser():
+    for pixels in (small_images(5)[:0], small_images(5).numpy(), [1, 2]):
+        with pytest.raises(UserError, match=r"at least one image, a tensor \[N, "):
+            OptimalDenoiser(pixels)
+
+
+@pytest.mark.parametrize("labels", [[0, 3, 1], np.array([0, 3, 1]), torch.tensor([0.0, 3, 1]),
+                                    torch.tensor([0, 3, 1], dtype=torch.int32), torch.tensor(3)])
+def test_labels_of_another_kind_are_one_line(labels):
+    with pytest.raises(UserError, match=r"labels are int64 \[B\].*torch.tensor"):
+        conditional()(noisy()[0], 1.0, labels)
 
 
 @pytest.mark.parametrize("label, dropout, words", [
