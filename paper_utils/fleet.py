@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -36,7 +37,8 @@ from PIL import Image
 
 from paper_utils import (artifacts, contrast, data, fetching, models, profiles, recipes, training,
                          zoo)
-from paper_utils.errors import UserError, check_device, choose, exit_code, positive
+from paper_utils.errors import (UserError, check_device, choose, ended_by_signals, exit_code,
+                                positive, raise_lost)
 from paper_utils.models import BANK
 
 Run = tuple[int, int, torch.Tensor, Callable[[], None]]  # step, steps, loss, save
@@ -113,12 +115,14 @@ def _child(stop: Event, *arguments) -> None:
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """What is started in here ignores Ctrl-C, which a terminal sends to children too."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """What is started in here ignores what a terminal or SLURM sends to children too."""
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _diffusion(spec: training.Spec, images: data.Images, path: Path, device: str,
@@ -171,7 +175,8 @@ def train(options: argparse.Namespace) -> None:
     """Train options.models, options.at_once of them at a time, each in a process of its own.
 
     They share the cores, on which a wide network alone trains 1.5 times as fast on two as on one.
-    Ctrl-C ends every training after its step, with a checkpoint; a second one does not wait.
+    Ctrl-C, SIGTERM and SIGHUP end every training after its step, with a checkpoint; a second one
+    does not wait.
     """
     check_device(options.device)
     if options.compile:
@@ -195,17 +200,18 @@ def train(options: argparse.Namespace) -> None:
                     child.start()
                 running.append(child)
             time.sleep(0.5)
+            raise_lost()
             ended = [p for p in running if not p.is_alive()]
             running = [p for p in running if p not in ended]
             failed = failed or any(p.exitcode for p in ended)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         stop.set()
         print(f"stopping: the same command goes on from the checkpoints in {options.out}",
               file=sys.stderr, flush=True)
         try:
             for process in running:
                 process.join()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             for process in running:
                 process.kill()
         raise
@@ -240,6 +246,9 @@ def add(options: argparse.Namespace) -> None:
 
     The sheet is sampled from the weights as they are shipped, in half precision.
     """
+    if options.noises == 1:
+        raise UserError("--noises 1: give at least 2, since one image does not show whether the "
+                        "model has collapsed")
     tensors, metadata = _checkpoint(options.checkpoint)
     values = json.loads(metadata["spec"])
     kind = "contrast" if "kind" in values else "diffusion"
@@ -347,13 +356,15 @@ SHEET = 10_000  # images, about 17 MB
 
 
 def pack(folder: Path) -> None:
-    """Write the training images as lossless WebP sheets, labels beside them."""
+    """Write the training images as lossless WebP sheets, and at the end labels beside them."""
+    artifacts.check_writable(folder)
     images = data.load("cifar10", "train")
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / "labels.npy", images.labels.numpy().astype(np.uint8))
     for k, part in enumerate(images.pixels.split(SHEET)):
-        picture = Image.fromarray(data.tiled(part, int(len(part) ** 0.5)))
-        picture.save(folder / f"train_{k}.webp", lossless=True, method=0)
+        picture, file = Image.fromarray(data.tiled(part, int(len(part) ** 0.5))), BytesIO()
+        picture.save(file, "webp", lossless=True, method=0)
+        artifacts.replace_file(folder / f"train_{k}.webp", file.getvalue())
+    np.save(file := BytesIO(), images.labels.numpy().astype(np.uint8))
+    artifacts.replace_file(folder / "labels.npy", file.getvalue())
 
 
 def unpack(folder: Path) -> None:
@@ -378,9 +389,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m paper_utils.fleet", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(required=True)
-    training_ = actions.add_parser("train")
+
+    def adds(action: Callable) -> argparse.ArgumentParser:
+        return actions.add_parser(action.__name__, help=action.__doc__.splitlines()[0],
+                                  description=action.__doc__)
+
+    training_ = adds(train)
     training_.add_argument("models", nargs="+")
-    training_.add_argument("--profile", required=True)
+    training_.add_argument("--profile", required=True, help=", ".join(profiles.PROFILES))
     training_.add_argument("--device", default="cpu")
     training_.add_argument("--out", type=Path, default=Path("runs"))
     training_.add_argument("--minutes", type=positive(float), default=float("inf"))
@@ -388,11 +404,11 @@ def main(arguments: list[str] | None = None) -> int:
     training_.add_argument("--compile", action="store_true",
                            help="diffusion models by torch.compile, on a GPU as CUDA graphs")
     training_.set_defaults(action=train)
-    slimming = actions.add_parser("slim")
+    slimming = adds(slim)
     slimming.add_argument("checkpoints", nargs="+", type=Path)
     slimming.add_argument("--out", type=Path, required=True)
     slimming.set_defaults(action=slim)
-    adding = actions.add_parser("add")
+    adding = adds(add)
     adding.add_argument("checkpoint", type=Path)
     adding.add_argument("--replace", action="store_true", help="a model of another recipe too")
     adding.add_argument("--sheet-alone", action="store_true",
@@ -400,7 +416,7 @@ def main(arguments: list[str] | None = None) -> int:
     adding.set_defaults(action=add)
     sheets = {}
     for action in (closed, guided, restored):
-        sheets[action.__name__] = sheet = actions.add_parser(action.__name__)
+        sheets[action.__name__] = sheet = adds(action)
         sheet.add_argument("models", nargs="+")
         sheet.set_defaults(action=action)
     for told in (adding, sheets["restored"]):
@@ -409,7 +425,7 @@ def main(arguments: list[str] | None = None) -> int:
         sampling.add_argument("--noises", type=positive(int), default=0,
                               help="default: that of its folder")
     for carry in (pack, unpack):
-        moving = actions.add_parser(carry.__name__)
+        moving = adds(carry)
         moving.add_argument("folder", type=Path)
         moving.set_defaults(action=lambda options, carry=carry: carry(options.folder))
     options = parser.parse_args(arguments)
@@ -417,7 +433,8 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
         options.action(options)
 
-    return exit_code(work)
+    with ended_by_signals():
+        return exit_code(work)
 
 
 if __name__ == "__main__":

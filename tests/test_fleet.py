@@ -1,5 +1,6 @@
 """Training for the zoo and adding to it, on the bundled images and a zoo of the test's own."""
 
+import errno
 import json
 import os
 import signal
@@ -101,12 +102,14 @@ def test_trainings_stop_with_the_command_that_started_them(folder):
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_writes_its_checkpoint_and_no_traceback(folder):
+@pytest.mark.parametrize("number, code, last", [(signal.SIGINT, 130, ["interrupted"]),
+                                                (signal.SIGTERM, 143, [])])
+def test_an_interrupted_training_writes_its_checkpoint_and_no_traceback(number, code, last, folder):
     command, child = endless(folder)
-    os.killpg(command.pid, signal.SIGINT)  # as a terminal does: to the children too
+    os.killpg(command.pid, number)  # as a terminal or SLURM does: to the children too
     said = command.communicate(timeout=120)[1].splitlines()
-    assert command.returncode == 130 and not Path(f"/proc/{child}").exists()
-    assert len(said) == 2 and str(folder) in said[0] and said[1] == "interrupted"
+    assert command.returncode == code and not Path(f"/proc/{child}").exists()
+    assert said[0].startswith("stopping: ") and str(folder) in said[0] and said[1:] == last
     assert int(artifacts.load_tensors(folder / "edm.safetensors")[0]["step"]) >= 1
 
 
@@ -250,6 +253,44 @@ def test_training_imports_without_the_notebooks_packages():
     absent = ["pandas", "matplotlib", "seaborn", "tqdm", "torchvision", "diffusers", "IPython"]
     code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import paper_utils.fleet"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_one_image_says_nothing_of_a_collapse(folder, capsys):
+    fleet.train_one("edm", "smoke", "cpu", folder, forever())
+    path = str(folder / "edm.safetensors")
+    assert fleet.main(["add", path, "--made", "by a test", "--noises", "1"]) == 2
+    assert "--noises 1: give at least 2" in capsys.readouterr().err
+    assert not (folder / "zoo" / "zoo.toml").exists()
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("how", ["full", "a file"])
+def test_sheets_that_cannot_be_written_leave_nothing_that_looks_packed(how, tmp_path, monkeypatch,
+                                                                       capsys):
+    bundled, target = data.load("bundled"), tmp_path / "sheets"
+    monkeypatch.setattr(data, "load", lambda *words: bundled)
+    if how == "full":
+        monkeypatch.setattr(os, "fsync", full_disk)
+    else:
+        target.write_text("")
+    assert fleet.main(["pack", str(target)]) == 2
+    error = capsys.readouterr().err
+    advice = "make room there" if how == "full" else "give a path where you can write"
+    assert error.startswith(f"error: cannot write {target}") and error.endswith(f"{advice}\n")
+    assert target.is_file() or not list(target.iterdir())
+
+
+def test_help_says_what_each_action_does_and_names_the_profiles(capsys):
+    for words in (["--help"], ["train", "--help"]):
+        with pytest.raises(SystemExit):
+            fleet.main(words)
+    said = " ".join(capsys.readouterr().out.split())
+    for action in ("train", "slim", "add", "closed", "guided", "restored", "pack", "unpack"):
+        assert f" {action} {getattr(fleet, action).__doc__.splitlines()[0].split()[0]} " in said
+    assert "smoke, laptop, gpu, paper" in said
 
 
 def test_packed_sheets_are_refused_unless_they_are_cifar10(tmp_path, capsys):
