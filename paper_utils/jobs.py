@@ -306,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("kind", choices=("train", "sample"))
     parser.add_argument("models", nargs="+")
     parser.add_argument("--section", required=True)
-    parser.add_argument("--profile", required=True)
+    parser.add_argument("--profile", required=True, help=", ".join(profiles.PROFILES))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--marker", type=Path, help="written when all is done")
     options = parser.parse_args(arguments)

@@ -299,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; a user's mistake is one line on stderr and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m paper_utils.report", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default="laptop")
+    parser.add_argument("--profile", default="laptop", help=", ".join(profiles.PROFILES))
     options = parser.parse_args(arguments)
     return exit_code(lambda: print(build(options.profile)))
 
