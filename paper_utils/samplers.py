@@ -188,9 +188,9 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
            labels: Tensor | None = None, batch: int = 0, progress: str = "") -> Tensor:
     """x0 [B, C, H, W] float32 at the end of the ODE, the state kept in float64.
 
-    noise: [B, C, H, W] unit normal; labels: [B] whole numbers or None; batch: noises at a time, 0 for what suits
-    a network on this device (a closed form of many images takes less time with more at once);
-    progress: a title for a progress bar.
+    noise: [B, C, H, W] unit normal; labels: [B] whole numbers or None; batch: noises at a time, 0
+    for what suits a network on this device (a closed form of many images takes less time with more
+    at once); progress: a title for a progress bar.
     Raises UserError for noise of another shape, unless there is a label for every noise or none at
     all, for what is no denoiser, solver or batch, and where the denoiser does not answer with
     finite numbers in the shape of u.
@@ -249,9 +249,9 @@ def _whole(labels: Tensor | Sequence[int], noise: Tensor) -> Tensor:
 def check_denoiser(denoiser: Denoiser, labels: Tensor | None = None) -> None:
     """UserError for what cannot be called with u and sigma, and the labels where there are some."""
     if not callable(denoiser):
-        made = ": give its denoiser, as in model.denoiser()" if hasattr(denoiser, "denoiser") else ""
+        known = hasattr(denoiser, "denoiser")
         raise UserError(f"a denoiser is a function of u and sigma, not {type(denoiser).__name__}"
-                        f"{made}")
+                        f"{': give its denoiser, as in model.denoiser()' if known else ''}")
     words = ("u", "sigma") if labels is None else ("u", "sigma", "labels")
     try:
         inspect.signature(denoiser).bind(*words[:2], **{word: None for word in words[2:]})

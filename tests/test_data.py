@@ -131,7 +131,7 @@ def test_a_folder_is_no_dataset_and_what_to_do_is_said(name):
 @pytest.mark.parametrize("shape", [(64, 1024, 4), (64, 1024), (64, 1000, 3), (63, 1024, 3),
                                    (0, 0, 3)])
 def test_a_picture_that_is_no_sheet_is_one_line(shape):
-    with pytest.raises(UserError, match="a sheet is uint8 RGB .* 32 square images a row") as failure:
+    with pytest.raises(UserError, match="a sheet is uint8 RGB .* 32 square images") as failure:
         data.untiled(np.zeros(shape, np.uint8))
     one_line(failure)
 

@@ -102,7 +102,8 @@ def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, option, 
 def test_a_parameter_is_given_once(tmp_path, words, capsys):
     path = notebook(tmp_path / "n.ipynb", parameters=DECLARED + '\ndevice: str = "cpu"')
     assert run.main([str(path), *words, "--output", str(tmp_path / "o.ipynb")]) == 2
-    assert capsys.readouterr().err == f"error: parameter {words[-2]!r} is given twice: give it once\n"
+    said = f"error: parameter {words[-2]!r} is given twice: give it once\n"
+    assert capsys.readouterr().err == said
     assert names(tmp_path) == ["n.ipynb"]
 
 
