@@ -314,6 +314,7 @@ def test_a_network_of_single_precision_is_told_what_to_do():
     ({"solver": "heun"}, "a samplers.Solver, .* not 'heun'"), ({"solver": 18}, "not 18"),
     ({"denoiser": object()}, "a denoiser is a function of u and sigma, not object"),
     ({"denoiser": lambda u: u}, "a denoiser takes u and sigma"),
+    ({"denoiser": torch.nn.Conv2d(3, 3, 1)}, "a denoiser takes u and sigma"),
     ({"labels": torch.zeros(2).long()}, "a denoiser takes u and sigma, .*labels"),
     ({"labels": ["cat", "dog"], "denoiser": lambda u, sigma, labels: u}, "labels are whole num"),
     ({"labels": torch.zeros(2), "denoiser": lambda u, sigma, labels: u}, "labels are whole num"),

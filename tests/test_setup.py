@@ -225,7 +225,8 @@ def test_what_make_is_told_of_where_begins_with_an_option():
 
 
 def test_make_help_says_what_make_makes():
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True,
+                          text=True)
     first, *rest = done.stdout.splitlines()
     assert done.returncode == 0 and first.startswith("make figures ")
     assert any(line.startswith("make plan ") for line in rest) and "$" not in done.stdout
