@@ -254,7 +254,8 @@ def check_denoiser(denoiser: Denoiser, labels: Tensor | None = None) -> None:
                         f"{': give its denoiser, as in model.denoiser()' if known else ''}")
     words = ("u", "sigma") if labels is None else ("u", "sigma", "labels")
     try:
-        inspect.signature(getattr(denoiser, "forward", denoiser)).bind(*words[:2], **{word: None for word in words[2:]})
+        known = inspect.signature(getattr(denoiser, "forward", denoiser))
+        known.bind(*words[:2], **dict.fromkeys(words[2:]))
     except ValueError:  # of what is written in C it is not known
         return
     except TypeError as error:
