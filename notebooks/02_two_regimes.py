@@ -226,7 +226,8 @@ halves = regimes.across_halves(grid, features, copies, sizes.resamples)
 output.table(ratio, "tab_nearer_than_second")
 output.table(halves, "tab_disjoint_halves")
 compared = control[control.width.isin(halves.width) & control.images.isin(halves.images)]
-named = halves.assign(pair=[f"width {width}" for width in halves.width])
+named = halves.drop(columns="cosine").assign(
+    pair=[f"width {width}" for width in halves.width])
 views = {"Copies by pixel distance": ratio.assign(pair="width " + ratio.width.astype(str)),
          "Trained on disjoint halves": regimes.beside_control(named, compared)}
 output.figure(plots.scores_against(views, "pair", shaded=True, colours=colours, labels=dict(
