@@ -44,6 +44,7 @@ describe = descriptors.load(descriptor, device)
 copies = scores.copies(describe.threshold)
 training = data.load(sizes.dataset)
 conditional.check_noise(shown_noise, sizes)
+hub = conditional.from_hub(imagenet, sizes.imagenet, device)  # what is not there is told first
 
 # %% [markdown]
 # ## The models
@@ -196,7 +197,6 @@ claims.save(verdicts, "conditional", output, device)
 # of several pipelines with noises of one shape also RP_cond, by the paper's own descriptor.
 
 # %%
-hub = conditional.from_hub(imagenet, sizes.imagenet, device)
 pictures = {name: models.samples(model, 8) for name, model in hub.items()}
 if hub:
     rows = {name: part[0] for name, part in pictures.items()}

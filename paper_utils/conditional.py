@@ -108,9 +108,9 @@ def samples(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
 def guided(model: Model, weight: float) -> Model:
     """The model under classifier-free guidance; noise k has class k modulo the number of classes.
 
-    Its samples are [n, 3, H, W]. Raises UserError for a model without label dropout.
+    Its samples are [n, 3, H, W]. Raises UserError for a model without a denoiser or label dropout.
     """
-    denoiser = denoisers.guided(model.denoiser(), weight)
+    denoiser = denoisers.guided(models.denoiser_of(model), weight)
     device = model.device
 
     def generate(noise: Tensor, title: str = "") -> Tensor:

@@ -86,6 +86,13 @@ def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: 
         denoiser=lambda: denoiser, classes=classes, device=device)
 
 
+def denoiser_of(model: Model) -> denoisers.Denoiser:
+    """The model's denoiser. Raises UserError for a GAN or a VAE, which have none."""
+    if model.denoiser is None:
+        raise UserError(f"{model.name} has no denoiser: give a diffusion model or a closed form")
+    return model.denoiser()
+
+
 def resolved(model: Model, solver: Solver, name: str = "") -> Model:
     """The same denoiser by another solver, under a name of its own.
 
@@ -221,7 +228,9 @@ def closed_forms(images: data.Images, bag: int, device: str = "cpu") -> dict[str
     """The optimal denoiser, the Gaussian denoiser and the local equivariant score of `images`.
 
     All through the same solver (Heun, 18 steps). They are built when first asked for a sample.
+    Raises UserError for a device that is not there.
     """
+    check_device(device)
     makers = {"optimal": lambda: denoisers.OptimalDenoiser(images.pixels),
               "gaussian": lambda: gaussian(images),
               "local": lambda: local_score.LocalEquivariantDenoiser(images, bag, device=device)}
@@ -490,8 +499,10 @@ def by_name(names: Iterable[str], profile: Profile, images: data.Images,
 def shipped(name: str, folder: Path = zoo.FOLDER, *, device: str = "cpu") -> Model:
     """A model of a folder of the zoo with its weights.
 
-    Raises UserError for an unknown name, one without weights there, or damaged weights.
+    Raises UserError for an unknown name, one without weights there, damaged weights, or a device
+    that is not there.
     """
+    check_device(device)
     row = zoo.entry(name, folder)
     if not row.weights:
         raise UserError(f"{name} has no weights in the zoo: it is one of models.closed_forms, or "

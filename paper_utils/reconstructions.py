@@ -105,8 +105,8 @@ def restoring(model: Model, problem: Problem, images: data.Images, steps: int,
     def generate(noise: Tensor, title: str = "") -> Tensor:
         operator, measurement = posed(problem, images.pixels[:len(noise)])
         try:
-            return inverse.reconstruct(model.denoiser(), measurement, operator, noise.to(device),
-                                       guidance, title, batch).cpu()
+            return inverse.reconstruct(models.denoiser_of(model), measurement, operator,
+                                       noise.to(device), guidance, title, batch).cpu()
         except Diverged as error:
             raise Diverged(f"{model.name}, {problem.name}, {steps} steps: {error}; or take more "
                            "steps") from None

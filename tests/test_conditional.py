@@ -61,6 +61,11 @@ def test_noise_k_has_class_k_under_guidance_and_weight_one_is_no_guidance(model)
     assert strong.identity != model.identity
 
 
+def test_guidance_needs_a_denoiser(model):
+    with pytest.raises(UserError, match="gan has no denoiser"):
+        conditional.guided(replace(model, name="gan", denoiser=None), 2.0)
+
+
 def test_guidance_needs_label_dropout():
     spec = replace(TINY, network_args=TINY.network_args | {"label_dropout": 0.0})
     plain = models.diffusion(spec, training.build(spec).eval(), "weights")

@@ -275,6 +275,10 @@ def test_a_checkpoint_stays_until_its_successor_is_written(images, cache, monkey
 def test_cuda_is_refused_where_there_is_none(images, cache):
     with pytest.raises(UserError, match="device='cpu'"):
         models.train(TINY, images, device="cuda")
+    with pytest.raises(UserError, match="device='cpu'"):
+        models.shipped("edm", device="cuda")
+    with pytest.raises(UserError, match="device='cpu'"):
+        models.closed_forms(images, 16, "cuda")
     assert not cache.exists()
 
 
