@@ -13,7 +13,8 @@ PYTHON ?= python3
 PROFILE ?= laptop
 ON ?=
 PIP_FLAGS ?=
-$(if $(filter-out -%,$(firstword $(ON))),$(error ON begins with an option: ON="--on $(ON)"))
+$(if $(filter-out -%,$(firstword $(ON))),$(error ON begins with an option, as \
+  in ON="--on slurm" or ON="--device cpu"))
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready

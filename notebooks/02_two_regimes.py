@@ -68,12 +68,12 @@ output.table(grid.merge(check, how="left"), "tab_regimes_models")
 # intervals (Wilson's). The grey curves are the paper's, for widths of 64, 128 and 256; shaded are
 # its two regimes. The control of RP is the Gaussian denoiser of all training images, which nobody
 # trained: networks that learned little are near it, and agree with each other for that reason alone
-# (dashed, in the colour of the width). That of the same N images is further from them at every
-# size: of fewer than 3,072 its covariance is singular. But this one is the control of GL: it cannot
-# copy, so where it has 1, a network's 1 says that it does not copy, and not that it creates
-# anything. Held-out real images score below 1 (`held-out` in the table), for two reasons: CIFAR-10
-# has near-duplicates, and the descriptor has false alarms (by eye, at 32,768 training images, for
-# less than one held-out image in a hundred).
+# (dashed, in the colour of the width). That of the same N images agrees with them less at 1,024 to
+# 16,384 images, for of fewer than 3,072 its covariance is singular, and hardly differs at 32,768.
+# But it is the control of GL: it cannot copy, so where it has 1, a network's 1 says that it does
+# not copy, and not that it creates anything. Held-out real images score below 1 (`held-out` in the
+# table), for two reasons: CIFAR-10 has near-duplicates, and the descriptor has false alarms (by
+# eye, at 32,768 training images, for less than one held-out image in a hundred).
 
 # %%
 features = {name: descriptors.features(describe, rows) for name, rows in images.items()}

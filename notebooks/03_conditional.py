@@ -151,8 +151,8 @@ output.table(same, "tab_same_winning_class")
 #
 # Classifier-free guidance at several weights: 1 is the conditional model, 0 the same network
 # without a class. Noise *k* has class *k* modulo 10. Right: every model with the control, the
-# Gaussian denoisers of the class and of all images under the same guidance (up to weight 2: at 4
-# three in ten of its values are at the ends of their range).
+# Gaussian denoisers of the class and of all images under the same guidance (up to weight 2: beyond,
+# many of its pixels leave their range).
 
 # %%
 guided = conditional.guided_samples(found, {name: images[name] for name in found}, sizes)
@@ -162,8 +162,8 @@ described = {weight: {name: descriptors.features(describe, rows) for name, rows 
              for weight, part in guided.items()}
 guidance = conditional.over_guidance(described, copies, sizes.resamples)
 output.table(guidance, "tab_rp_cond_guidance")
-closed_guided = {weight: conditional.guided_gaussian(training, weight)
-                 for weight in conditional.WEIGHTS if weight <= 2}
+closed_guided = {weight: conditional.guided_gaussian(training, weight, device)
+                 for weight in conditional.CONTROLLED}
 with_control = conditional.with_guided_gaussian(described, {
     weight: descriptors.features(describe, models.samples(one, sizes.class_noises))
     for weight, one in closed_guided.items()}, copies, sizes.resamples)

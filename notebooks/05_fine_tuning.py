@@ -118,18 +118,19 @@ output.figure(plots.scores_against(both, "pair", labels=dict.fromkeys(both, "RP"
 # how little fine-tuning changed. `scratch`, which did not start there, is the baseline: where it
 # agrees too, RP does not tell staying from moving. The table also has the mean difference of the
 # pixels, which does. And with the Gaussian denoiser of all images of the five classes, which nobody
-# trained: agreement no higher than this says little (that of the N images is further away, for of
-# fewer than 3,072 its covariance is singular). How far do the two pre-trained networks agree with
-# each other?
+# trained: agreement no higher than this says little. How far do the two pre-trained networks agree
+# with each other, and the first of them with that denoiser of classes it never saw?
 
 # %%
 bases = fine_tuning.agreement_of_bases(features, copies, sizes.resamples)
-print(f"RP of the two pre-trained networks: {bases}")
+by_pixels = fine_tuning.agreement_of_bases(images, scores.close, sizes.resamples)
+print(f"the two pre-trained networks: RP {bases}, MAE score {by_pixels}")
 control = models.samples(models.closed_forms(target, sizes.bag)["gaussian"], sizes.transfer_noises)
+formed = descriptors.features(describe, control)
+print(f"the first and the Gaussian denoiser: RP {scores.proportion(copies(features['base'], formed))}")
 first = grid[grid.run == ""]
 with_start = fine_tuning.against(first, features, features["base"], copies, sizes.resamples)
-gaussian = fine_tuning.against(grid, features, descriptors.features(describe, control), copies,
-                               sizes.resamples)
+gaussian = fine_tuning.against(grid, features, formed, copies, sizes.resamples)
 output.table(with_start.assign(distance=fine_tuning.distances(first, images, images["base"])),
              "tab_fine_tuning_with_base")
 output.table(gaussian, "tab_fine_tuning_with_gaussian")

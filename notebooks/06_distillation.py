@@ -49,13 +49,14 @@ training, held_out = data.load(sizes.dataset), data.load(sizes.dataset, "test")
 # answer for all points of a trajectory, its end: `cd` follows the teacher's trajectories, `ct`
 # learns from data alone, and `ict` does so with the schedule, loss and noise levels of Song &
 # Dhariwal (2024), at a smaller scale and without their dropout and optimizer. With more than one
-# step a consistency model adds new noise after each. Here that is computed from the starting noise,
-# so that all three get the same.
+# step a consistency model adds new noise between two steps. Here that is computed from the starting
+# noise, so that all three get the same.
 #
 # *images seen* counts a student's own training; those that have a teacher begin with its weights.
 
 # %%
 found = models.distilled(sizes, training, device)
+students.check(found)
 made = students.runs(found, sizes)
 runs = students.table_of_runs(made)
 images = students.samples(made, sizes)
@@ -111,7 +112,7 @@ fresh = {"RP of consistency models": students.with_fresh_noise(described, copies
                                                                       sizes.resamples)}
 output.table(fresh["RP of consistency models"], "tab_rp_fresh_noise")
 output.table(fresh["MAE score of consistency models"], "tab_mae_fresh_noise")
-output.figure(plots.curves(fresh, "what", "steps", "steps, with fresh noise after each", True,
+output.figure(plots.curves(fresh, "what", "steps", "steps, fresh noise between them", True,
                            f"Several steps, {note}"), "fig_fresh_noise")
 
 # %% [markdown]
@@ -154,19 +155,22 @@ output.figure(plots.heatmaps({"RP score": rp, "MAE score": mae}, names,
 # ## The price
 #
 # Fréchet distance to held-out images in the descriptor's own features (it compares curves of this
-# figure and nothing else; so few images have a distance even when they are real: the dashed line),
+# figure and nothing else; real images, as few, have a distance above 0 too: the dashed line),
 # sharpness (what a filter of one pixel takes away, over that of real images), and the time of one
 # image on this machine. A low distance alone does not mean good images, for the descriptor ignores
 # grain: where sharpness is well above 1, the image is noisy.
 
 # %% tags=["nbval-ignore-output"]
 real = tables.features_of(describe, held_out)
-price = students.price(runs, made, images, features, held_out.pixels[:sizes.held_out], real)
+photos = held_out.pixels[:sizes.held_out]
+price = students.price(runs, made, images, features, photos, real)
 output.table(price, "tab_price")
-n = sizes.grid_noises
+sharp = students.sharpness(images[gaussian.name]) / students.sharpness(photos)
+print(f"sharpness of the Gaussian denoiser's images: {sharp:.2f}")
+n, known = sizes.grid_noises, tables.features_of(describe, training)
 panels = {label: price.assign(score=price[column]) for label, column in (
     (f"FD, {n} images", "FD"), ("sharpness", "sharpness"), ("ms per image", "ms per image"))}
-levels = {f"FD, {n} images": scores.frechet(real[:n], real[n:]), "sharpness": 1.0}
+levels = {f"FD, {n} images": scores.frechet(known[:n], real), "sharpness": 1.0}
 output.figure(plots.curves(panels, "series", "evaluations", "network evaluations", True,
                            f"The price of few steps, descriptor {describe.name}",
                            log_y=["ms per image"], level="real images", levels=levels), "fig_price")
@@ -205,5 +209,6 @@ output.table(numbers[with_student & numbers.ours.notna()], "tab_paper_numbers_st
 # %% tags=["nbval-ignore-output"]
 sharp = price.set_index("run").sharpness[[students.TEACHER, *one_step]].to_dict()
 verdicts = claims.distillation(rp, mae, list(unseen), with_teacher["RP with the teacher"],
-                               students.UNDISTILLED, gains, sharp)
+                               students.UNDISTILLED, fresh["RP of consistency models"], gains,
+                               sharp)
 claims.save(verdicts, "distillation", output, device)

@@ -20,7 +20,8 @@ from paper_utils.noise import stream
 from paper_utils.profiles import Profile
 from paper_utils.scores import Hits
 
-WEIGHTS = (0.0, 1.0, 1.5, 2.0, 4.0)  # of guidance; 1 is none, 0 the model without a class
+CONTROLLED = (0.0, 1.0, 1.5, 2.0)  # beyond, many pixels of the guided control leave their range
+WEIGHTS = (*CONTROLLED, 4.0)  # of guidance; 1 is none, 0 the model without a class
 GAUSSIAN = "gaussian-cond"
 
 
@@ -123,25 +124,21 @@ def guided(model: Model, weight: float) -> Model:
                    identity=model.identity | {"guidance": weight, "classes": "k modulo"})
 
 
-def guided_gaussian(images: data.Images, weight: float) -> Model:
-    """The control of `guided`: D + w (D_c - D), of the Gaussian denoisers of all images and of the
-    class that the noise has there.
+def guided_gaussian(images: data.Images, weight: float, device: str = "cpu") -> Model:
+    """The control of `guided`: the Gaussian denoisers of all images and of the class that the noise
+    has there, under the same guidance (denoisers.between).
 
-    Nobody trained it. Of large weights its images leave [-1, 1] in many pixels.
+    Nobody trained it. With large weights many of its pixels leave [-1, 1].
     """
     classes, control = tuple(images.labels.unique().tolist()), gaussian(images)
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
         whole, x0 = models.gaussian(images), torch.empty_like(noise)
         for k, c in enumerate(classes):
-            own = models.gaussian(images.classes(c, c))
-
-            def denoiser(u: Tensor, sigma: Tensor) -> Tensor:
-                plain = whole(u, sigma)
-                return plain + weight * (own(u, sigma) - plain)
-
-            x0[k::len(classes)] = samplers.sample(denoiser, noise[k::len(classes)], control.solver,
-                                                  batch=len(noise))
+            denoiser = denoisers.between(whole, models.gaussian(images.classes(c, c)), weight)
+            part = noise[k::len(classes)].to(device)
+            x0[k::len(classes)] = samplers.sample(denoiser, part, control.solver,
+                                                  batch=len(noise)).cpu()
         return x0
 
     return replace(control, name=f"{control.name}@w{weight:g}", generate=generate, classes=(),
@@ -183,7 +180,7 @@ def between(unconditional: Mapping[str, Tensor], conditional: Mapping[str, Tenso
     unconditional: features [n, d], conditional: [n, C, d], by model. Columns: model, other (the
     conditional one), score, low, high, random, one class, n. random is the same with C samples of
     the conditional model drawn from other noises: what a maximum over C reaches by itself. one
-    class: of one class instead of the best, the mean over all: what the maximum adds.
+    class: the mean over single classes; what score has above it the maximum adds.
     """
     rows = []
     for name, mine in unconditional.items():
@@ -211,12 +208,13 @@ def other_class(pairs: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits) -> 
     rows: features [n, classes, d] by model. The mean over every class and every other one, a
     baseline of RP_cond: what of it is the noise's.
     """
-    def share(mine: Tensor, theirs: Tensor) -> float:
-        others = [hits(mine, theirs.roll(k, 1)) for k in range(1, mine.shape[1])]
-        return torch.stack(others).double().mean().item()
+    return pd.Series([_other_classes(rows[row.model], rows[row.other], hits)
+                      for row in pairs.itertuples()], pairs.index, float)
 
-    return pd.Series([share(rows[row.model], rows[row.other]) for row in pairs.itertuples()],
-                     pairs.index, float)
+
+def _other_classes(mine: Tensor, theirs: Tensor, hits: Hits) -> float:
+    others = [hits(mine, theirs.roll(k, 1)) for k in range(1, mine.shape[1])]
+    return torch.stack(others).double().mean().item()
 
 
 def elsewhere(rows: Tensor) -> Tensor:
@@ -297,8 +295,8 @@ def of_another_class(rows: Mapping[str, Tensor], hits: Hits) -> pd.DataFrame:
     rows: features [n, classes, d] by model. Where this is high, agreement of two models says little
     about classes.
     """
-    same = pd.DataFrame({"model": list(rows), "other": list(rows)})
-    return same.assign(**{"other class": other_class(same, rows, hits)}).drop(columns="other")
+    return pd.DataFrame({"model": list(rows), "other class": [
+        _other_classes(mine, mine, hits) for mine in rows.values()]})
 
 
 def with_guided_gaussian(rows: Mapping[float, Mapping[str, Tensor]],

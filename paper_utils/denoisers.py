@@ -111,6 +111,11 @@ class Preconditioned(nn.Module):
         return c_skip * u + c_out * out.to(u.dtype)
 
 
+def between(plain: Denoiser, own: Denoiser, weight: float) -> Denoiser:
+    """D + weight (D_own - D): guidance of two denoisers, from D at weight 0 over D_own at 1."""
+    return lambda u, sigma: torch.lerp(plain(u, sigma), own(u, sigma), weight)
+
+
 def guided(denoiser: Preconditioned, weight: float) -> Denoiser:
     """Classifier-free guidance (Ho & Salimans 2022) as a denoiser of its own.
 

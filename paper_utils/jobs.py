@@ -72,7 +72,9 @@ def _restored(found: dict[str, Model], profile: Profile) -> None:
 
 
 def _students(found: dict[str, Model], profile: Profile) -> None:
-    students.samples(students.runs(found, profile), profile)
+    again = students.restarted(found[students.TEACHER]) if students.TEACHER in found else {}
+    students.samples(students.runs(found, profile) | {one.name: one for one in again.values()},
+                     profile)
     students.sheets(found, profile)
 
 
@@ -97,7 +99,8 @@ STUDIES = {  # specs are looked up when called
         lambda spec, p: p.transfer_noises * spec.solver.evaluations),
     "distillation": Study(
         lambda name: recipes.distillation_specs(name), _students,
-        lambda spec, p: p.grid_noises * (spec.solver.evaluations + 2 * spec.solver.steps),
+        lambda spec, p: p.grid_noises * (spec.solver.evaluations + 2 * spec.solver.steps + (
+            sum(students.FEW) * spec.solver.evaluations if spec.name == students.TEACHER else 0)),
         also=lambda p: p.families),
 }
 

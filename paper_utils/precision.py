@@ -14,14 +14,14 @@ def exact() -> Iterator[None]:
     The gradients of reflected padding and of bicubic reduction, which Algorithm 1 takes for blur
     and super-resolution, are summed on a GPU in no fixed order: the last bits differ there.
     """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    products = torch.backends.cuda.matmul
+    before, products.fp32_precision = products.fp32_precision, "ieee"
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True,
                                         allow_tf32=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        products.fp32_precision = before
 
 
 def has_bf16(device: str) -> bool:

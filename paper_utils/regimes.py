@@ -154,7 +154,7 @@ def copied_by_control(gaussian: Mapping[int, Tensor], known: Tensor, threshold: 
 def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],
                      features: Mapping[str, Tensor], theirs: Mapping[int, Tensor],
                      descriptor: Descriptor, resamples: int = 1_000) -> pd.DataFrame:
-    """RP of every width with a closed form of the same images.
+    """RP of every width with samples of a closed form, of the same images or of all.
 
     theirs: number of images -> samples of the closed form, perhaps of fewer noises. Columns:
     images, width, score, low, high, n, shuffled, distance (mean |difference| of pixels, 0..255).

@@ -288,13 +288,15 @@ def sample_gaussian(denoiser: GaussianDenoiser, noise: Tensor, solver: Solver) -
     """sample(denoiser, noise, solver), in two products with the eigenvectors.
 
     Along an eigenvector D is a factor, and so is the whole run: a run on ones finds them all.
-    noise: [B, C, H, W], on the CPU; solver: any but "consistency", which adds noise on its way.
+    noise: [B, C, H, W]; solver: any but "consistency", which adds noise on its way.
     """
     values, vectors = denoiser.eigenvalues[:, None, None], denoiser.eigenvectors
     factors = sample(lambda u, sigma: u * values / (values + sigma**2),
                      torch.ones_like(values)[None], solver).flatten().to(vectors)
-    z = (noise - denoiser.mean / solver.sigma_max).flatten(1)  # in other directions it ends at 0
-    return (denoiser.mean + (z @ vectors * factors @ vectors.T).view_as(noise)).float()
+    u = noise.to(vectors)
+    z = (u - denoiser.mean / solver.sigma_max).flatten(1)  # in other directions it ends at 0
+    x0 = denoiser.mean + (z @ vectors * factors @ vectors.T).view_as(u)
+    return x0.float().to(noise.device)
 
 
 def consistency_function(denoiser: Denoiser, solver: Solver = Solver()) -> Denoiser:

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from paper_utils import descriptors, models, recipes, samplers, scores, zoo
 from paper_utils.descriptors import Descriptor
+from paper_utils.errors import UserError
 from paper_utils.models import BANK, Model
 from paper_utils.profiles import Profile
 from paper_utils.samplers import Solver
@@ -65,6 +66,13 @@ def restarted(model: Model) -> dict[int, Model]:
         found[steps] = replace(again, evaluations=steps * model.evaluations,
                                identity=again.identity | {"flow": asdict(model.solver)})
     return found
+
+
+def check(found: Mapping[str, Model]) -> None:
+    """UserError where models are missing that the claims on students need."""
+    if missing := {TEACHER, "progressive-1", "ct"} - {*found}:
+        raise UserError(f"the notebook on students needs {' and '.join(sorted(missing))}: train "
+                        "them first, or restore zoo/distillation with git checkout")
 
 
 def table_of_runs(made: Mapping[str, Model]) -> pd.DataFrame:
@@ -116,7 +124,8 @@ def with_fresh_noise(rows: Mapping[str, Tensor], hits: Hits,
 
     rows: by run, those of `runs` and of `restarted`. The mean over pairs of what there is: with
     each other, with the teacher and the Gaussian denoiser given the same fresh noise, and with the
-    teacher's own image. Columns what, steps, score, low, high, n, shuffled.
+    teacher's own image; and of those two given it with each other. Columns what, steps, score, low,
+    high, n, shuffled.
     """
     found = []
     for steps in (1, *FEW):
@@ -128,7 +137,8 @@ def with_fresh_noise(rows: Mapping[str, Tensor], hits: Hits,
                  "the teacher, same fresh noise": [(name, run(TEACHER)) for name in mine],
                  "the Gaussian denoiser, same fresh noise": [(name, run("gaussian"))
                                                              for name in mine],
-                 "the teacher's own image": [(name, TEACHER) for name in mine]}
+                 "the teacher's own image": [(name, TEACHER) for name in mine],
+                 "the teacher with the Gaussian": [(run(TEACHER), run("gaussian"))] * bool(mine)}
         for what, names in kinds.items():
             if pairs := [(rows[a], rows[b]) for a, b in names]:
                 score, chance = scores.mean_agreement(pairs, hits, resamples)

@@ -162,8 +162,8 @@ def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str],
         rows.append({"descriptor": name, "dim": descriptor.dim, "threshold": descriptor.threshold,
                      "lowest RP": pairs.score.min(), "median RP": pairs.score.median(),
                      "highest RP": pairs.score.max(), "highest shuffled": pairs.shuffled.max(),
-                     "median same noise first": median(
-                         scores.same_noise_first(*pair) for pair in
-                         combinations(features.values(), 2)),
+                     "median same noise first": pd.Series(
+                         [scores.same_noise_first(*pair) for pair in
+                          combinations(features.values(), 2)], dtype=float).median(),
                      "by chance": 1 / n, "noises": n})
     return pd.DataFrame(rows)

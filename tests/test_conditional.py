@@ -419,6 +419,7 @@ def test_the_control_stands_apart_in_the_claims():
 
 def test_without_models_nothing_is_decided():
     nothing = scores.pairwise({}, scores.close)
-    found = claims.conditional(nothing, nothing, conditional.carried_over({}, {}, {}, scores.close), nothing,
-                               conditional.between({}, {}, 0.5), curves(), "g")
+    gaps = conditional.carried_over({}, {}, {}, scores.close)
+    found = claims.conditional(nothing, nothing, gaps, nothing, conditional.between({}, {}, 0.5),
+                               curves(), "g")
     assert {claim.verdict for claim in found} == {"not decided: not trained yet"}

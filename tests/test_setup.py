@@ -220,7 +220,7 @@ def test_make_takes_the_names_it_knows(word):
 def test_what_make_is_told_of_where_begins_with_an_option():
     done = subprocess.run(["make", "--dry-run", "plan", "ON=slurm"], cwd=ROOT, capture_output=True,
                           text=True)
-    assert done.returncode == 2 and 'ON begins with an option: ON="--on slurm"' in done.stderr
+    assert done.returncode == 2 and 'ON begins with an option' in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

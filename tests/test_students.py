@@ -136,6 +136,12 @@ def test_agreement_with_the_teacher_has_a_row_for_every_other_run():
     assert (found.shuffled == 0).all() and (found.n == 40).all()
 
 
+def test_what_the_claims_need_is_asked_for_before_the_work(found):
+    students.check(found)
+    with pytest.raises(UserError, match="needs ct and teacher: train them first, or restore"):
+        students.check({name: found[name] for name in found if name not in ("ct", TEACHER)})
+
+
 def test_a_model_restarts_from_the_fresh_noise_of_consistency_models():
     gaussian = models.closed_forms(data.load("bundled").first(8), 16)["gaussian"]
     again, noise = students.restarted(gaussian), BANK[:2]
@@ -165,6 +171,7 @@ def test_several_steps_are_compared_at_the_same_fresh_noise():
     assert found.score.to_dict() == {
         ("each other", 1): 0.5, ("the teacher, same fresh noise", 1): 0.75,
         ("the Gaussian denoiser, same fresh noise", 1): 0.25, ("the teacher's own image", 1): 0.75,
+        ("the teacher with the Gaussian", 1): 0.25, ("the teacher with the Gaussian", 2): 0.25,
         ("each other", 2): 1.0, ("the teacher, same fresh noise", 2): 0.75,
         ("the Gaussian denoiser, same fresh noise", 2): 0.0, ("the teacher's own image", 2): 0.25}
     assert (found.shuffled == 0).all() and (found.n == 40).all()
