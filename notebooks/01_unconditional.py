@@ -116,7 +116,8 @@ output.figure(plots.heatmaps({"RP score": rp, "MAE score": mae}, diffusion + clo
 beside = {name: claims.among(pairs, [*many_steps, "gaussian"])
           for name, pairs in {"RP": rp, "MAE score": mae}.items()}
 title = f"Every two models, and each with the Gaussian denoiser; {sizes.noises} noises"
-output.figure(plots.against_control(beside, "gaussian", title), "fig_beside_control")
+output.figure(plots.against_control(beside, "gaussian", "the Gaussian", title),
+              "fig_beside_control")
 
 # %% [markdown]
 # The intervals are over noises and leave out what another seed of the training would change. Two

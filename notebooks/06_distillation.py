@@ -98,8 +98,8 @@ output.figure(plots.curves(with_teacher, "series", "steps", "steps", True,
 # With more than one step consistency models leave the teacher's image. But the new noise is noise
 # that the teacher never got: the paper's question is whether models agree that are given the same.
 # So the teacher gets it here, too: its image is noised again at the same levels with the same
-# noise, and its own solver goes on from there; the Gaussian denoiser likewise. Mean over the three
-# consistency models.
+# noise, and its own solver goes on from there; the Gaussian denoiser likewise. Curves are means over
+# the three consistency models, but for *teacher and Gaussian*: those two with each other.
 
 # %%
 again = {one.name: one for model in (found[students.TEACHER], gaussian)
@@ -107,13 +107,13 @@ again = {one.name: one for model in (found[students.TEACHER], gaussian)
 noised = images | students.samples(again, sizes)
 described = {name: features[name] if name in features else descriptors.features(describe, rows)
              for name, rows in noised.items()}
-fresh = {"RP of consistency models": students.with_fresh_noise(described, copies, sizes.resamples),
-         "MAE score of consistency models": students.with_fresh_noise(noised, scores.close,
-                                                                      sizes.resamples)}
-output.table(fresh["RP of consistency models"], "tab_rp_fresh_noise")
-output.table(fresh["MAE score of consistency models"], "tab_mae_fresh_noise")
-output.figure(plots.curves(fresh, "what", "steps", "steps, fresh noise between them", True,
-                           f"Several steps, {note}"), "fig_fresh_noise")
+fresh = {"RP": students.with_fresh_noise(described, copies, sizes.resamples),
+         "MAE score": students.with_fresh_noise(noised, scores.close, sizes.resamples)}
+output.table(fresh["RP"], "tab_rp_fresh_noise")
+output.table(fresh["MAE score"], "tab_mae_fresh_noise")
+output.figure(plots.curves(fresh, "what", "steps", "steps", True,
+                           f"Consistency models, all given the same fresh noise; {note}"),
+              "fig_fresh_noise")
 
 # %% [markdown]
 # ## With models they never saw
@@ -209,6 +209,5 @@ output.table(numbers[with_student & numbers.ours.notna()], "tab_paper_numbers_st
 # %% tags=["nbval-ignore-output"]
 sharp = price.set_index("run").sharpness[[students.TEACHER, *one_step]].to_dict()
 verdicts = claims.distillation(rp, mae, list(unseen), with_teacher["RP with the teacher"],
-                               students.UNDISTILLED, fresh["RP of consistency models"], gains,
-                               sharp)
+                               students.UNDISTILLED, fresh["RP"], gains, sharp)
 claims.save(verdicts, "distillation", output, device)

@@ -984,8 +984,7 @@ def several_steps(fresh: pd.DataFrame) -> Claim:
     """
     several = fresh[fresh.steps > 1].pivot(index="steps", columns="what")
     own, closed, form, lost = (several.xs(what, axis=1, level="what") for what in (
-        "each other", "the teacher, same fresh noise", "the Gaussian denoiser, same fresh noise",
-        "the teacher's own image"))
+        "each other", "the teacher", "the Gaussian", "the teacher's own image"))
     same = (own.low > lost.high).all() and (closed.low > lost.high).all()
     beyond = (own.low > form.high).all() and (closed.low > form.high).all()
     verdict = ("no" if not same else "yes, and more than with the Gaussian denoiser" if beyond else
@@ -1001,7 +1000,7 @@ def several_steps(fresh: pd.DataFrame) -> Claim:
                            f"the teacher's own image {lost.score[steps]:.2f}"
                            for steps in several.index), verdict,
                  **_ours(*((rows[rows.what == what].iloc[0], f"{{steps}} steps, {what}")
-                           for what in ("each other", "the Gaussian denoiser, same fresh noise"))))
+                           for what in ("each other", "the Gaussian"))))
 
 
 def blur_explains(gains: pd.DataFrame, sharp: Mapping[str, float]) -> Claim:

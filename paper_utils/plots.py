@@ -209,11 +209,12 @@ def _readable(axis) -> None:
         text.set_color("black" if relative_luminance(colour) > 0.179 else "white")
 
 
-def against_control(pairs: Mapping[str, pd.DataFrame], control: str, title: str = "") -> Figure:
+def against_control(pairs: Mapping[str, pd.DataFrame], control: str, named: str,
+                    title: str = "") -> Figure:
     """A point per pair of models: their score, against the higher of their two with `control`.
 
-    pairs: name of a score -> scores.pairwise, the control among the models. Above the diagonal two
-    models agree more with each other than either does with the control.
+    pairs: name of a score -> scores.pairwise, the control among the models; named: what to call it.
+    Above the diagonal two models agree more with each other than either does with the control.
     """
     with _panels(len(pairs), (3.6 * len(pairs) + 0.3, 3.7), title=title) as (figure, axes):
         for axis, (name, table) in zip(axes.flat, pairs.items()):
@@ -227,9 +228,9 @@ def against_control(pairs: Mapping[str, pd.DataFrame], control: str, title: str 
             axis.vlines(higher, own.low, own.high, color=CORNERS[0], lw=0.8, alpha=0.35)
             axis.plot(higher, own.score, "o", color=CORNERS[0], ms=4, mec="white", mew=0.4)
             axis.set(title=name, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal",
-                     xlabel="higher of the two with it", ylabel="with each other")
+                     xlabel=f"the higher with {named}", ylabel="with each other")
             for x, y, words in ((0.24, 0.29, "more with each other"),
-                                (0.27, 0.22, "more with it")):
+                                (0.27, 0.22, f"more with {named}")):
                 axis.text(x, y, words, fontsize=7.5, color="0.35", rotation=45, ha="center",
                           va="center")
     return figure

@@ -134,11 +134,10 @@ def with_fresh_noise(rows: Mapping[str, Tensor], hits: Hits,
 
         mine = [run(name) for name in CONSISTENT if run(name) in rows]
         kinds = {"each other": list(combinations(mine, 2)),
-                 "the teacher, same fresh noise": [(name, run(TEACHER)) for name in mine],
-                 "the Gaussian denoiser, same fresh noise": [(name, run("gaussian"))
-                                                             for name in mine],
+                 "the teacher": [(name, run(TEACHER)) for name in mine],
+                 "the Gaussian": [(name, run("gaussian")) for name in mine],
                  "the teacher's own image": [(name, TEACHER) for name in mine],
-                 "the teacher with the Gaussian": [(run(TEACHER), run("gaussian"))] * bool(mine)}
+                 "teacher and Gaussian": [(run(TEACHER), run("gaussian"))] * bool(mine)}
         for what, names in kinds.items():
             if pairs := [(rows[a], rows[b]) for a, b in names]:
                 score, chance = scores.mean_agreement(pairs, hits, resamples)

@@ -469,9 +469,8 @@ def test_a_student_must_be_nearer_to_its_teacher_than_the_gaussian(cd, ct, verdi
 def fresh_noise(own: float, teacher: float, gaussian: float, lost: float) -> pd.DataFrame:
     """At two and four steps alike; at one, which does not count, all the same."""
     rows = [(what, steps, score if steps > 1 else 1.0) for steps in (1, 2, 4) for what, score in (
-        ("each other", own), ("the teacher, same fresh noise", teacher),
-        ("the Gaussian denoiser, same fresh noise", gaussian), ("the teacher's own image", lost),
-        ("the teacher with the Gaussian", 0.9))]
+        ("each other", own), ("the teacher", teacher), ("the Gaussian", gaussian),
+        ("the teacher's own image", lost), ("teacher and Gaussian", 0.9))]
     return pd.DataFrame([(*row, row[2] - 0.0625, row[2] + 0.0625, 100) for row in rows],
                         columns=["what", "steps", "score", "low", "high", "n"])
 

@@ -373,7 +373,7 @@ def test_what_does_not_depend_on_x_is_drawn_across_its_panel():
 def test_pairs_stand_where_their_score_and_their_control_put_them():
     features = {"a": unit(0, 0, 0, 0), "b": unit(0, 0, 90, 0), "control": unit(0, 90, 90, 90)}
     pairs = scores.pairwise(features, copies, 50)
-    axis = plots.against_control({"RP": pairs}, "control").axes[0]
+    axis = plots.against_control({"RP": pairs}, "control", "it").axes[0]
     points = [line for line in axis.get_lines() if line.get_linestyle() == "None"]
     assert [line.get_xydata().tolist() for line in points] == [[[0.5, 0.75]]]  # of .25 and .5
 

@@ -169,11 +169,11 @@ def test_several_steps_are_compared_at_the_same_fresh_noise():
             "cd 2": TWO, "ct 2": TWO, "teacher 2": mixed(10), "gaussian 2": ONE}
     found = students.with_fresh_noise(rows, copies, 50).set_index(["what", "steps"])
     assert found.score.to_dict() == {
-        ("each other", 1): 0.5, ("the teacher, same fresh noise", 1): 0.75,
-        ("the Gaussian denoiser, same fresh noise", 1): 0.25, ("the teacher's own image", 1): 0.75,
-        ("the teacher with the Gaussian", 1): 0.25, ("the teacher with the Gaussian", 2): 0.25,
-        ("each other", 2): 1.0, ("the teacher, same fresh noise", 2): 0.75,
-        ("the Gaussian denoiser, same fresh noise", 2): 0.0, ("the teacher's own image", 2): 0.25}
+        ("each other", 1): 0.5, ("the teacher", 1): 0.75,
+        ("the Gaussian", 1): 0.25, ("the teacher's own image", 1): 0.75,
+        ("teacher and Gaussian", 1): 0.25, ("teacher and Gaussian", 2): 0.25,
+        ("each other", 2): 1.0, ("the teacher", 2): 0.75,
+        ("the Gaussian", 2): 0.0, ("the teacher's own image", 2): 0.25}
     assert (found.shuffled == 0).all() and (found.n == 40).all()
 
 
