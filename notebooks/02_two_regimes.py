@@ -84,14 +84,14 @@ gl = regimes.generalization(found, grid, features, known, real, describe.thresho
 trained_sizes = sorted({*regimes.cells(grid).images, *transformers.images})
 closed = {name: regimes.closed_samples(name, training, trained_sizes, sizes.grid_noises, sizes,
                                        device) for name in models.CLOSED_FORMS}
-against = {name: regimes.with_closed_form(grid, images, features, theirs, describe, sizes.resamples)
-           for name, theirs in closed.items()}
+described = {name: {n: descriptors.features(describe, rows) for n, rows in theirs.items()}
+             for name, theirs in closed.items()}
 whole = models.samples(models.closed_forms(training, sizes.bag)["gaussian"], sizes.grid_noises)
 closed["control"] = dict.fromkeys(trained_sizes, whole)
-control = regimes.with_closed_form(grid, images, features, closed["control"], describe,
-                                   sizes.resamples)
-described = {name: {n: descriptors.features(describe, rows) for n, rows in closed[name].items()}
-             for name in ("gaussian", "optimal", "control")}
+described["control"] = dict.fromkeys(trained_sizes, descriptors.features(describe, whole))
+against = {name: regimes.with_closed_form(grid, images, features, theirs, described[name], copies,
+                                          sizes.resamples) for name, theirs in closed.items()}
+control = against.pop("control")
 uncopied = regimes.copied_by_control(described["gaussian"], known, describe.threshold,
                                      sizes.resamples)
 by_pixels = regimes.between_widths(grid, images, scores.close, sizes.resamples)
@@ -225,11 +225,8 @@ ratio = regimes.nearer_than_second(found, grid, images, training.pixels, sizes.r
 halves = regimes.across_halves(grid, features, copies, sizes.resamples)
 output.table(ratio, "tab_nearer_than_second")
 output.table(halves, "tab_disjoint_halves")
-compared = control[control.width.isin(halves.width) & control.images.isin(halves.images)]
-named = halves.drop(columns="cosine").assign(
-    pair=[f"width {width}" for width in halves.width])
 views = {"Copies by pixel distance": ratio.assign(pair="width " + ratio.width.astype(str)),
-         "Trained on disjoint halves": regimes.beside_control(named, compared)}
+         "Trained on disjoint halves": regimes.halves_beside_control(halves, control)}
 output.figure(plots.scores_against(views, "pair", shaded=True, colours=colours, labels=dict(
     zip(views, ("share of samples", "RP across halves")))), "fig_other_views")
 

@@ -105,9 +105,9 @@ output.figure(plots.curves(with_teacher, "series", "steps", "steps", True,
 again = {one.name: one for model in (found[students.TEACHER], gaussian)
          for one in students.restarted(model).values()}
 noised = images | students.samples(again, sizes)
-described = {name: features[name] if name in features else descriptors.features(describe, rows)
+of_noised = {name: features[name] if name in features else descriptors.features(describe, rows)
              for name, rows in noised.items()}
-fresh = {"RP": students.with_fresh_noise(described, copies, sizes.resamples),
+fresh = {"RP": students.with_fresh_noise(of_noised, copies, sizes.resamples),
          "MAE score": students.with_fresh_noise(noised, scores.close, sizes.resamples)}
 output.table(fresh["RP"], "tab_rp_fresh_noise")
 output.table(fresh["MAE score"], "tab_mae_fresh_noise")

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paper_utils import artifacts, scores
+from paper_utils import artifacts, recipes, scores
 from paper_utils.errors import choose
 from paper_utils.plots import GENERALIZATION, MEMORIZATION, Output
 from paper_utils.scores import CONTROL, Score
@@ -730,8 +730,7 @@ def ways_beyond_gaussian(pairs: pd.DataFrame, gaussian: pd.DataFrame) -> Claim:
     pairs, forms = (table[table.images == most] for table in (pairs, gaussian))
     if pairs.empty or forms.empty:
         return Claim(statement, rule, "no pair", "not decided: not trained yet")
-    own = [forms[(forms.way == row.way)
-                 & forms.run.isin(["", "seed1" if row.way == "scratch" else "other"])]
+    own = [forms[(forms.way == row.way) & forms.run.isin(["", recipes.other_start(row.way)])]
            for row in pairs.itertuples()]
     more = [row.way for row, each in zip(pairs.itertuples(), own) if row.low > each.high.max()]
     less = [row.way for row, each in zip(pairs.itertuples(), own) if row.high < each.low.min()]

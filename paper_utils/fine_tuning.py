@@ -91,7 +91,7 @@ def reproducibility(table: pd.DataFrame, features: Mapping[str, Tensor], hits: H
     """
     rows, known = [], table.set_index(["way", "images", "run"]).model
     for way, images in table[["way", "images"]].drop_duplicates().itertuples(index=False):
-        runs = {OTHER: "seed1"} if way == "scratch" else {OTHER: "other", SAME: "seed1"}
+        runs = {OTHER: recipes.other_start(way)} | ({} if way == "scratch" else {SAME: "seed1"})
         for pair, run in runs.items():
             names = [known.get((way, images, r)) for r in ("", run)]
             if None not in names:

@@ -330,6 +330,12 @@ def transfer(profile: str, pretraining: str = "") -> Transfer:
                    images=tuple(n for n in found.images if n <= there))
 
 
+def other_start(way: str) -> str:
+    """The run of a way of fine-tuning that began elsewhere than its first: from the other base, and
+    of 'scratch', which has none, from other initial weights."""
+    return "seed1" if way == "scratch" else "other"
+
+
 def fine_tuning_specs(profile: str, pretraining: str = "") -> dict[str, Spec]:
     """The models of the fine-tuning study, by name; every base stands before what starts from it.
 

@@ -114,6 +114,14 @@ def copies_beside_control(gl: pd.DataFrame, control: pd.DataFrame) -> pd.DataFra
     return pd.concat([named[[*control]], control], ignore_index=True)
 
 
+def halves_beside_control(halves: pd.DataFrame, control: pd.DataFrame) -> pd.DataFrame:
+    """RP across halves under the pair 'width 16', and as `beside_control` that of the network of
+    the first half with the control; halves: of `across_halves`."""
+    own = control[control.width.isin(halves.width) & control.images.isin(halves.images)]
+    named = halves.drop(columns="cosine")
+    return beside_control(named.assign(pair=[f"width {width}" for width in halves.width]), own)
+
+
 def own_images(spec: training.Spec, rows: Tensor) -> Tensor:
     """The rows (features or pixels of the whole dataset) of the images `spec` trains on."""
     start = spec.half * (len(rows) // 2)
@@ -153,14 +161,15 @@ def copied_by_control(gaussian: Mapping[int, Tensor], known: Tensor, threshold: 
 
 def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],
                      features: Mapping[str, Tensor], theirs: Mapping[int, Tensor],
-                     descriptor: Descriptor, resamples: int = 1_000) -> pd.DataFrame:
+                     described: Mapping[int, Tensor], hits: Hits,
+                     resamples: int = 1_000) -> pd.DataFrame:
     """RP of every width with samples of a closed form, of the same images or of all.
 
-    theirs: number of images -> samples of the closed form, perhaps of fewer noises. Columns:
-    images, width, score, low, high, n, shuffled, distance (mean |difference| of pixels, 0..255).
+    theirs: number of images -> samples of the closed form, perhaps of fewer noises; described: the
+    features of those. Columns: images, width, score, low, high, n, shuffled, distance (mean
+    |difference| of pixels, 0..255).
     """
-    found, described = [], {n: descriptors.features(descriptor, rows) for n, rows in theirs.items()}
-    hits = scores.copies(descriptor.threshold)
+    found = []
     for row in cells(table).itertuples():
         rows, other = theirs[row.images], described[row.images]
         score, chance = scores.agreement(features[row.model][:len(rows)], other, hits, resamples)

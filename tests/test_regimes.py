@@ -120,7 +120,8 @@ def test_agreement_with_a_closed_form():
     theirs = {2: mine[:2] - 10, 4: mine[:2] + 60}  # no wrapping below 0
     features = dict.fromkeys(GRID, unit(100, 100, 100, 100))
     found = regimes.with_closed_form(regimes.grid(GRID), dict.fromkeys(GRID, mine), features,
-                                     theirs, describe, 50).set_index(["images", "width"])
+                                     theirs, {n: describe(x) for n, x in theirs.items()},
+                                     copies, 50).set_index(["images", "width"])
     assert found.score[2, 8] == 1.0 and found.score[4, 16] == 0.0 and (found.n == 2).all()
     assert found.distance[2, 8] == 10 and found.distance[4, 8] == 60
     assert found.shuffled[2, 8] == 1.0 and found.shuffled[4, 8] == 0.0  # all noises give one image
@@ -133,9 +134,20 @@ def test_agreement_with_a_closed_form_has_the_level_of_unrelated_noises():
     features = dict.fromkeys(GRID, unit(0, 0, 90, 180))
     theirs = {2: mine, 4: mine[:2]}
     found = regimes.with_closed_form(regimes.grid(GRID), dict.fromkeys(GRID, mine), features,
-                                     theirs, describe, 50).set_index(["images", "width"])
+                                     theirs, {n: describe(x) for n, x in theirs.items()},
+                                     copies, 50).set_index(["images", "width"])
     assert (found.score == 1).all()
     assert found.shuffled[2, 8] == 0.0 and found.shuffled[4, 8] == 1.0
+
+
+def test_halves_stand_beside_the_control_of_their_widths_and_sizes():
+    columns = ["images", "width", "shuffled", "cosine", "score", "low", "high", "n"]
+    halves = pd.DataFrame([(4, 8, 0.0, 0.9, 0.5, 0.4, 0.6, 9)], columns=columns)
+    control = pd.DataFrame([(n, w, 0.1, 0.0, w / 100, 0.0, 1.0, 9) for n in (2, 4) for w in (8, 16)],
+                           columns=columns).drop(columns="cosine")
+    table = regimes.halves_beside_control(halves, control)
+    assert table[["images", "pair", "score"]].values.tolist() == [
+        [4, "width 8", 0.5], [4, "Gaussian / width 8", 0.08]]
 
 
 def test_scores_over_training_time():
