@@ -98,8 +98,8 @@ output.figure(plots.curves(with_teacher, "series", "steps", "steps", True,
 # With more than one step consistency models leave the teacher's image. But the new noise is noise
 # that the teacher never got: the paper's question is whether models agree that are given the same.
 # So the teacher gets it here, too: its image is noised again at the same levels with the same
-# noise, and its own solver goes on from there; the Gaussian denoiser likewise. Curves are means over
-# the three consistency models, but for *teacher and Gaussian*: those two with each other.
+# noise, and its own solver goes on from there; the Gaussian denoiser likewise. Curves are means
+# over the three consistency models, but for *teacher and Gaussian*: those two with each other.
 
 # %%
 again = {one.name: one for model in (found[students.TEACHER], gaussian)

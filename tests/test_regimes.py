@@ -143,8 +143,8 @@ def test_agreement_with_a_closed_form_has_the_level_of_unrelated_noises():
 def test_halves_stand_beside_the_control_of_their_widths_and_sizes():
     columns = ["images", "width", "shuffled", "cosine", "score", "low", "high", "n"]
     halves = pd.DataFrame([(4, 8, 0.0, 0.9, 0.5, 0.4, 0.6, 9)], columns=columns)
-    control = pd.DataFrame([(n, w, 0.1, 0.0, w / 100, 0.0, 1.0, 9) for n in (2, 4) for w in (8, 16)],
-                           columns=columns).drop(columns="cosine")
+    rows = [(n, w, 0.1, 0.0, w / 100, 0.0, 1.0, 9) for n in (2, 4) for w in (8, 16)]
+    control = pd.DataFrame(rows, columns=columns).drop(columns="cosine")
     table = regimes.halves_beside_control(halves, control)
     assert table[["images", "pair", "score"]].values.tolist() == [
         [4, "width 8", 0.5], [4, "Gaussian / width 8", 0.08]]
