@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.measuring import PROCESSES, Row, Size, in_turns, quartiles_over
-from paper_utils import artifacts
+from paper_utils import artifacts, files
 from paper_utils.errors import UserError
 
 
@@ -24,7 +24,7 @@ def kept(k: int) -> artifacts.Tensors:
 def plainly(k: int) -> artifacts.Tensors:
     """The same from its file, with no more than the hash that tells whether it is damaged."""
     path = artifacts.path_of("bench", {"k": k})
-    if artifacts.sha256(path) != path.with_name(path.name + ".sha256").read_text().strip():
+    if files.sha256(path) != path.with_name(path.name + ".sha256").read_text().strip():
         raise UserError(f"{path} is damaged")
     return load_file(path)
 

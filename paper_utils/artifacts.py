@@ -7,32 +7,24 @@ several that share the folder, wait for one of them.
 
 import ast
 import contextlib
-import errno
 import hashlib
 import inspect
 import json
-import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from paper_utils import files
 from paper_utils.errors import UserError
 from paper_utils.paths import cache_dir
 
 Tensors = dict[str, Tensor]
-
-FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, of one's share of it
-LIFETIME = 60.0  # seconds that a lock which nobody refreshes is waited for
-POLL = 0.2       # seconds between two looks of one who waits
-PATIENCE = 5.0   # seconds before that one says whom it waits for
 
 
 def remember(kind: str, spec: dict, compute: Callable[[], Tensors]) -> Tensors:
@@ -45,7 +37,7 @@ def remember(kind: str, spec: dict, compute: Callable[[], Tensors]) -> Tensors:
     path = path_of(kind, spec)
     with contextlib.suppress(UserError, OSError):  # or another process may be replacing it: below
         return read(path)
-    with locked(path):
+    with files.locked(path):
         if path.exists():
             try:
                 return read(path)
@@ -71,15 +63,15 @@ def write(path: Path, tensors: Tensors, metadata: dict[str, str]) -> str:
     """
     content = save({k: v.contiguous() for k, v in tensors.items()}, metadata)
     digest = hashlib.sha256(content).hexdigest()
-    replace_file(path.with_name(path.name + ".sha256"), f"{digest}\n".encode())
-    replace_file(path, content)
+    files.replace_file(path.with_name(path.name + ".sha256"), f"{digest}\n".encode())
+    files.replace_file(path, content)
     return digest
 
 
 def read(path: Path) -> Tensors:
     """Read what `write` wrote; UserError, naming the file, when it is not what was written."""
     digest = path.with_name(path.name + ".sha256")
-    if not digest.exists() or sha256(path) != digest.read_text().strip():
+    if not digest.exists() or files.sha256(path) != digest.read_text().strip():
         raise UserError(f"{path} is damaged (its sha256 does not match)")
     return load_tensors(path)[0]
 
@@ -119,116 +111,11 @@ def below(prefix: str, tensors: Tensors) -> Tensors:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def digest(tensors: Tensors) -> str:
     """First 16 hex digits of the sha256 of tensors, their names, types and shapes."""
     return hashlib.sha256(save({k: v.contiguous().cpu() for k, v in tensors.items()})
                           ).hexdigest()[:16]
 
-
-def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
-    """Write a file so that it is either the old one or the whole new one, whatever happens.
-
-    keep: where the old one goes, if any. Raises UserError when there is no room or no permission,
-    and for what is no regular file, such as a device.
-    """
-    _check_regular(path)
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")  # process numbers repeat elsewhere
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep and path.exists():
-            keep.unlink(missing_ok=True)
-            try:  # a second name first, so that `path` is there at all times
-                os.link(path, keep)
-            except OSError:  # a file system without links, where for a moment only `keep` is there
-                path.replace(keep)
-        part.replace(path)
-    except OSError as error:
-        raise unwritable(path, error) from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
-
-
-def check_writable(folder: Path) -> None:
-    """UserError where no file can be written there: ask before the work, not after it."""
-    probe = folder / f".probe.{uuid4().hex}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise unwritable(folder, error) from None
-
-
-def check_target(path: Path) -> None:
-    """UserError where this file could not be written: ask before the work, not after it."""
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a folder: give the name of a file in it")
-    _check_regular(path)
-    check_writable(path.parent)
-
-
-def _check_regular(path: Path) -> None:
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise UserError(f"{path} is no regular file: give the name of another one")
-
-
-def unwritable(path: Path, error: OSError) -> UserError:
-    """What to tell of a path that could not be written."""
-    full = error.errno in FULL
-    advice = "make room there" if full else "give a path where you can write"
-    if path.absolute().is_relative_to(cache_dir().absolute()):
-        advice = f"set PAPER_UTILS_CACHE to a folder {'with room' if full else 'you can write'}"
-    return UserError(f"cannot write {path} ({error.strerror or error}): {advice}")
-
-
-# --- locks --------------------------------------------------------------------------------------
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of one file, against threads, processes and machines that share its folder.
-
-    It is a file, <path>.lease, that is refreshed as long as it is held. When the holder dies,
-    another takes it over: at once on the same machine, after LIFETIME elsewhere. One that was
-    suspended for longer loses it too and goes on without, which harms no file replaced whole.
-
-    Raises UserError when the folder cannot be written.
-    """
-    from filelock import SoftFileLease, Timeout  # newer than what a training machine may have
-
-    path = path.absolute()
-    lock = SoftFileLease(f"{path}.lease", lease_duration=LIFETIME, poll_interval=POLL)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=PATIENCE)
-        except Timeout:
-            print(f"waiting for {path.name}, which {_holder(lock)} is making", file=sys.stderr)
-            lock.acquire()
-    except OSError as error:
-        raise unwritable(path, error) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _holder(lock) -> str:
-    owner = lock.owner
-    return f"process {owner.pid} on host {owner.hostname}" if owner else "another process"
-
-
-# --- code ---------------------------------------------------------------------------------------
 
 @lru_cache
 def code_version(*modules: ModuleType) -> str:

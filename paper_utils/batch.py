@@ -22,7 +22,7 @@ from pathlib import Path
 
 import nbformat
 
-from paper_utils import artifacts, fetching, graph, profiles, recipes
+from paper_utils import fetching, files, graph, profiles, recipes
 from paper_utils.errors import UserError, check_device, choose, raise_lost
 from paper_utils.graph import Job
 from paper_utils.paths import ROOT, cache_dir
@@ -80,7 +80,7 @@ def check(batch: Batch) -> Batch:
     _check_names(batch)
     if batch.on == "local":
         check_device(_device(batch))
-    artifacts.check_writable(graph.folder())
+    files.check_writable(graph.folder())
     return _allowed(batch) if batch.on == "slurm" else batch
 
 
@@ -196,7 +196,7 @@ def _share(batch: Batch, known: dict[str, Job], lock: int) -> int:
         if tried := set(left) & set(graph.share(known, batch.shard)):
             if _snakemake(batch, lock):
                 for name in tried & set(graph.failed(known)) or tried:
-                    artifacts.replace_file(known[name].given_up, b"")
+                    files.replace_file(known[name].given_up, b"")
             continue
         needed = ", ".join(sorted({name for job in left for name in known[job].after
                                    if not known[name].marker.exists()}))
@@ -246,8 +246,8 @@ def _again(batch: Batch) -> list[str]:
     folder, gone = batch.folder.parent, []
     verdicts = graph.read(folder / "claims.json") or {}
     for path in sorted((ROOT / "notebooks").glob("0*.ipynb")):
-        files, sections = _written(path)
-        there = all((folder / name).exists() for name in files) and verdicts.keys() >= sections
+        names, sections = _written(path)
+        there = all((folder / name).exists() for name in names) and verdicts.keys() >= sections
         if (batch.folder / path.name).exists() and not there:
             gone.append(path.stem)
     return ["--forcerun", *gone] if gone else []
@@ -259,7 +259,7 @@ def _written(notebook: Path) -> tuple[set[str], set[str]]:
     Those that its code names outside loops and conditions; a cell with magics is not looked at.
     """
     kinds = {"output.figure": ("fig_", "pdf", "png"), "output.table": ("tab_", "csv", "tex")}
-    files, sections = set(), set()
+    names, sections = set(), set()
     for cell in nbformat.read(notebook, as_version=4).cells:
         body = []
         with contextlib.suppress(SyntaxError):
@@ -270,13 +270,13 @@ def _written(notebook: Path) -> tuple[set[str], set[str]]:
             words = [word.value for word in node.args if isinstance(word, ast.Constant)]
             if called in kinds:
                 prefix, *endings = kinds[called]
-                files |= {f"{word}.{ending}" for word in words for ending in endings
+                names |= {f"{word}.{ending}" for word in words for ending in endings
                           if word.startswith(prefix)}
             if called == "claims.save":
                 sections |= set(words)
-                files |= {f"tab_claims_{word}.{ending}" for word in words
+                names |= {f"tab_claims_{word}.{ending}" for word in words
                           for ending in ("csv", "tex")}
-    return files, sections
+    return names, sections
 
 
 def _snakemake(batch: Batch, lock: int) -> int:

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paper_utils import artifacts, recipes, scores
+from paper_utils import files, recipes, scores
 from paper_utils.errors import choose
 from paper_utils.plots import GENERALIZATION, MEMORIZATION, Output
 from paper_utils.scores import CONTROL, Score
@@ -1102,11 +1102,11 @@ def save(claims: Iterable[Claim], section: str, output: Output,
     choose(section, SECTIONS, "section of claims.json")
     rows = [asdict(claim) for claim in claims]
     path = output.folder / "claims.json"
-    with artifacts.locked(path):  # notebooks of other sections may be running
+    with files.locked(path):  # notebooks of other sections may be running
         known = _known(path)
         known = {name: known[name] for name in known if name in SECTIONS}
         here = {"hardware": hardware(device)}
         text = json.dumps(known | {section: [row | here for row in rows]}, indent=1)
-        artifacts.replace_file(path, text.encode())
+        files.replace_file(path, text.encode())
     table = pd.DataFrame(rows, columns=[field.name for field in fields(Claim)])
     return output.table(table, f"tab_claims_{section}")[list(SHOWN)]

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from paper_utils import training
-from paper_utils.artifacts import below, load_tensors, replace_file, save
+from paper_utils.artifacts import below, load_tensors, save
 from paper_utils.data import Images, to_unit
 from paper_utils.errors import UserError, choose
+from paper_utils.files import replace_file
 from paper_utils.noise import seed_of, stream
 from paper_utils.precision import bf16, exact
 

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from paper_utils import artifacts, data, descriptors, noise
+from paper_utils import data, descriptors, files, noise
 from paper_utils.errors import UserError, exit_code, positive
 from paper_utils.precision import bf16
 
@@ -285,9 +285,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _measure(asked: Namespace) -> None:
-    artifacts.check_target(asked.out)
+    files.check_target(asked.out)
     table = run_benchmark(asked.names, asked.queries, asked.distractors, asked.half)
-    artifacts.replace_file(asked.out, table.to_csv().encode())
+    files.replace_file(asked.out, table.to_csv().encode())
     print(table.T.to_string(float_format="{:.4g}".format))
 
 

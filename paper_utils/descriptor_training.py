@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paper_utils import artifacts, data, noise, zoo
+from paper_utils import data, files, noise, zoo
 from paper_utils.copy_detection import (FALSE_POSITIVES, HELD_OUT, pair_similarities,
                                         threshold_at)
 from paper_utils.descriptors import CopyNet, CopyNetSpec, write_weights
@@ -349,7 +349,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(asked: Namespace) -> None:
     check_device(asked.device)
-    artifacts.check_target(asked.out)
+    files.check_target(asked.out)
     recipe = Recipe(steps=asked.steps, batch=asked.batch)
     images = data.load("cifar10", "train").pixels
     for state in train(recipe, images[:-HELD_OUT].to(asked.device)):

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paper_utils import artifacts, data, fetching, zoo
+from paper_utils import artifacts, data, fetching, files, zoo
 from paper_utils.errors import UserError, check_device, choose
 from paper_utils.paths import cache_dir
 from paper_utils.precision import exact
@@ -150,7 +150,7 @@ def _at_once(device: torch.device, on_cpu: int) -> int:
 def _load_sscd(device: torch.device, weights: Path | None) -> Descriptor:
     path = weights or cache_dir() / SSCD_URL.rsplit("/", 1)[1]
     if not path.exists():
-        with artifacts.locked(path):
+        with files.locked(path):
             if not path.exists():  # another process may have fetched it meanwhile
                 _fetch_sscd(path)
     network = _torchscript(path, device, "delete it, it is fetched anew")
@@ -331,4 +331,4 @@ def read_weights(path: Path) -> tuple[CopyNet, dict]:
 def write_weights(path: Path, network: CopyNet, spec: CopyNetSpec, made: dict) -> None:
     """Save half-precision weights with their specification; `made` must hold the threshold."""
     metadata = {"made": json.dumps({"spec": asdict(spec)} | made)}
-    artifacts.replace_file(path, artifacts.save(zoo.halved(network.state_dict()), metadata))
+    files.replace_file(path, artifacts.save(zoo.halved(network.state_dict()), metadata))

@@ -4,7 +4,6 @@ Apart from data.py, whose code is a part of every artifact's key: a better way t
 not make anything new.
 """
 
-import errno
 import hashlib
 import http.client
 import io
@@ -18,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from paper_utils.artifacts import FULL, locked
 from paper_utils.errors import UserError
+from paper_utils.files import FULL, locked
 from paper_utils.paths import cache_dir
 from paper_utils.progress import progress
 

@@ -25,7 +25,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import BytesIO
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -35,8 +35,8 @@ import torch
 import torch.multiprocessing as processes
 from PIL import Image
 
-from paper_utils import (artifacts, contrast, data, fetching, models, profiles, recipes, training,
-                         zoo)
+from paper_utils import (artifacts, contrast, data, fetching, files, models, profiles, recipes,
+                         training, zoo)
 from paper_utils.errors import (UserError, check_device, choose, ended_by_signals, exit_code,
                                 positive, raise_lost)
 from paper_utils.models import BANK
@@ -184,7 +184,7 @@ def train(options: argparse.Namespace) -> None:
     known = recipes.every_spec(options.profile) | recipes.contrast_specs(options.profile)
     waiting = [choose(name, known, "model") for name in dict.fromkeys(options.models)]
     threads = max(torch.get_num_threads() // min(options.at_once, len(waiting)), 1)
-    artifacts.check_writable(options.out)
+    files.check_writable(options.out)
     for dataset in {_dataset(name, options.profile) for name in waiting}:
         fetching.ensure(dataset, ["train"])  # once, not by every training at the same time
     deadline = time.time() + 60 * options.minutes
@@ -231,7 +231,7 @@ def slim(options: argparse.Namespace) -> None:
         if not (averaged := artifacts.below("ema.", tensors)):
             raise UserError(f"{path} has no averaged weights (a GAN or VAE): take it as it is")
         kept = {f"ema.{k}": v for k, v in zoo.halved(averaged).items()} | {"step": tensors["step"]}
-        artifacts.replace_file(target, artifacts.save(kept, metadata))
+        files.replace_file(target, artifacts.save(kept, metadata))
 
 
 def _checkpoint(path: Path) -> tuple[artifacts.Tensors, dict[str, str]]:
@@ -357,14 +357,14 @@ SHEET = 10_000  # images, about 17 MB
 
 def pack(folder: Path) -> None:
     """Write the training images as lossless WebP sheets, and at the end labels beside them."""
-    artifacts.check_writable(folder)
+    files.check_writable(folder)
     images = data.load("cifar10", "train")
     for k, part in enumerate(images.pixels.split(SHEET)):
         picture, file = Image.fromarray(data.tiled(part, int(len(part) ** 0.5))), BytesIO()
         picture.save(file, "webp", lossless=True, method=0)
-        artifacts.replace_file(folder / f"train_{k}.webp", file.getvalue())
+        files.replace_file(folder / f"train_{k}.webp", file.getvalue())
     np.save(file := BytesIO(), images.labels.numpy().astype(np.uint8))
-    artifacts.replace_file(folder / "labels.npy", file.getvalue())
+    files.replace_file(folder / "labels.npy", file.getvalue())
 
 
 def unpack(folder: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from paper_utils import profiles
+from paper_utils import files, profiles
 from paper_utils.errors import UserError
 from paper_utils.paths import cache_dir
 
@@ -116,11 +116,11 @@ def load(profile: str) -> dict[str, Job]:
     path = folder() / f"graph-{profile}-{version}.json"
     kept = read(path)
     if kept is None:
-        from paper_utils import artifacts, jobs
+        from paper_utils import jobs
 
         built = jobs.build(profiles.get(profile))
         text = json.dumps({name: asdict(job) for name, job in built.items()})
-        artifacts.replace_file(path, text.encode())
+        files.replace_file(path, text.encode())
         kept = json.loads(text)
     return {name: Job(**row) for name, row in kept.items()}
 

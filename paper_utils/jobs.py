@@ -24,9 +24,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from paper_utils import (artifacts, claims, conditional, contrast, data, fine_tuning, inverse,
-                         models, networks, noise, operators, profiles, recipes, reconstructions,
-                         regimes, students, training)
+from paper_utils import (artifacts, claims, conditional, contrast, data, files, fine_tuning,
+                         inverse, models, networks, operators, profiles, recipes,
+                         reconstructions, regimes, students, training)
 from paper_utils.errors import check_device, choose, exit_code
 from paper_utils.graph import SPEED, Job, kind_of
 from paper_utils.models import Model
@@ -320,7 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
         say(name, "started")
         what = _timed(options)
         if options.marker:
-            artifacts.replace_file(options.marker, json.dumps(what, indent=1).encode())
+            files.replace_file(options.marker, json.dumps(what, indent=1).encode())
         say(name, duration(60 * what["minutes"]))
 
     return exit_code(work)

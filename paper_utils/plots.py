@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from seaborn.utils import relative_luminance
 from torch import Tensor
 
-from paper_utils import artifacts, profiles
+from paper_utils import files, profiles
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import EXTENT
 from paper_utils.paths import ROOT, folder_name
@@ -55,7 +55,7 @@ class Output:
             when = {"CreationDate": None} if kind == "pdf" else {"Software": None}
             with plt.rc_context(STYLE):  # resolution and fonts are settled when a file is written
                 figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=when)
-            artifacts.replace_file(self.folder / f"{name}.{kind}", buffer.getvalue())
+            files.replace_file(self.folder / f"{name}.{kind}", buffer.getvalue())
         plt.close(figure)
         if shell():
             from IPython.display import display
@@ -67,9 +67,9 @@ class Output:
         The columns COUNTS are whole, also beside a missing one.
         """
         table = table.astype({c: "Int64" for c in COUNTS if c in table and table[c].dtype == float})
-        artifacts.replace_file(self.folder / f"{name}.csv", table.to_csv(index=False).encode())
+        files.replace_file(self.folder / f"{name}.csv", table.to_csv(index=False).encode())
         latex = table.to_latex(index=False, float_format=f"%.{digits}f", na_rep="--", escape=True)
-        artifacts.replace_file(self.folder / f"{name}.tex", latex.encode())
+        files.replace_file(self.folder / f"{name}.tex", latex.encode())
         return table.round(digits)
 
 

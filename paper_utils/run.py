@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from paper_utils import files
 from paper_utils.errors import UserError, choose, ended_by_signals, exit_code, raise_lost
 from paper_utils.paths import ROOT, cache_dir, folder_name
 from paper_utils.profiles import PROFILES
@@ -136,14 +137,12 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], log: TextIO)
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    from paper_utils import artifacts
-
     new = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
     partial = output.with_name(f".{output.stem}.{os.getpid()}.partial.ipynb")
     failed = output.with_name(f"{output.stem}.failed.ipynb")
     started = time.monotonic()
     try:
-        artifacts.check_target(output)
+        files.check_target(output)
         _papermill(notebook, partial, given, log)
         _drop_particulars(partial)
         os.replace(partial, output)
@@ -154,7 +153,7 @@ def execute(notebook: Path, output: Path, given: Mapping[str, Any], log: TextIO)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename:
             raise
-        raise UserError(f"{artifacts.unwritable(output, error)} and run it again: models, samples "
+        raise UserError(f"{files.unwritable(output, error)} and run it again: models, samples "
                         "and figures made so far are kept") from None  # a full disk names no file
     except DeadKernelError as error:
         raise NotebookFailed(f"{notebook.stem}: its kernel died, most often for want of memory: "
@@ -411,9 +410,7 @@ def _log(path: Path | None) -> Iterator[TextIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "w")
     except OSError as error:
-        from paper_utils import artifacts
-
-        raise artifacts.unwritable(path, error) from None
+        raise files.unwritable(path, error) from None
     with file:
         yield file
 

@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from paper_utils import (artifacts, augmentation, data, denoisers, distillation, networks, noise,
-                         precision, trainable)
+from paper_utils import (artifacts, augmentation, data, denoisers, distillation, files, networks,
+                         noise, precision, trainable)
 from paper_utils.artifacts import below
 from paper_utils.denoisers import CONSISTENCY, Framework, Preconditioned
 from paper_utils.distillation import Batch, Objective
@@ -442,7 +442,7 @@ def save_checkpoint(training: Training, path: Path, spec: Spec | None = None) ->
     check_finite((spec or training.spec).name, tensors)
     metadata = {"spec": (spec or training.spec).to_json(), "subset": training.images.hash,
                 "start": training.start}
-    artifacts.replace_file(Path(path), save(tensors, metadata), keep=previous(Path(path)))
+    files.replace_file(Path(path), save(tensors, metadata), keep=previous(Path(path)))
 
 
 def load_checkpoint(training: Training, path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from paper_utils import artifacts, data
+from paper_utils import artifacts, data, files
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import NoiseBank
 from paper_utils.paths import ROOT
@@ -87,7 +87,7 @@ class Entry:
         restore = f"restore it with `git checkout -- {_in_repository(path)}`"
         if not path.exists():
             raise UserError(f"{path} is missing: {restore}")
-        if artifacts.sha256(path) != digest:
+        if files.sha256(path) != digest:
             raise UserError(f"{path} is damaged (its sha256 is not that of zoo.toml): {restore}")
         return path
 
@@ -143,8 +143,8 @@ def add(name: str, kind: str, samples: Tensor, bank: NoiseBank, made: str,
         metadata = {"spec": json.dumps(spec), "made": made, "subset": subset, "license": "MIT"}
         content = artifacts.save(halved(weights), metadata)
         new = replace(new, weights=path.name, weights_sha256=_write(path, content))
-    with artifacts.locked(folder / "zoo.toml"):  # others may be adding their rows
-        artifacts.replace_file(folder / "zoo.toml", _toml(added(folder) | {name: new}).encode())
+    with files.locked(folder / "zoo.toml"):  # others may be adding their rows
+        files.replace_file(folder / "zoo.toml", _toml(added(folder) | {name: new}).encode())
     if weights is None:
         (folder / f"{label}.safetensors").unlink(missing_ok=True)
     return new
@@ -165,8 +165,8 @@ def _fits(name: str, tensor: Tensor) -> bool:
 
 
 def _write(path: Path, content: bytes) -> str:
-    artifacts.replace_file(path, content)
-    return artifacts.sha256(path)
+    files.replace_file(path, content)
+    return files.sha256(path)
 
 
 def _toml(found: dict[str, Entry]) -> str:

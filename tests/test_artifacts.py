@@ -5,7 +5,6 @@ import fcntl
 import importlib.util
 import multiprocessing
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ import pytest
 import torch
 from filelock import SoftFileLease
 
-from paper_utils import artifacts
+from paper_utils import artifacts, files
 from paper_utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -144,36 +143,13 @@ def no_litter(count=1):
     return len(names) == 2 * count and all(n.endswith((".safetensors", ".sha256")) for n in names)
 
 
-CONTENTS = (b"a" * 3_000_000, b"b" * 5_000_000)
-
-
-def _write_for_ever(path, started):
-    while True:
-        for content in CONTENTS:
-            artifacts.replace_file(path, content)
-            started.set()
-
-
-def test_a_file_is_whole_however_its_writer_dies(tmp_path):
-    path, rng = tmp_path / "file", random.Random(0)
-    for _ in range(6):
-        started = FORK.Event()
-        worker = FORK.Process(target=_write_for_ever, args=(path, started))
-        worker.start()
-        assert started.wait(20)
-        time.sleep(rng.uniform(0, 0.03))
-        os.kill(worker.pid, signal.SIGKILL)
-        worker.join()
-        assert path.read_bytes() in CONTENTS
-
-
 # --- the lock -----------------------------------------------------------------------------------
 
 @pytest.fixture
 def short(monkeypatch):
     """Locks that live for a second."""
     for name, value in {"LIFETIME": 1.0, "POLL": 0.02}.items():
-        monkeypatch.setattr(artifacts, name, value)
+        monkeypatch.setattr(files, name, value)
 
 
 @pytest.fixture
@@ -251,7 +227,7 @@ def finished(*processes):
 
 def _count(path, times):
     for _ in range(times):
-        with artifacts.locked(path):
+        with files.locked(path):
             found = int(path.read_text())
             time.sleep(0.005)
             path.write_text(str(found + 1))
@@ -274,7 +250,7 @@ def test_the_lock_of_a_killed_process_is_free_at_once_and_for_one(holder, start,
     killed(holder())
     begin = time.monotonic()
     assert finished(*[start(ask, made, 0.1) for _ in range(4)])
-    assert made.read_text() == "x" and time.monotonic() - begin < 10 < artifacts.LIFETIME
+    assert made.read_text() == "x" and time.monotonic() - begin < 10 < files.LIFETIME
     assert no_litter()
 
 
@@ -325,7 +301,7 @@ def test_threads_of_a_process_exclude_each_other(tmp_path, short):
 
 
 def test_a_fork_that_leaves_the_block_keeps_the_lock(tmp_path, start):
-    held = artifacts.locked(tmp_path / "file")
+    held = files.locked(tmp_path / "file")
     with held:
         assert finished(start(held.__exit__, None, None, None))
         assert (tmp_path / "file.lease").exists()
@@ -334,7 +310,7 @@ def test_a_fork_that_leaves_the_block_keeps_the_lock(tmp_path, start):
 
 def test_a_fork_of_the_holder_waits_for_it(tmp_path, start):
     path = tmp_path / "count"
-    with artifacts.locked(path):
+    with files.locked(path):
         worker = start(_count, path, 1)
         path.write_text("3")
         time.sleep(0.1)
@@ -347,7 +323,7 @@ def test_what_is_there_is_read_while_another_holds_its_lock(made, start, tmp_pat
     path, ready = artifacts.path_of("thing", SPEC), FORK.Event()
 
     def hold():
-        with artifacts.locked(path):
+        with files.locked(path):
             ready.set()
             time.sleep(5)
 
@@ -363,12 +339,12 @@ def test_what_is_being_replaced_is_not_taken_for_damaged(made, start):
     path, ready = artifacts.path_of("thing", SPEC), FORK.Event()
 
     def replace():
-        with artifacts.locked(path):
+        with files.locked(path):
             content = path.read_bytes()
             truncate(path)
             ready.set()
             time.sleep(0.5)
-            artifacts.replace_file(path, content)
+            files.replace_file(path, content)
 
     start(replace)
     assert ready.wait(20)
@@ -379,7 +355,7 @@ def test_what_is_being_replaced_is_not_taken_for_damaged(made, start):
 
 
 def test_who_waits_says_once_for_whom(holder, made, short, monkeypatch, capfd):
-    monkeypatch.setattr(artifacts, "PATIENCE", 0.2)
+    monkeypatch.setattr(files, "PATIENCE", 0.2)
     worker = holder(1.0)
     ask(made)
     line = capfd.readouterr().err
@@ -410,48 +386,6 @@ def full_disk(*arguments):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_the_file_before_is_kept_also_where_there_are_no_links(tmp_path, monkeypatch, links):
-    def refuse(*_):
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    if not links:
-        monkeypatch.setattr(os, "link", refuse)
-    path, before = tmp_path / "run", tmp_path / "run.previous"
-    for content in (b"1", b"2", b"3"):
-        artifacts.replace_file(path, content, keep=before)
-    assert (path.read_bytes(), before.read_bytes()) == (b"3", b"2")
-    assert sorted(tmp_path.iterdir()) == [path, before]
-
-
-@pytest.mark.parametrize("inside", [True, False])
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch, call, inside):
-    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path if inside else tmp_path / "cache"))
-    path = tmp_path / "file"
-    artifacts.replace_file(path, b"old")
-    if call == "fsync":
-        monkeypatch.setattr(os, "fsync", full_disk)
-    else:
-        monkeypatch.setattr("pathlib.Path.replace", full_disk)
-    with pytest.raises(UserError, match="No space left") as failure:
-        artifacts.replace_file(path, b"new and longer")
-    advice = "set PAPER_UTILS_CACHE to a folder with room" if inside else "make room there"
-    assert str(failure.value).endswith(advice)
-    assert str(path) in str(failure.value) and "\n" not in str(failure.value)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_whether_a_folder_can_be_written_is_asked_before_the_work(tmp_path):
-    artifacts.check_writable(tmp_path / "new")
-    assert list((tmp_path / "new").iterdir()) == []
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="give a path where you can write$") as failure:
-        artifacts.check_writable(tmp_path / "file" / "x")
-    assert str(failure.value).startswith(f"cannot write {tmp_path / 'file' / 'x'} (")
-
-
 def test_a_full_disk_is_a_user_error_and_what_was_computed_can_be_computed_again(monkeypatch):
     compute = Counter()
     with monkeypatch.context() as patched:
@@ -477,21 +411,6 @@ def test_a_pickle_is_never_loaded(tmp_path, name):
     with pytest.raises(UserError, match="is a pickle.*safetensors") as failure:
         artifacts.load_tensors(path)
     assert str(path) in str(failure.value)
-
-
-def test_a_folder_is_no_target(tmp_path):
-    with pytest.raises(UserError, match="is a folder"):
-        artifacts.check_target(tmp_path)
-    artifacts.check_target(tmp_path / "new" / "file")
-    assert not list((tmp_path / "new").iterdir())
-
-
-def test_what_is_no_regular_file_is_never_replaced(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    for write in (artifacts.check_target, lambda path: artifacts.replace_file(path, b"new")):
-        with pytest.raises(UserError, match="pipe is no regular file"):
-            write(tmp_path / "pipe")
-    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
 
 
 def test_other_unreadable_weights(tmp_path):

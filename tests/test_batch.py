@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from paper_utils import artifacts, batch, graph, recipes, report, run
+from paper_utils import batch, files, graph, recipes, report, run
 from paper_utils.batch import Batch
 from paper_utils.errors import UserError, ended_by_signals
 from paper_utils.graph import Job
@@ -313,7 +313,7 @@ def test_what_an_old_run_left_is_not_up_to_date_where_a_model_failed(elsewhere, 
     monkeypatch.setattr(graph, "load", lambda profile: others | {failing.name: failing})
     monkeypatch.setattr(batch, "_snakemake", lambda wanted, lock: 1)
     for job in others.values():
-        artifacts.replace_file(job.marker, b'{"weights": []}')
+        files.replace_file(job.marker, b'{"weights": []}')
     failing.marker.unlink()
     wanted = Batch("smoke")
     wanted.folder.mkdir(parents=True)

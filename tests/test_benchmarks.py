@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import distillation, inverse, measuring, sampling, similarity, store, training
+from benchmarks import distillation, inverse, measuring, similarity, store, training
 from benchmarks.__main__ import show
 from benchmarks.measuring import Row, Size
 from paper_utils.errors import UserError

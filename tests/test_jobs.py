@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from paper_utils import (artifacts, conditional, contrast, data, distillation, fine_tuning, graph,
-                         jobs, local_score, models, profiles, recipes, reconstructions, regimes,
-                         samplers, students, training)
+from paper_utils import (artifacts, conditional, contrast, data, distillation, files, fine_tuning,
+                         graph, jobs, local_score, models, profiles, recipes, reconstructions,
+                         regimes, samplers, students, training)
 from paper_utils.errors import UserError
 from paper_utils.graph import Job
 
@@ -195,7 +195,7 @@ def test_what_needs_another_share_waits_for_its_marker():
     assert graph.share(known, "1/2", ready=False) == ["a"]
     assert graph.share(known, "2/2", ready=False) == ["b", "c"]
     assert graph.share(known, "2/2") == []
-    artifacts.replace_file(known["a"].marker, b"{}")
+    files.replace_file(known["a"].marker, b"{}")
     assert graph.share(known, "2/2") == ["b", "c"]
 
 

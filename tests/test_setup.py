@@ -138,7 +138,7 @@ def run_python(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("module", ["", ".run", ".graph", ".profiles"])
+@pytest.mark.parametrize("module", ["", ".run", ".graph", ".files", ".profiles"])
 def test_importing_what_a_command_line_needs_is_light(module):
     heavy = "torch", "numpy", "torchvision", "matplotlib", "pandas"
     done = run_python(f"import sys, paper_utils{module}\n"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from paper_utils import artifacts, data, models, recipes, tables, zoo
+from paper_utils import data, files, models, recipes, tables, zoo
 from paper_utils.errors import UserError
 from paper_utils.noise import NoiseBank
 from paper_utils.training import Spec
@@ -82,7 +82,7 @@ def test_weights_come_back_to_half_precision(folder):
 def test_the_table_says_how_it_was_made(folder):
     row = tomllib.loads((folder / "zoo.toml").read_text())["a model"]
     assert row["made"] == "by hand, 'quoted' \"twice\", 2σ" and row["noises"] == 40
-    assert row["weights_sha256"] == artifacts.sha256(folder / row["weights"])
+    assert row["weights_sha256"] == files.sha256(folder / row["weights"])
     assert list(zoo.entries(folder)) == ["a model", "closed"]
 
 
@@ -169,12 +169,12 @@ each_folder = pytest.mark.parametrize("folder", zoo.FOLDERS, ids=lambda f: f.nam
 @each_folder
 def test_every_shipped_file_is_the_one_of_the_table(folder):
     for row in zoo.entries(folder).values():
-        assert artifacts.sha256(folder / row.sheet) == row.sheet_sha256, row.name
+        assert files.sha256(folder / row.sheet) == row.sheet_sha256, row.name
         assert row.made and row.bank == BANK.name
         assert row.weights or row.kind in ("closed form", "guided", "restored") \
             or row.name in SHEETS_ALONE
         if row.weights:
-            assert artifacts.sha256(folder / row.weights) == row.weights_sha256, row.name
+            assert files.sha256(folder / row.weights) == row.weights_sha256, row.name
 
 
 @needs_zoo
@@ -283,7 +283,7 @@ def test_two_that_add_at_once_both_stay(tmp_path):
     more = ("closed form", samples, NoiseBank(), "a test")
     threads = [threading.Thread(target=zoo.add, args=(name, *more), kwargs={"folder": tmp_path})
                for name in ("a", "b")]
-    with artifacts.locked(tmp_path / "zoo.toml"):
+    with files.locked(tmp_path / "zoo.toml"):
         threads[0].start()
         threads[0].join(0.5)
         assert threads[0].is_alive() and not (tmp_path / "zoo.toml").exists()
