@@ -31,8 +31,8 @@ hyperplane: int = 0
 device: str = ""
 
 # %%
-from paper_utils import claims, data, descriptors, explore, models, plots, profiles, run, scores
-from paper_utils import tables
+from paper_utils import claims, data, descriptors, explore, models, plots, profiles, published
+from paper_utils import run, scores, tables
 
 run.check_parameters()
 sizes = profiles.get(profile, noises=noises, live=live, hyperplane=hyperplane)
@@ -249,6 +249,6 @@ verdicts = claims.unconditional(rp, mae, diffusion, many_steps, contrast, gl, wi
 claims.save(verdicts, "unconditional", output, device)
 
 # %% tags=["nbval-ignore-output"]
-numbers = claims.beside_the_paper(rp, mae)
+numbers = published.beside_heat_maps(rp, mae)
 output.table(numbers, "tab_paper_numbers")
 numbers.groupby("score").verdict.value_counts().unstack(fill_value=0)

@@ -35,7 +35,7 @@ device: str = ""
 
 # %%
 from paper_utils import claims, data, descriptors, explore, mixture, models, plots, profiles
-from paper_utils import recipes, regimes, run, scores, tables
+from paper_utils import published, recipes, regimes, run, scores, tables
 
 run.check_parameters()
 sizes = profiles.get(profile, grid_noises=grid_noises, live=live)
@@ -106,7 +106,7 @@ widths = sorted(nested.width.unique())
 colours = [f"width {width}" for width in widths]  # the same in every figure
 curves = {"RP between widths": regimes.beside_control(rp, control),
           "GL": regimes.copies_beside_control(nested, uncopied)}
-paper = {name: claims.paper_curves(kind, "pair") for name, kind in zip(curves, ("RP", "GL"))}
+paper = {name: published.curves(kind, "pair") for name, kind in zip(curves, ("RP", "GL"))}
 output.figure(plots.scores_against(curves, "pair", paper=paper, shaded=True, colours=colours,
                                    labels={"RP between widths": "RP", "GL": "GL"}),
               "fig_two_regimes")
@@ -149,7 +149,7 @@ output.table(against["gaussian"], "tab_rp_with_gaussian")
 output.table(against["local"], "tab_rp_with_local")
 panels = {f"{name.capitalize()} denoiser, {table.n.max()} noises": table
           for name, table in against.items()}
-paper = {next(iter(panels)): claims.paper_curves("optimal", "width")}
+paper = {next(iter(panels)): published.curves("optimal", "width")}
 output.figure(plots.scores_against(panels, "width", paper=paper, shaded=True, colours=colours,
                                    labels=dict.fromkeys(panels, "RP")),
               "fig_rp_with_closed_forms")
@@ -272,7 +272,7 @@ output.figure(plots.mixture_errors(errors), "fig_mixture")
 # %%
 ours = {"RP": (rp, "pair"), "GL": (nested, "width"),
         "optimal": (against["optimal"], "width")}
-beside = claims.regimes_beside_the_paper(ours, recipes.GRIDS[profile].widths)
+beside = published.beside_curves(ours, recipes.GRIDS[profile].widths)
 output.table(beside, "tab_paper_numbers_regimes")
 
 # %% tags=["nbval-ignore-output"]

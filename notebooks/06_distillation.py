@@ -30,8 +30,8 @@ live: int = 0
 device: str = ""
 
 # %%
-from paper_utils import claims, data, descriptors, models, plots, profiles, run, scores, students
-from paper_utils import tables, zoo
+from paper_utils import claims, data, descriptors, models, plots, profiles, published, run, scores
+from paper_utils import students, tables, zoo
 
 run.check_parameters()
 sizes = profiles.get(profile, grid_noises=grid_noises, live=live)
@@ -202,7 +202,7 @@ output.figure(plots.curves(panels, "who", "width", "low-pass filter of both side
 # How many steps the paper's `Progressivev1` takes is not known here; ours takes one.
 
 # %% tags=["nbval-ignore-output"]
-numbers = claims.beside_the_paper(rp, mae)
+numbers = published.beside_heat_maps(rp, mae)
 with_student = numbers[["our model", "our other"]].isin(one_step).any(axis=1)
 output.table(numbers[with_student & numbers.ours.notna()], "tab_paper_numbers_students")
 

@@ -1,7 +1,6 @@
 """What the paper says, and the code that says whether this run agrees.
 
-Numbers here are printed in the authors' own figures (never recalled). `RULES` says how rules came
-about.
+Its numbers are in `published`; `RULES` says how the rules came about.
 """
 
 import json
@@ -18,9 +17,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paper_utils import files, recipes, scores
+from paper_utils import files, published, recipes, scores
 from paper_utils.errors import choose
-from paper_utils.plots import GENERALIZATION, MEMORIZATION, Output
+from paper_utils.plots import Output
 from paper_utils.scores import CONTROL, Score
 
 # section of claims.json -> the notebook that decides it
@@ -29,85 +28,12 @@ SECTIONS = {"unconditional": "01_unconditional", "two_regimes": "02_two_regimes"
             "fine_tuning": "05_fine_tuning", "distillation": "06_distillation"}
 SHOWN = ("statement", "rule", "measured", "verdict")  # the columns that a notebook shows
 CPUINFO = Path("/proc/cpuinfo")
-READING = 0.01  # how well a curve can be read from a figure
 RECALLED = " (recalled from the paper, not seen in a source)"
 RULES = ("Each verdict is computed by the rule that its claim states. Rules were written before "
          "their claim first ran, but for that of the architecture families, which followed a "
          "trial; what was changed after numbers had been seen made a rule stricter, or gave it "
          "better intervals (Wilson's and Newcombe's).")
 MARGIN = 0.1  # RP that counts as lost; settled before any of these scores was seen
-
-
-# --- the paper's numbers ------------------------------------------------------------------------
-
-PAPER_MODELS = ("DDPMv4", "DDPMv6", "Multistagev1", "EDMv1", "UViT", "CT", "Progressivev1")
-PAPER_RP = (
-    (.89, .86, .83, .81, .81, .88), (.84, .83, .78, .80, .87), (.78, .80, .76, .86),
-    (.74, .76, .85), (.70, .82), (.91,),
-)
-PAPER_MAE = (
-    (.92, .85, .85, .84, .75, .88), (.87, .87, .82, .77, .90), (.81, .76, .77, .87),
-    (.76, .72, .86), (.68, .84), (.83,),
-)
-# Which of our models stands beside a label of the paper. The two DDPM rows and the one step of the
-# progressive student are this project's choice: the source does not say how DDPMv4 and DDPMv6
-# differ, nor how many steps Progressivev1 takes.
-COUNTERPARTS = {"DDPMv4": "ddpm-vp", "DDPMv6": "ddpm-subvp", "Multistagev1": "multistage",
-                "EDMv1": "edm", "UViT": "uvit", "CT": "ct", "Progressivev1": "progressive-1"}
-
-# The curves of section 3, measured from the pixels of the authors' published curves, about +-0.01.
-PAPER_SIZES = tuple(2**k for k in range(6, 16))
-PAPER_CURVES = {
-    "RP": {"64 / 128": (.69, .66, .59, .53, .46, .42, .34, .18, .45, .67),
-           "64 / 256": (.62, .62, .55, .47, .37, .30, .10, .02, .49, .61),
-           "128 / 256": (.65, .63, .56, .48, .41, .33, .17, .17, .45, .845)},
-    "GL": {"64": (0, 0, 0, 0, .00, .22, .87, .99, 1.0, 1.0),
-           "128": (0, 0, 0, 0, .00, .01, .28, .82, .98, .99),
-           "256": (0, 0, 0, 0, .03, .01, .05, .29, .99, .98)},
-    "optimal": {"64": (.48, .455, .375, .28, .20, .12, .03, .00, .00, .00),
-                "128": (.51, .465, .37, .305, .245, .17, .11, .04, .005, .00),
-                "256": (.51, .46, .395, .33, .275, .21, .15, .10, .005, .00)},
-}
-
-
-def paper_curves(score: str, by: str) -> pd.DataFrame:
-    """The paper's curves of 'RP', 'GL' or 'optimal': columns images, `by` (its widths), score."""
-    return pd.DataFrame([(n, f"{key}", value) for key, values in PAPER_CURVES[score].items()
-                         for n, value in zip(PAPER_SIZES, values)], columns=["images", by, "score"])
-
-
-def paper_pairs(numbers: tuple[tuple[float, ...], ...]) -> dict[tuple[str, str], float]:
-    """The upper triangle as {(label, other label): score}."""
-    return {(PAPER_MODELS[i], PAPER_MODELS[i + 1 + j]): value
-            for i, row in enumerate(numbers) for j, value in enumerate(row)}
-
-
-def beside_the_paper(rp: pd.DataFrame, mae: pd.DataFrame) -> pd.DataFrame:
-    """Every number of the paper's two heat maps beside ours, with a verdict per number.
-
-    rp, mae: pairs with columns model, other, score, low, high. Verdict 'agrees' when the paper's
-    number lies in our 95 % interval, else 'ours is lower' or 'ours is higher'.
-    """
-    rows = []
-    for score, numbers, ours in (("RP", PAPER_RP, rp), ("MAE", PAPER_MAE, mae)):
-        found = {frozenset((r.model, r.other)): r for r in ours.itertuples()}
-        for labels, value in paper_pairs(numbers).items():
-            pair = [COUNTERPARTS[label] for label in labels]
-            row = found.get(frozenset(pair))
-            mine = (row.score, row.low, row.high) if row else (None,) * 3
-            rows.append((score, *labels, *pair, value, *mine, verdict_on_number(value, row)))
-    columns = ["score", "paper's model", "paper's other", "our model", "our other", "paper", "ours",
-               "low", "high", "verdict"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def verdict_on_number(paper: float, row, within: float = 0.0) -> str:
-    """Where the paper's number, known up to `within`, lies against our interval."""
-    if row is None:
-        return "not compared here"
-    if row.low - within <= paper <= row.high + within:
-        return "agrees"
-    return "ours is lower" if row.high < paper else "ours is higher"
 
 
 # --- what a claim is ----------------------------------------------------------------------------
@@ -160,14 +86,14 @@ def _span(numbers: Iterable[float], between: str = " to ") -> str:
 
 
 def _papers_end(score: str, k: int) -> str:
-    """All widths of PAPER_CURVES at its fewest (k = 0) or most (k = -1) images."""
-    values = _span((curve[k] for curve in PAPER_CURVES[score].values()), "-")
-    return f"{values} at {PAPER_SIZES[k]} images"
+    """All widths of published.CURVES at its fewest (k = 0) or most (k = -1) images."""
+    values = _span((curve[k] for curve in published.CURVES[score].values()), "-")
+    return f"{values} at {published.SIZES[k]} images"
 
 
 def _papers_half_way() -> str:
     """Between which numbers of images the paper's curves of GL pass 1/2."""
-    curves = paper_curves("GL", "width").groupby("width", sort=False)
+    curves = published.curves("GL", "width").groupby("width", sort=False)
     return "; ".join(f"width {width}: {n}-{m} images"
                      for width, (n, m) in ((width, half_way(curve)) for width, curve in curves))
 
@@ -200,7 +126,7 @@ def _range(pairs: pd.DataFrame) -> str:
 
 def high_for_every_pair(name: str, pairs: pd.DataFrame,
                         paper: Sequence[Sequence[float]]) -> Claim:
-    """Different diffusion models make nearly the same image; paper: PAPER_RP or PAPER_MAE.
+    """Different diffusion models make nearly the same image; paper: published.RP or published.MAE.
 
     pairs: of all diffusion models; those of the paper's seven decide.
     """
@@ -209,7 +135,7 @@ def high_for_every_pair(name: str, pairs: pd.DataFrame,
     rule = (f"of the counterparts of the paper's models the lowest pair has at least {lowest:.2f}, "
             "the paper's lowest; partly if every interval is above half way from shuffled noises "
             "to that")
-    ours = among(pairs, COUNTERPARTS.values())
+    ours = among(pairs, published.COUNTERPARTS.values())
     if ours.empty:
         return Claim(statement, rule, "no such pair", "not decided: not trained yet")
     verdict = _as_high(ours, lowest)
@@ -232,7 +158,7 @@ def lower_without_diffusion(name: str, diffusion: pd.DataFrame, contrast: pd.Dat
                             paper: Sequence[Sequence[float]]) -> Claim:
     """GANs and VAEs do not share the property.
 
-    diffusion: pairs of models of many steps; paper: PAPER_RP or PAPER_MAE.
+    diffusion: pairs of models of many steps; paper: published.RP or published.MAE.
     """
     low, high = diffusion.score.min(), contrast.score.max()
     hardly = _as_high(diffusion, min(map(min, paper))) == "not reproduced"
@@ -313,7 +239,7 @@ def unconditional(rp: pd.DataFrame, mae: pd.DataFrame, diffusion: list[str],
     which corner each point of the plane is most like, by model (scores.hyperplane_map).
     """
     claims = []
-    for name, pairs, paper in (("RP", rp, PAPER_RP), ("MAE", mae, PAPER_MAE)):
+    for name, pairs, paper in (("RP", rp, published.RP), ("MAE", mae, published.MAE)):
         ours = among(pairs, many_steps)
         claims += [high_for_every_pair(name, among(pairs, diffusion), paper),
                    lower_without_diffusion(name, ours, among(pairs, contrast), paper),
@@ -328,35 +254,6 @@ def unconditional(rp: pd.DataFrame, mae: pd.DataFrame, diffusion: list[str],
 
 
 # --- section 3 ----------------------------------------------------------------------------------
-
-def regimes_beside_the_paper(tables: Mapping[str, tuple[pd.DataFrame, str]],
-                             widths: Sequence[int]) -> pd.DataFrame:
-    """Every number of the paper's curves beside ours of the same rank in width, with a verdict.
-
-    tables: 'RP', 'GL' or 'optimal' -> (our table with columns images, score, low, high, and the
-    name of its column of widths); widths: all of our grid, trained or not, the narrowest first.
-    """
-    rows = []
-    for score, (ours, by) in tables.items():
-        for theirs, numbers in PAPER_CURVES[score].items():
-            mine = _counterpart(theirs, widths)
-            found = {row.images: row for row in ours[ours[by].astype(str) == mine].itertuples()}
-            for n, value in zip(PAPER_SIZES, numbers):
-                row = found.get(n)
-                rows.append((score, n, theirs, mine, value,
-                             *((row.score, row.low, row.high) if row else (None,) * 3),
-                             verdict_on_number(value, row, READING) if row
-                             else "not trained here"))
-    columns = ["score", "images", "paper's width", "our width", "paper", "ours", "low", "high",
-               "verdict"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _counterpart(label: str, widths: Sequence[int]) -> str:
-    """The paper's '64 / 256' or '128' with our widths of the same rank."""
-    ours = dict(zip(PAPER_CURVES["GL"], map(str, widths)))
-    return " / ".join(ours[width] for width in label.split(" / "))
-
 
 def valley(rp: pd.DataFrame) -> Claim:
     """RP falls with the number of images, has its minimum between the regimes, rises after."""
@@ -381,10 +278,11 @@ def valley(rp: pd.DataFrame) -> Claim:
                f"{there} with the lowest between the paper's regimes")
     return Claim("RP falls with the number of images, is lowest between the regimes, rises after",
                  "every two widths: on either side of the lowest some size has a higher interval, "
-                 f"and the lowest is at more than {MEMORIZATION} and less than "
-                 f"{GENERALIZATION:.0f} images; partly if some of it", "; ".join(measured), verdict,
+                 f"and the lowest is at more than {published.MEMORIZATION} and less than "
+                 f"{published.GENERALIZATION:.0f} images; partly if some of it",
+                 "; ".join(measured), verdict,
                  f"falls from {_papers_end('RP', 0)} to "
-                 f"{_span(map(min, PAPER_CURVES['RP'].values()), '-')}, rises to "
+                 f"{_span(map(min, published.CURVES['RP'].values()), '-')}, rises to "
                  f"{_papers_end('RP', -1)}", "F",
                  **_ours(*((row, "{pair} at {images} images") for row in
                            (worst_fit[1] if worst_fit else ()))))
@@ -392,7 +290,8 @@ def valley(rp: pd.DataFrame) -> Claim:
 
 def _lowest(curve: pd.DataFrame) -> pd.Series:
     """The row with the lowest score; of several, one between the paper's regimes (`inside`)."""
-    inside = curve.images.between(MEMORIZATION, GENERALIZATION, inclusive="neither")
+    inside = curve.images.between(published.MEMORIZATION, published.GENERALIZATION,
+                                  inclusive="neither")
     rows = curve.assign(inside=inside)[curve.score == curve.score.min()]
     return rows.loc[rows.inside.idxmax()]
 
@@ -885,7 +784,7 @@ def inverse_problems(gaps: pd.DataFrame, apart: pd.DataFrame, blocks: pd.DataFra
 
 def _paper_rp(label: str) -> dict[str, float]:
     """The paper's RP of one of its models with each other, by label."""
-    return {other: value for pair, value in paper_pairs(PAPER_RP).items() if label in pair
+    return {other: value for pair, value in published.pairs(published.RP).items() if label in pair
             for other in pair if other != label}
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from seaborn.utils import relative_luminance
 from torch import Tensor
 
-from paper_utils import files, profiles
+from paper_utils import files, profiles, published
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import EXTENT
 from paper_utils.paths import ROOT, folder_name
@@ -237,7 +237,6 @@ def against_control(pairs: Mapping[str, pd.DataFrame], control: str, named: str,
 
 
 MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MEMORIZATION, GENERALIZATION = 2**10, 2**13.5  # the paper's shading: up to, and from
 
 
 def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images",
@@ -265,10 +264,10 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
                 axis.set(title=name, xticks=[], yticks=[])
                 continue
             ticks = sizes = sorted(set(table[x]))
-            published = (paper or {}).get(name)
-            if published is not None:
-                ticks = sorted({*ticks, *published[x]})
-                _pale_curves(axis, published, by, x)
+            theirs = (paper or {}).get(name)
+            if theirs is not None:
+                ticks = sorted({*ticks, *theirs[x]})
+                _pale_curves(axis, theirs, by, x)
             for k, (key, curve) in enumerate(table.groupby(by, sort=False)):
                 whole = curve.set_index(x).reindex(sizes).reset_index()
                 label = _named(by, key)
@@ -324,20 +323,21 @@ def _curve(axis, curve: pd.DataFrame, x: str, label: str, colour: str, style: st
         axis.vlines(alone[x], alone.low, alone.high, color=colour, lw=1.5)
 
 
-def _pale_curves(axis, published: pd.DataFrame, by: str, x: str) -> None:
-    for style, (key, curve) in zip(("--", "-.", ":"), published.groupby(by, sort=False)):
+def _pale_curves(axis, theirs: pd.DataFrame, by: str, x: str) -> None:
+    for style, (key, curve) in zip(("--", "-.", ":"), theirs.groupby(by, sort=False)):
         axis.plot(curve[x], curve.score, style, color="0.55", lw=1.1, label=f"paper, {key}")
 
 
 def _regimes(axis, ticks: Sequence[int]) -> None:
     """The paper's two regimes, shaded and named above the axis."""
     low, high = min(ticks) / 1.3, max(ticks) * 1.3
-    for name, start, stop, colour in (("paper: memorization", low, MEMORIZATION, "#F4E3C1"),
-                                      ("paper: generalization", GENERALIZATION, high, "#D5E8F0")):
+    spans = (("memorization", low, published.MEMORIZATION, "#F4E3C1"),
+             ("generalization", published.GENERALIZATION, high, "#D5E8F0"))
+    for name, start, stop, colour in spans:
         if low <= start < stop <= high:
             axis.axvspan(start, stop, color=colour, alpha=0.55, lw=0, zorder=0)
-            axis.text((start * stop) ** 0.5, 1.01, name, transform=axis.get_xaxis_transform(),
-                      ha="center", va="bottom", fontsize=6.5, color="0.35")
+            axis.text((start * stop) ** 0.5, 1.01, f"paper: {name}", ha="center", va="bottom",
+                      transform=axis.get_xaxis_transform(), fontsize=6.5, color="0.35")
 
 
 def _power_axis(axis, ticks: Sequence[int], xlabel: str) -> None:

@@ -1,82 +1,19 @@
-"""Claims: the paper's numbers, and rules that decide on both sides of every threshold."""
+"""Claims: rules that decide on both sides of every threshold."""
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from paper_utils import claims, recipes, scores
+from paper_utils import claims, published, scores
 from paper_utils.plots import Output
-
-MODELS = "DDPMv4 DDPMv6 Multistagev1 EDMv1 UViT CT Progressivev1".split()
-RP = np.array([  # the published heat map, symmetric, row by row
-    [1.00, .89, .86, .83, .81, .81, .88],
-    [.89, 1.00, .84, .83, .78, .80, .87],
-    [.86, .84, 1.00, .78, .80, .76, .86],
-    [.83, .83, .78, 1.00, .74, .76, .85],
-    [.81, .78, .80, .74, 1.00, .70, .82],
-    [.81, .80, .76, .76, .70, 1.00, .91],
-    [.88, .87, .86, .85, .82, .91, 1.00]])
-MAE = np.array([
-    [1.00, .92, .85, .85, .84, .75, .88],
-    [.92, 1.00, .87, .87, .82, .77, .90],
-    [.85, .87, 1.00, .81, .76, .77, .87],
-    [.85, .87, .81, 1.00, .76, .72, .86],
-    [.84, .82, .76, .76, 1.00, .68, .84],
-    [.75, .77, .77, .72, .68, 1.00, .83],
-    [.88, .90, .87, .86, .84, .83, 1.00]])
-
 
 def table(*rows: tuple) -> pd.DataFrame:
     """Pairs (model, other, score[, half width[, shuffled]])."""
     full = [(*row, 0.02, 0.01)[:5] if len(row) == 3 else (*row, 0.01)[:5] for row in rows]
     return pd.DataFrame([(a, b, s, s - w, s + w, chance, 100) for a, b, s, w, chance in full],
                         columns=["model", "other", "score", "low", "high", "shuffled", "n"])
-
-
-# --- the paper's numbers ------------------------------------------------------------------------
-
-@pytest.mark.parametrize("numbers, published", [(claims.PAPER_RP, RP), (claims.PAPER_MAE, MAE)])
-def test_the_papers_numbers_are_those_published(numbers, published):
-    assert (published == published.T).all()
-    pairs = claims.paper_pairs(numbers)
-    assert len(pairs) == 21 and len({frozenset(pair) for pair in pairs}) == 21
-    assert pairs == {(MODELS[i], MODELS[j]): published[i, j]
-                     for i in range(7) for j in range(i + 1, 7)}
-
-
-def test_every_number_of_the_paper_stands_beside_ours():
-    ours = table(("edm", "ddpm-vp", 0.83), ("uvit", "edm", 0.60), ("uvit", "dit", 0.99),
-                 ("progressive-1", "ct", 0.92))
-    found = claims.beside_the_paper(ours, table(("ddpm-vp", "edm", 0.95)))
-    assert len(found) == 42 and found.score.value_counts().to_dict() == {"RP": 21, "MAE": 21}
-    rows = found.set_index(["score", "paper's model", "paper's other"])
-    assert rows.loc[("RP", "DDPMv4", "EDMv1"), "verdict"] == "agrees"
-    assert rows.loc[("RP", "EDMv1", "UViT"), "verdict"] == "ours is lower"
-    assert rows.loc[("MAE", "DDPMv4", "EDMv1"), "verdict"] == "ours is higher"
-    assert rows.loc[("RP", "CT", "Progressivev1"), "verdict"] == "agrees"
-    assert rows.loc[("MAE", "CT", "Progressivev1"), "verdict"] == "not compared here"
-    assert rows.loc[("RP", "DDPMv4", "CT"), "our other"] == "ct"
-    assert (found.verdict == "not compared here").sum() == 42 - 4
-    assert found[found.verdict == "not compared here"].ours.isna().all()
-
-
-def test_every_model_of_the_paper_has_a_counterpart_that_is_trained():
-    trained = {*recipes.specs("laptop"), *recipes.distillation_specs("laptop")}
-    assert set(claims.COUNTERPARTS) == set(MODELS)
-    assert set(claims.COUNTERPARTS.values()) <= trained
-
-
-@pytest.mark.parametrize("paper, verdict", [
-    (0.599, "ours is higher"), (0.60, "agrees"), (0.65, "agrees"), (0.70, "agrees"),
-    (0.701, "ours is lower"),
-])
-def test_a_number_agrees_inside_the_interval_ends_included(paper, verdict):
-    row = next(pd.DataFrame([(0.60, 0.65, 0.70)], columns=["low", "score", "high"]).itertuples())
-    assert claims.verdict_on_number(paper, row) == verdict
-    assert claims.verdict_on_number(paper, None) == "not compared here"
 
 
 # --- choosing pairs -----------------------------------------------------------------------------
@@ -101,11 +38,11 @@ def test_high_for_every_pair(lowest, half_width, chance, verdict):
     """Half way from chance to the paper's .70; only counterparts of the paper's models decide."""
     pairs = table(("edm", "ct", 0.9), ("edm", "uvit", lowest, half_width, chance),
                   ("edm", "cd", 0.02))
-    claim = claims.high_for_every_pair("RP", pairs, claims.PAPER_RP)
+    claim = claims.high_for_every_pair("RP", pairs, published.RP)
     assert claim.verdict == verdict
     assert claim.measured.startswith(f"lowest {lowest:.2f} (edm, uvit), highest 0.90")
     assert claim.measured.endswith("of all 3 pairs the lowest is 0.02 (edm, cd)")
-    none = claims.high_for_every_pair("RP", table(("a", "b", 0.9)), claims.PAPER_RP)
+    none = claims.high_for_every_pair("RP", table(("a", "b", 0.9)), published.RP)
     assert none.verdict == "not decided: not trained yet"
 
 
@@ -116,7 +53,7 @@ def test_lower_without_diffusion(highest, verdict):
     """Intervals are .02 wide to either side."""
     diffusion = table(("a", "b", 0.5), ("a", "c", 0.8))
     contrast = table(("gan", "vae", 0.1), ("gan", "gan2", highest))
-    claim = claims.lower_without_diffusion("RP", diffusion, contrast, claims.PAPER_RP)
+    claim = claims.lower_without_diffusion("RP", diffusion, contrast, published.RP)
     assert claim.verdict == verdict
 
 
@@ -126,7 +63,7 @@ def test_lower_than_next_to_nothing_is_no_property(lowest, verdict):
     """Half way to the paper's .70, less an interval of .02."""
     contrast = table(("gan", "vae", 0.0))
     diffusion = table(("a", "b", lowest), ("a", "c", 0.8))
-    claim = claims.lower_without_diffusion("RP", diffusion, contrast, claims.PAPER_RP)
+    claim = claims.lower_without_diffusion("RP", diffusion, contrast, published.RP)
     assert claim.verdict == verdict
 
 
@@ -188,17 +125,6 @@ def test_the_claims_of_section_2_take_each_number_from_its_place():
     assert "0.70" in found[0].rule and "0.68" in found[3].rule  # the lowest of each heat map
 
 
-def test_no_number_of_the_paper_was_changed_by_mistake():
-    """Their sums, taken when they were compared with the source."""
-    sums = {kind: [round(sum(curve), 3) for curve in curves.values()]
-            for kind, curves in claims.PAPER_CURVES.items()}
-    assert sums == {"RP": [4.99, 4.15, 4.695], "GL": [4.08, 3.08, 2.35],
-                    "optimal": [1.94, 2.22, 2.435]}
-    rows = [[round(sum(row), 2) for row in numbers]
-            for numbers in (claims.PAPER_RP, claims.PAPER_MAE)]
-    assert rows == [[5.08, 4.12, 3.2, 2.35, 1.52, 0.91], [5.09, 4.23, 3.21, 2.34, 1.52, 0.83]]
-
-
 # --- saving -------------------------------------------------------------------------------------
 
 def test_sections_share_one_file(tmp_path):
@@ -219,51 +145,9 @@ def test_sections_share_one_file(tmp_path):
 
 # --- section 3 ----------------------------------------------------------------------------------
 
-def test_a_number_read_from_a_figure_is_known_to_a_hundredth():
-    row = curve({64: 0.0}, 0.0).iloc[0]
-    assert claims.verdict_on_number(.005, row, claims.READING) == "agrees"
-    assert claims.verdict_on_number(.02, row, claims.READING) == "ours is lower"
-    assert claims.verdict_on_number(.005, row) == "ours is lower"
-
-
 def curve(scores: dict[int, float], half_width: float = 0.05, **columns) -> pd.DataFrame:
     return pd.DataFrame([dict(images=n, score=s, low=s - half_width, high=s + half_width,
                               shuffled=0.0, n=100, **columns) for n, s in scores.items()])
-
-
-def test_the_papers_curves_have_a_number_per_size():
-    for kind, by in (("RP", "pair"), ("GL", "width"), ("optimal", "width")):
-        found = claims.paper_curves(kind, by)
-        assert len(found) == 30 and found.images.min() == 64 and found.images.max() == 32768
-    rp = claims.paper_curves("RP", "pair").set_index(["pair", "images"]).score
-    assert (rp["64 / 256", 8192], rp["128 / 256", 32768]) == (.02, .845)
-
-
-def test_every_number_of_figure_4_stands_beside_ours():
-    rp = pd.concat([curve({64: .69, 1024: .9}, pair="16 / 32"), curve({64: .1}, pair="16 / 64")])
-    gl = pd.concat([curve({64: 0.3}, width=32), curve({64: 0.0}, width=16)])
-    found = claims.regimes_beside_the_paper({"RP": (rp, "pair"), "GL": (gl, "width")}, (16, 32, 64))
-    rows = found.set_index(["score", "paper's width", "images"]).verdict
-    assert len(found) == 60
-    assert rows["RP", "64 / 128", 64] == "agrees"
-    assert rows["RP", "64 / 128", 1024] == "ours is higher"
-    assert rows["RP", "64 / 128", 128] == "not trained here"
-    assert rows["RP", "64 / 256", 64] == "ours is lower"
-    assert rows["GL", "64", 64] == "agrees" and rows["GL", "128", 64] == "ours is higher"
-
-
-@pytest.mark.parametrize("trained, beside", [((8, 16), {"64": "agrees", "128": "ours is higher"}),
-                                             ((8, 32), {"64": "agrees", "256": "ours is higher"})])
-def test_a_width_that_was_not_trained_keeps_its_rows(trained, beside):
-    """Widths are paired by their rank in the grid, not among those that happen to be there."""
-    gl = pd.concat([curve({64: score}, width=w) for w, score in zip(trained, (0.0, 0.9))])
-    rp = curve({64: .9}, pair=" / ".join(map(str, trained)))
-    found = claims.regimes_beside_the_paper({"RP": (rp, "pair"), "GL": (gl, "width")}, (8, 16, 32))
-    assert found.groupby(["score", "paper's width"]).size().tolist() == [10] * 6
-    assert set(found["our width"]) == {"8", "16", "32", "8 / 16", "8 / 32", "16 / 32"}
-    rows = found[found.images == 64].set_index("paper's width").verdict
-    expected = dict.fromkeys(rows.index, "not trained here") | beside
-    assert rows.to_dict() == expected | {" / ".join(beside): "ours is higher"}
 
 
 @pytest.mark.parametrize("scores, verdict", [
