@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
 
 from safetensors import SafetensorError, safe_open
@@ -118,10 +119,10 @@ def digest(tensors: Tensors) -> str:
 
 
 @lru_cache
-def code_version(*modules: ModuleType) -> str:
-    """A hash of what these modules do: comments, docstrings, layout and what errors say do not
-    count."""
-    trees = (ast.parse(inspect.getsource(module)) for module in modules)
+def code_version(*modules: ModuleType | Callable) -> str:
+    """A hash of what these modules, classes or functions do: comments, docstrings, layout and what
+    errors say do not count."""
+    trees = (ast.parse(dedent(inspect.getsource(module))) for module in modules)
     text = "\n".join(ast.dump(_without_words(tree)) for tree in trees)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

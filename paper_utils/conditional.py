@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paper_utils import data, denoisers, descriptors, models, recipes, samplers, scores, zoo
+from paper_utils import (artifacts, data, denoisers, descriptors, models, recipes, samplers, scores,
+                         zoo)
 from paper_utils.descriptors import Descriptor
 from paper_utils.errors import UserError
 from paper_utils.models import Model
@@ -53,8 +54,9 @@ def gaussian(images: data.Images) -> Model:
         return torch.stack([samplers.sample_gaussian(one, noise, twin.solver) for one in forms], 1)
 
     twin = models.closed_forms(images, 1)["gaussian"]
+    labels = artifacts.digest({"labels": images.labels})
     return replace(twin, name=GAUSSIAN, architecture="Gaussian denoiser of each class",
-                   identity=twin.identity | {"classes": list(classes)}, generate=generate,
+                   identity=twin.identity | {"labels": labels}, generate=generate,
                    denoiser=None, classes=classes)
 
 

@@ -112,7 +112,8 @@ class Preconditioned(nn.Module):
 
 
 def between(plain: Denoiser, own: Denoiser, weight: float) -> Denoiser:
-    """D + weight (D_own - D): guidance of two denoisers, from D at weight 0 over D_own at 1."""
+    """D + weight (D_own - D): guidance of two unconditional denoisers, D at weight 0, D_own at 1.
+    """
     return lambda u, sigma: torch.lerp(plain(u, sigma), own(u, sigma), weight)
 
 
@@ -122,13 +123,16 @@ def guided(denoiser: Preconditioned, weight: float) -> Denoiser:
         D(u; c) + (weight - 1) (D(u; c) - D(u; no class))
 
     weight 1 is the conditional model, 0 the unconditional one; Ho & Salimans' w is weight - 1. Two
-    evaluations a call where weight is not 1. Raises UserError where the model has no null class
-    or weight is not a number from 0 up.
+    evaluations a call where weight is not 1. Raises UserError where the model has no null class,
+    and where weight is not a number from 0 up.
     """
     if not weight >= 0:
         raise UserError(f"guidance weight {weight}: give a number from 0 up; 1 is no guidance")
     if weight == 1:
         return denoiser
+    if not hasattr(denoiser, "has_null_class"):
+        raise UserError(f"guidance asks a Preconditioned network for its null class, not a "
+                        f"{type(denoiser).__name__}: guide two denoisers of yours by between")
     if not denoiser.has_null_class:
         raise UserError("guidance needs a model trained with label dropout, and this one never saw "
                         "the null class: train it with label_dropout=0.1, or use weight 1")
@@ -224,11 +228,16 @@ def subvp() -> Framework:
 def discrete(alphas_cumprod: Tensor, prediction: str = "epsilon") -> Framework:
     """A discrete-time VP process of T steps (Ho et al. 2020; every diffusers DDPM scheduler).
 
-    alphas_cumprod: [T] decreasing; prediction: 'epsilon', 'v_prediction' or 'sample'. The network
-    sees the index 0..T-1, interpolated in log sigma between the trained noise levels.
-    Raises UserError for another prediction type.
+    alphas_cumprod: [T], below 1 and decreasing, the last may be 0; prediction: what the network
+    predicts, 'epsilon', 'v_prediction' or 'sample' (x0). It sees the index 0..T-1, interpolated in
+    log sigma between the trained noise levels. Raises UserError for others.
     """
-    sigmas = ((1 - alphas_cumprod.double()) / alphas_cumprod.double()).sqrt()
+    alphas = torch.as_tensor(alphas_cumprod).double()
+    steps_down = alphas.ndim == 1 and len(alphas) > 1 and bool((alphas.diff() < 0).all())
+    if not (steps_down and alphas[0] < 1 and alphas[-1] >= 0):
+        raise UserError("alphas_cumprod decreases from below 1 towards 0, the products of all "
+                        "1 - beta so far: give (1 - betas).cumprod(0), [T]")
+    sigmas = ((1 - alphas) / alphas).sqrt()
     grid = sigmas.log().cpu().numpy()
     low, high = sigmas[0].item(), sigmas[-1].item()
 
@@ -349,11 +358,14 @@ def from_diffusers(source) -> Preconditioned:
 
     source: a pipeline, or what DDPMPipeline.from_pretrained takes (a folder or a hub name such as
     'google/ddpm-cifar10-32'). Weights must be safetensors: a pickle is never loaded.
-    Raises UserError when it cannot be loaded.
+    Raises UserError when it cannot be loaded, and for a class-conditional one.
     """
     from paper_utils.networks import DiffusersUNet
 
     found = pipeline(source, "DDPMPipeline")
+    if found.unet.config.num_class_embeds:
+        raise UserError("this UNet2DModel is class-conditional, and nothing says whether its last "
+                        "class is no class: give an unconditional one")
     return _scheduled(DiffusersUNet(found.unet), found.scheduler)
 
 
@@ -391,11 +403,14 @@ def _scheduled(network: nn.Module, scheduler) -> Preconditioned:
 def pipeline(source, kind: str):
     """`source` itself, or the diffusers pipeline of class `kind` at that folder or hub name.
 
-    Raises UserError when it cannot be loaded.
+    Raises UserError when it cannot be loaded, and for what has no scheduler.
     """
     import diffusers
 
     if not isinstance(source, str) and not hasattr(source, "__fspath__"):
+        if not hasattr(source, "scheduler"):
+            raise UserError(f"a {type(source).__name__} alone has no noise levels: give a pipeline,"
+                            f" {kind}(network, scheduler)")
         return source
     try:
         return getattr(diffusers, kind).from_pretrained(str(source), use_safetensors=True)

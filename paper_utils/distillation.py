@@ -93,8 +93,9 @@ def two_steps_in_one(teacher: Denoiser, u: Tensor, here: Tensor, middle: Tensor,
     answers, which is how it is computed: (u_there - r u) / (1 - r) with r = there / here, the same
     number, divides rounding errors by 1 - r. sigmas: scalar or [B, 1, 1, 1]; `there` may be 0.
     """
-    first = teacher(u, here.flatten(), labels)
-    second = teacher(toward(first, u, here, middle), middle.flatten(), labels)
+    told = {} if labels is None else {"labels": labels}
+    first = teacher(u, here.flatten(), **told)
+    second = teacher(toward(first, u, here, middle), middle.flatten(), **told)
     weight = (1 - there / middle) / (1 - there / here)
     return first + weight * (second - first)
 
@@ -249,7 +250,8 @@ class Consistency(Objective):
         """The point one level lower on the trajectory through u, or through its clean image."""
         if self.teacher is None:
             return batch.clean + low * batch.eps
-        ask = lambda u, sigma: self.teacher(u, sigma.flatten(), batch.labels)
+        told = {} if batch.labels is None else {"labels": batch.labels}
+        ask = lambda u, sigma: self.teacher(u, sigma.flatten(), **told)
         return self.step(ask, u, ask(u, high), high, low)
 
     @staticmethod

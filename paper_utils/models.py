@@ -4,6 +4,8 @@ A model may be trained on the spot, loaded from zoo/, or closed-form; what compa
 know which.
 """
 
+import contextlib
+import inspect
 import json
 import os
 import time
@@ -72,8 +74,12 @@ class Model:
 
 # --- making models ------------------------------------------------------------------------------
 
-def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: str) -> Model:
-    """A trained denoiser with the solver of its specification; `weights` is their hash."""
+def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: str,
+              shape: tuple[int, ...] = BANK.shape) -> Model:
+    """A trained denoiser of images [*shape] with the solver of its specification.
+
+    weights: their hash.
+    """
     classes, device = tuple(range(denoiser.classes)), next(denoiser.parameters()).device
     return Model(
         name=spec.name, family=FAMILIES.get(spec.network, "U-Net"),
@@ -83,7 +89,32 @@ def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: 
         images=spec.images, images_seen=spec.images_seen,
         identity={"weights": weights, "solver": asdict(spec.solver), "code": sampling_code()},
         generate=_sampled(denoiser, spec.solver, device, classes), spec=spec,
-        denoiser=lambda: denoiser, classes=classes, device=device)
+        denoiser=lambda: denoiser, classes=classes, shape=shape, device=device)
+
+
+def from_denoiser(name: str, denoiser: denoisers.Denoiser, solver: Solver = Solver(),
+                  version: str = "", shape: tuple[int, ...] = BANK.shape,
+                  device: str = "cpu") -> Model:
+    """A denoiser of yours, unconditional, as one more model: for `samples` and all that takes them.
+
+    version: a word that you change whenever the denoiser does. Its samples are kept under its name,
+    version and solver, and where it is an nn.Module the hash of its weights. shape: of a noise.
+    Raises UserError for what is no denoiser, and for a function without a version.
+    """
+    samplers.check_denoiser(denoiser)
+    module = isinstance(denoiser, nn.Module)
+    if not (module or version):
+        raise UserError(f"samples of {name} are kept, and nothing says when this function changes: "
+                        "give a version, as in version='1', and another one after a change")
+    weights = artifacts.digest(denoiser.state_dict()) if module else ""
+    return Model(
+        name=name, family="yours", architecture=type(denoiser).__name__ if module else "function",
+        framework="yours", solver=solver, evaluations=solver.evaluations,
+        parameters=networks.count_parameters(denoiser) if module else 0, images=None,
+        images_seen=None, generate=_sampled(denoiser, solver, device),
+        identity={"yours": name, "version": version, "weights": weights, "solver": asdict(solver),
+                  "code": sampling_code()},
+        denoiser=lambda: denoiser, shape=tuple(shape), device=check_device(device))
 
 
 def denoiser_of(model: Model) -> denoisers.Denoiser:
@@ -205,6 +236,8 @@ def _architecture(spec: training.Spec, network: nn.Module) -> str:
         return f"UNet2DModel {'-'.join(map(str, network.unet.config.block_out_channels))}"
     if spec.network == "mlp":
         return f"perceptron, width {args['width']}"
+    if spec.network not in ("unet", "multistage"):  # registered from outside
+        return spec.network
     patch = f", {args['patch']}x{args['patch']} patches" if args["patch"] > 1 else ""
     mult = "-".join(str(args["width"] * m) for m in args["channel_mult"])
     return f"{spec.network} {mult}{patch}"
@@ -255,7 +288,7 @@ def _closed_form(name: str, label: str, make: Callable, images: data.Images, bag
         name=name, family="closed form", architecture=label, framework="closed form",
         solver=solver, evaluations=solver.evaluations, parameters=0, images=len(images),
         images_seen=0, identity=identity | ({"bag": bag} if name == "local" else {}),
-        generate=generate, denoiser=built, device=device)
+        generate=generate, denoiser=built, shape=tuple(images.pixels.shape[1:]), device=device)
 
 
 def gaussian(images: data.Images) -> denoisers.GaussianDenoiser:
@@ -321,13 +354,37 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
         done.unlink(missing_ok=True)
     denoiser = training.build(spec)
     denoiser.network.load_state_dict(artifacts.below("network.", tensors))
-    return diffusion(spec, denoiser.to(device).eval(), path.stem), tensors["loss"]
+    shape = tuple(images.pixels.shape[1:])
+    return diffusion(spec, denoiser.to(device).eval(), path.stem, shape), tensors["loss"]
 
 
 def _recipe(spec: training.Spec, images: data.Images, start: artifacts.Tensors | None) -> dict:
     """All that decides the weights of a training."""
     return {"spec": json.loads(spec.to_json()), "images": images.hash,
-            "start": "" if start is None else artifacts.digest(start), "code": training_code()}
+            "labels": training.labels_of(spec, images),
+            "start": "" if start is None else artifacts.digest(start),
+            "code": training_code() + _foreign_code(spec)}
+
+
+def _foreign_code(spec: training.Spec) -> str:
+    """A hash of the network and the framework of `spec` that were registered from outside.
+
+    Of their whole module, or in a notebook, which has no file, of themselves. Raises UserError
+    where neither has a source that could be read.
+    """
+    parts = [networks.ARCHITECTURES[spec.network],
+             denoisers.FRAMEWORKS[spec.framework.removesuffix(denoisers.CONSISTENCY)]]
+    return "".join(_version_of(part) for part in parts
+                   if part.__module__.partition(".")[0] != __package__)
+
+
+def _version_of(part: Callable) -> str:
+    for source in (inspect.getmodule(part), part):
+        with contextlib.suppress(TypeError, OSError):
+            return artifacts.code_version.__wrapped__(source)  # read anew: notebooks reload modules
+    raise UserError(f"the source of {part.__qualname__} cannot be read, so nothing would say when "
+                    "it changes: write it to a file, or train by training.train, which keeps "
+                    "nothing")
 
 
 def training_code() -> str:
@@ -382,7 +439,7 @@ def weights_of(path: str | Path, student: training.Spec | None = None) -> artifa
         whole = assembled(path.stem, row.kind, made, tensors, path.name, "", path.parent,
                           start=row.start)
         tensors = whole.denoiser().network.state_dict()
-    for prefix in ("ema.", "network."):
+    for prefix in ("ema.", "network.", "module."):  # the last of DistributedDataParallel
         if inside := artifacts.below(prefix, tensors):
             tensors = inside
             break

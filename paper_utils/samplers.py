@@ -192,8 +192,8 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
     for what suits a network on this device (a closed form of many images takes less time with more
     at once); progress: a title for a progress bar.
     Raises UserError for noise of another shape, unless there is a label for every noise or none at
-    all, for what is no denoiser, solver or batch, and where the denoiser does not answer with
-    finite numbers in the shape of u.
+    all, for what is no denoiser, solver or batch, for a module in training mode, and where the
+    denoiser does not answer with finite numbers in the shape of u.
     """
     _check_noise(noise)
     if not isinstance(solver, Solver):
@@ -247,7 +247,8 @@ def _whole(labels: Tensor | Sequence[int], noise: Tensor) -> Tensor:
 
 
 def check_denoiser(denoiser: Denoiser, labels: Tensor | None = None) -> None:
-    """UserError for what cannot be called with u and sigma, and the labels where there are some."""
+    """UserError for what cannot be called with u and sigma, and the labels where there are some, and
+    for a module in training mode."""
     if not callable(denoiser):
         known = hasattr(denoiser, "denoiser")
         raise UserError(f"a denoiser is a function of u and sigma, not {type(denoiser).__name__}"
@@ -257,10 +258,12 @@ def check_denoiser(denoiser: Denoiser, labels: Tensor | None = None) -> None:
         known = inspect.signature(getattr(denoiser, "forward", denoiser))
         known.bind(*words[:2], **dict.fromkeys(words[2:]))
     except ValueError:  # of what is written in C it is not known
-        return
+        pass
     except TypeError as error:
         raise UserError(f"a denoiser takes u and sigma, and labels where they are given: this one "
                         f"was given {', '.join(words)} ({error})") from None
+    if getattr(denoiser, "training", False) is True:
+        raise UserError("this denoiser is in training mode, with its dropout: call its eval()")
 
 
 def answer(denoiser: Denoiser, u: Tensor, sigma: Tensor) -> Tensor:
@@ -272,9 +275,10 @@ def answer(denoiser: Denoiser, u: Tensor, sigma: Tensor) -> Tensor:
         clean = denoiser(u, sigma)
     except RuntimeError as error:
         if "ouble" in str(error):
-            raise UserError("u and sigma are float64 here: give a network of single precision "
-                            "u.float() and sigma.float(), as in lambda u, sigma: network(u.float(),"
-                            f" sigma.float()) ({str(error).splitlines()[0]})") from error
+            raise UserError("u and sigma are float64 here, sigma of no dimension: for a network of "
+                            "single precision that takes a sigma an image give lambda u, sigma: "
+                            "network(u.float(), sigma.float().expand(len(u))) "
+                            f"({str(error).splitlines()[0]})") from error
         raise
     shape = getattr(clean, "shape", None)
     if shape != u.shape:

@@ -123,7 +123,7 @@ class Spec:
 
 
 def build(spec: Spec, start: artifacts.Tensors | None = None) -> Preconditioned:
-    """The untrained denoiser of `spec`, initialised from its own seed.
+    """The untrained denoiser of `spec`, initialised from its own seed, in training mode.
 
     The global stream of the CPU is left as it was.
 
@@ -308,13 +308,22 @@ class Training:
         self.step = int(state["step"])
 
 
+def labels_of(spec: Spec, images: data.Images) -> str:
+    """A hash of the labels, where `spec` is conditional and so learns from them; else ''."""
+    return artifacts.digest({"labels": images.labels}) if spec.network_args.get(
+        "num_classes") else ""
+
+
 def _check(spec: Spec, images: data.Images, start: artifacts.Tensors | None) -> None:
     if len(images) != spec.images:
         raise UserError(f"{spec.name} trains on {spec.images} images but was given {len(images)}: "
                         "pass spec.subset(images)")
     if bool(spec.start) != (start is not None):
-        missing = "gives no weights to start from" if spec.start else "starts from nothing"
-        raise UserError(f"{spec.name} {missing}: pass start= exactly where spec.start names it")
+        raise UserError(f"{spec.name} starts from '{spec.start}': give those weights too, as start"
+                        if spec.start else f"{spec.name} was given weights to start from and does "
+                        "not say so: give its specification a name for them, start='name'")
+    if odd := distillation.untrained(spec.objective, spec.solver, spec.solver):
+        raise UserError(f"{spec.name}, with its solver of {spec.solver}, {odd}")
     _check_augmentation(spec)
     if spec.objective == "denoising" and spec.framework.endswith(CONSISTENCY):
         raise UserError(f"{spec.name} would learn by denoising in '{spec.framework}', where the "
@@ -441,7 +450,7 @@ def save_checkpoint(training: Training, path: Path, spec: Spec | None = None) ->
     tensors = {k: v.contiguous() for k, v in training.state_dict().items()}
     check_finite((spec or training.spec).name, tensors)
     metadata = {"spec": (spec or training.spec).to_json(), "subset": training.images.hash,
-                "start": training.start}
+                "labels": labels_of(training.spec, training.images), "start": training.start}
     files.replace_file(Path(path), save(tensors, metadata), keep=previous(Path(path)))
 
 
@@ -458,8 +467,9 @@ def load_checkpoint(training: Training, path: Path) -> None:
         raise UserError(f"{path} holds the averaged weights of a run alone: go on from its whole "
                         "checkpoint, or move it away to train from the start")
     same = training.spec.is_recorded_as(json.loads(metadata["spec"]))
-    made_from = metadata["subset"], metadata.get("start", "")
-    if not same or made_from != (training.images.hash, training.start):
-        raise UserError(f"checkpoint {path} belongs to another specification, subset of images or "
-                        "start: give this run a file of its own")
+    made_from = [metadata["subset"], *(metadata.get(key, "") for key in ("labels", "start"))]
+    if not same or made_from != [training.images.hash, labels_of(training.spec, training.images),
+                                 training.start]:
+        raise UserError(f"checkpoint {path} belongs to another specification, subset of images, "
+                        "labels or start: give this run a file of its own")
     training.load_state_dict(state)

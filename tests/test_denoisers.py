@@ -423,6 +423,42 @@ def test_guidance_that_cannot_be_is_refused(weight, dropout, words):
         denoisers.guided(conditional(dropout), weight)
 
 
+def test_a_function_is_not_guided():
+    with pytest.raises(UserError, match="not a function: guide two denoisers of yours by between"):
+        denoisers.guided(lambda u, sigma, labels: u, 2.0)
+
+
+ALPHAS = (1 - torch.linspace(1e-4, 0.02, 50)).cumprod(0)
+
+
+@pytest.mark.parametrize("odd", [
+    torch.linspace(1e-4, 0.02, 50), 1 - ALPHAS, ALPHAS.flip(0), torch.cat([torch.ones(1), ALPHAS]),
+    -ALPHAS.flip(0), ALPHAS[:1], ALPHAS[None]])
+def test_what_is_no_alphas_cumprod_is_refused(odd):
+    with pytest.raises(UserError, match=r"\(1 - betas\).cumprod\(0\)"):
+        denoisers.discrete(odd)
+
+
+def test_alphas_cumprod_may_be_an_array_a_list_or_end_at_0():
+    framework = denoisers.discrete(ALPHAS)
+    sigma = torch.tensor([0.3], dtype=torch.float64)
+    for same in (ALPHAS.numpy(), ALPHAS.tolist(), torch.cat([ALPHAS, torch.zeros(1)])):
+        found = denoisers.discrete(same).precondition(sigma)
+        torch.testing.assert_close(found, framework.precondition(sigma), rtol=1e-6, atol=1e-6)
+
+
+def test_a_diffusers_network_needs_its_scheduler_and_no_classes():
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    unet = UNet2DModel(sample_size=8, block_out_channels=(8, 8), norm_num_groups=4,
+                       down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+                       num_class_embeds=10)
+    with pytest.raises(UserError, match="a UNet2DModel alone has no noise levels"):
+        denoisers.from_diffusers(unet)
+    with pytest.raises(UserError, match="is class-conditional"):
+        denoisers.from_diffusers(DDPMPipeline(unet, DDPMScheduler()))
+
+
 def test_without_label_dropout_weight_one_is_the_model_itself():
     model = conditional(0.0)
     assert denoisers.guided(model, 1) is model

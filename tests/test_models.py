@@ -1,7 +1,9 @@
 """Models: samples are computed once and per noise, training goes on, wrong weights are refused."""
 
+import importlib
 import itertools
 import shutil
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -50,6 +52,31 @@ def perturbed(module: nn.Module) -> nn.Module:
         for p in module.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=rng))
     return module.eval()
+
+
+# --- a denoiser of one's own --------------------------------------------------------------------
+
+def test_a_denoiser_of_mine_is_a_model_whose_samples_are_kept():
+    network = perturbed(training.build(TINY))
+    mine = models.from_denoiser("mine", network, Solver("heun", 3))
+    assert torch.equal(models.samples(mine, 2), data.to_bytes(
+        models.samplers.sample(network, BANK[:2], Solver("heun", 3))))
+    other = models.from_denoiser("mine", perturbed(perturbed(training.build(TINY))),
+                                 Solver("heun", 3))
+    assert not torch.equal(models.samples(mine, 2), models.samples(other, 2))
+    again = models.resolved(mine, Solver("heun", 2))
+    assert again.identity != mine.identity and again.evaluations == 3
+
+
+def test_a_function_of_mine_says_by_its_version_that_it_changed():
+    with pytest.raises(UserError, match="give a version"):
+        models.from_denoiser("mine", lambda u, sigma: u)
+    dark, bright = (models.from_denoiser("mine", lambda u, sigma, value=value: u * 0 + value,
+                                         version=version, shape=(1, 4, 4))
+                    for value, version in ((-1, "1"), (1, "2")))
+    assert models.samples(dark, 2).unique().tolist() == [0]
+    assert models.samples(bright, 2).unique().tolist() == [255]
+    assert models.samples(dark, 2).shape == (2, 1, 4, 4)
 
 
 # --- samples ------------------------------------------------------------------------------------
@@ -225,6 +252,61 @@ def test_a_model_is_trained_once(images, monkeypatch):
     assert again.identity == first.identity and torch.equal(losses_again, losses)
     assert losses.shape == (TINY.steps,) and losses.isfinite().all()
     assert torch.equal(weights_of(again), weights_of(first))
+
+
+def test_a_conditional_model_of_other_labels_is_another(images):
+    spec = replace(TINY, network_args=TINY.network_args | {"num_classes": 10}, images_seen=16)
+    other = replace(images, labels=9 - images.labels)
+    first, second = (models.train(spec, part)[0] for part in (images, other))
+    assert first.identity != second.identity
+    plain = [models.train(replace(TINY, images_seen=16), part)[0] for part in (images, other)]
+    assert plain[0].identity == plain[1].identity  # it never sees them
+
+
+def test_a_model_of_images_of_another_size_takes_noises_of_theirs(images):
+    small = replace(images, pixels=images.pixels[..., ::2, ::2].contiguous(), name="small")
+    spec = replace(TINY, network_args=TINY.network_args | {"image_size": 16}, images_seen=8)
+    found = {"tiny": models.train(spec, small)[0]} | models.closed_forms(small, 1)
+    assert [models.samples(model, 1).shape for model in found.values()] == 4 * [(1, 3, 16, 16)]
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, size: float = 1.0):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x, noise_label, labels=None):
+        return torch.relu(self.layer(x))
+"""
+
+
+def test_an_architecture_of_ones_own_is_trained_again_when_its_source_changes(
+        images, tmp_path, monkeypatch):
+    """Its source is a part of the key of the store."""
+    monkeypatch.syspath_prepend(tmp_path)
+    found, spec = [], Spec("mine", "mine", images=16, images_seen=16, batch=8, warmup=1)
+    for text in (OWN, OWN, OWN.replace("relu", "tanh")):
+        (tmp_path / "my_network.py").write_text(text)
+        sys.modules.pop("my_network", None)
+        importlib.invalidate_caches()
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        module = importlib.import_module("my_network")
+        monkeypatch.setitem(networks.ARCHITECTURES, "mine", module.Net)
+        found.append(models.train(spec, images)[0])
+    assert found[0].identity == found[1].identity != found[2].identity
+    assert found[0].architecture == "mine"
+
+
+def test_an_architecture_without_a_source_is_not_kept(images, monkeypatch):
+    space: dict = {"__name__": "nowhere"}
+    exec(OWN, space)
+    monkeypatch.setitem(networks.ARCHITECTURES, "mine", space["Net"])
+    with pytest.raises(UserError, match="source of Net cannot be read.*training.train"):
+        models.train(Spec("mine", "mine", images=16, images_seen=16, batch=8), images)
 
 
 @pytest.mark.parametrize("stop", [3, 6])

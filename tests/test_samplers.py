@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from paper_utils import data, samplers
+from paper_utils import data, samplers, training
 from paper_utils.denoisers import GaussianDenoiser, vp_discrete
 from paper_utils.errors import UserError
 from paper_utils.samplers import SAMPLERS, Solver, karras_sigmas, log_sigmas
+from paper_utils.training import Spec
 
 SHAPE = (2, 3, 4, 4)
 
@@ -315,6 +316,7 @@ def test_a_network_of_single_precision_is_told_what_to_do():
     ({"denoiser": object()}, "a denoiser is a function of u and sigma, not object"),
     ({"denoiser": lambda u: u}, "a denoiser takes u and sigma"),
     ({"denoiser": torch.nn.Conv2d(3, 3, 1)}, "a denoiser takes u and sigma"),
+    ({"denoiser": training.build(Spec("x", "mlp", {"channels": 3}))}, "in training mode.*eval"),
     ({"labels": torch.zeros(2).long()}, "a denoiser takes u and sigma, .*labels"),
     ({"labels": ["cat", "dog"], "denoiser": lambda u, sigma, labels: u}, "labels are whole num"),
     ({"labels": torch.zeros(2), "denoiser": lambda u, sigma, labels: u}, "labels are whole num"),

@@ -552,7 +552,7 @@ def start():
             for k, v in network.state_dict().items()}
 
 
-def end_of(spec, images, start, checkpoint=None):
+def end_of(spec, images, start=None, checkpoint=None):
     for run in train(spec, images, checkpoint, start=start):
         pass
     return run
@@ -582,8 +582,22 @@ def test_a_checkpoint_of_another_start_is_refused(images, start, tmp_path):
     path = tmp_path / "run.safetensors"
     training.save_checkpoint(end_of(TUNED, images, start), path)
     other = {k: v + 1 for k, v in start.items()}
-    with pytest.raises(UserError, match="another specification, subset of images or start"):
+    with pytest.raises(UserError, match="another specification, subset of images, labels or start"):
         end_of(TUNED, images, other, path)
+
+
+def test_a_checkpoint_of_other_labels_is_refused_where_they_are_learned(images, tmp_path):
+    spec = replace(TINY, network_args=TINY.network_args | {"num_classes": 10})
+    path, other = tmp_path / "run.safetensors", replace(images, labels=9 - images.labels)
+    training.save_checkpoint(end_of(spec, images, checkpoint=path), path)
+    with pytest.raises(UserError, match="another specification, subset of images, labels or start"):
+        end_of(spec, other, checkpoint=path)
+
+
+def test_a_consistency_student_needs_a_solver_for_one(images, start):
+    spec = replace(TUNED, framework="edm-consistency", objective="cd", solver=Solver())
+    with pytest.raises(UserError, match="use the sampler 'consistency'"):
+        end_of(spec, images, start)
 
 
 def test_a_start_of_another_architecture_is_refused(images, start):
@@ -593,7 +607,8 @@ def test_a_start_of_another_architecture_is_refused(images, start):
 
 
 @pytest.mark.parametrize("spec, given, words", [
-    (TUNED, False, "gives no weights to start from"), (TINY, True, "starts from nothing")])
+    (TUNED, False, "give those weights too, as start"),
+    (TINY, True, "does not say so: give its specification a name for them")])
 def test_a_start_is_given_exactly_where_the_specification_names_one(images, start, spec, given,
                                                                     words):
     with pytest.raises(UserError, match=words):
