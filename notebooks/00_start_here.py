@@ -65,11 +65,19 @@ output.figure(plots.sample_grid(rows, columns=len(shared), title="One noise per 
 # %% [markdown]
 # ## A denoiser of your own
 #
-# A denoiser is any function of `u` and `sigma`. Anything that can be written so joins every score
-# of this project, a network of yours or a diffusers pipeline (`denoisers.from_diffusers`)
-# included. This one answers with the mean image, whatever it sees; its sample is the mean image
-# from any noise. (The state *u* is kept in double precision: a network in single precision joins
-# as `lambda u, sigma: network(u.float(), sigma.float())`.)
+# A denoiser is any function of `u` and `sigma` that answers with the clean image. Anything that can
+# be written so joins every score of this project. This one answers with the mean image, whatever it
+# sees; its sample is the mean image from any noise.
+#
+# - a network of `u` and one `sigma` an image, in single precision (the state is kept in double):
+#   `lambda u, sigma: net(u.float(), sigma.float().expand(len(u)))`
+# - a network `net(x, t, labels)` that predicts eps, v or x0 at the steps of a discrete schedule:
+#   `denoisers.Preconditioned(net, denoisers.discrete(alphas_cumprod, "epsilon")).eval()`, or with
+#   `"v_prediction"`, `"sample"`
+# - a diffusers pipeline of images: `denoisers.from_diffusers(pipeline)`
+#
+# `models.from_denoiser(name, denoiser, solver)` makes a model of it, as the other notebooks take
+# them, whose samples are kept.
 
 # %%
 mean = data.to_unit(training.pixels).mean(0)

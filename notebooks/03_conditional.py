@@ -121,7 +121,8 @@ output.table(gaps, "tab_rp_cond_against_twins")
 #
 # Rows are the unconditional models of section 2, columns conditional ones. Right: one class instead
 # of the best, in the mean over all ten; what is left of RP_between there does not hang on finding
-# the class. The table also has the maximum over as many samples from other noises (*random*).
+# the class. `tab_rp_between.csv` also has the maximum over as many samples from other noises
+# (*random*).
 
 # %%
 between = conditional.between(plain, features, describe.threshold, sizes.resamples)

@@ -116,10 +116,11 @@ output.figure(plots.scores_against(both, "pair", labels=dict.fromkeys(both, "RP"
 #
 # With the first pre-trained network, from which the first run of all ways but `scratch` started:
 # how little fine-tuning changed. `scratch`, which did not start there, is the baseline: where it
-# agrees too, RP does not tell staying from moving. The table also has the mean difference of the
-# pixels, which does. And with the Gaussian denoiser of all images of the five classes, which nobody
-# trained: agreement no higher than this says little. How far do the two pre-trained networks agree
-# with each other, and the first of them with that denoiser of classes it never saw?
+# agrees too, RP does not tell staying from moving. `tab_fine_tuning_with_base.csv` also has the
+# mean difference of the pixels, which does. And with the Gaussian denoiser of all images of the
+# five classes, which nobody trained: agreement no higher than this says little. How far do the two
+# pre-trained networks agree with each other, and the first of them with that denoiser of classes it
+# never saw?
 
 # %%
 bases = fine_tuning.agreement_of_bases(features, copies, sizes.resamples)
