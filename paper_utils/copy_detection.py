@@ -255,7 +255,7 @@ def kept_features(descriptor: descriptors.Descriptor, half: bool, images: Tensor
     """descriptors.features of uint8 [N, 3, H, W]; an artifact a piece, so a killed run goes on."""
     from paper_utils import tables  # with pandas, which training the descriptor does without
 
-    parts = (data.Images(rows, torch.zeros(len(rows)), "") for rows in images.split(PIECE))
+    parts = (data.Images(rows, torch.zeros(len(rows)).long(), "") for rows in images.split(PIECE))
     with bf16("cpu", half):
         return torch.cat([tables.features_of(descriptor, part) for part in parts])
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,20 +19,82 @@ from paper_utils.errors import UserError, choose
 BUNDLED = Path(__file__).parent / "bundled" / "cifar10_512.png"
 CLASSES = ("airplane automobile bird cat deer dog frog horse ship truck").split()
 SPLITS = ("train", "test")
+CHANNELS = (3, 1)  # of images: RGB, grey
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [-1, 1]; data that are float keep their values."""
-    return pixels.float() / 127.5 - 1 if pixels.dtype == torch.uint8 else pixels.float()
+    """uint8 0..255 -> float32 in [-1, 1]; data that are float keep their values.
+
+    Raises UserError for other integers.
+    """
+    if isinstance(pixels, Tensor) and pixels.dtype == torch.uint8:
+        return pixels.float() / 127.5 - 1
+    return _floats(pixels, "data.to_unit takes uint8 images, or data that are float").float()
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Float in [-1, 1] -> uint8 0..255, clamped and rounded: the 8-bit image every score sees."""
+    """Float in [-1, 1] -> uint8 0..255, clamped and rounded: the 8-bit image every score sees.
+
+    Raises UserError for integers.
+    """
+    images = _floats(images, "data.to_bytes takes images that are float, in [-1, 1]")
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def _floats(images: Tensor, wanted: str) -> Tensor:
+    if not isinstance(images, Tensor):
+        raise UserError(f"{wanted}, as a tensor, not {described(images)}: {_cure(images)}")
+    if not images.is_floating_point():
+        raise UserError(f"{wanted}, not {described(images)}: integers of 0 to 255 are bytes "
+                        "already, or become them by x.to(torch.uint8)")
+    return images
+
+
+def check_bytes(images: object, who: str, channels: Collection[int] = CHANNELS,
+                dimensions: Collection[int] = (4,)) -> None:
+    """Raise UserError, which says how to convert them, unless `images` are what `who` takes.
+
+    That is a tensor, uint8 [N, C, H, W] with C among `channels` (or [..., C, H, W] of so many
+    dimensions).
+    """
+    uint8 = isinstance(images, Tensor) and images.dtype == torch.uint8
+    if not (uint8 and images.ndim in dimensions and images.shape[-3] in channels):
+        shape = f"[N, {' or '.join(map(str, channels))}, H, W]"
+        raise UserError(f"{who} takes uint8 images {shape} as a tensor, not {described(images)}: "
+                        f"{_cure(images)}")
+
+
+def described(images: object) -> str:
+    """What was given instead of images: 'float32 [2, 3, 32, 32]', 'uint8 ndarray', 'list'."""
+    dtype = str(getattr(images, "dtype", "")).removeprefix("torch.")
+    kind = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+    return f"{dtype} {kind}".strip()
+
+
+def _cure(images: object) -> str:
+    """How what was given instead of images becomes images."""
+    if isinstance(images, Images):
+        return "give its pixels"
+    if not isinstance(images, Tensor):
+        return "of an array see torch.from_numpy"
+    if images.is_floating_point():
+        return ("convert those in [-1, 1] by data.to_bytes(x), those in [0, 1] by "
+                "data.to_bytes(2 * x - 1)")
+    if images.dtype != torch.uint8:
+        return "convert integers of 0 to 255 by x.to(torch.uint8)"
+    if images.ndim == 4 and images.shape[1] == 1:
+        return "grey images become RGB by x.expand(-1, 3, -1, -1)"
+    return {3: "of a single image x[None], of grey ones x[:, None]",
+            5: "of several classes of a noise x.flatten(0, 1)"}.get(
+                images.ndim, "channels come second, see permute")
+
+
 def tiled(images: Tensor, columns: int = 32) -> np.ndarray:
-    """uint8 [N, 3, H, W] -> one picture [rows*H, columns*W, 3], row by row, black where N ends."""
+    """uint8 [N, C, H, W] -> one picture [rows*H, columns*W, C], row by row, black where N ends.
+
+    Raises UserError for other images.
+    """
+    check_bytes(images, "data.tiled")
     n, channels, height, width = images.shape
     rows = -(-n // columns)
     cells = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
@@ -58,7 +121,8 @@ def untiled(picture: np.ndarray, columns: int = 32) -> Tensor:
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled 8-bit images. pixels: uint8 [N, 3, H, W]; labels: int64 [N]; name says which.
+    """Labelled 8-bit images. pixels: uint8 [N, 3, H, W], or [N, 1, H, W] where they are grey;
+    labels: int64 [N], all 0 where there are none; name says which.
 
     Data that are no images are float, [N, d, 1, 1]. Raises UserError for others.
     """
@@ -69,24 +133,33 @@ class Images:
 
     def __post_init__(self) -> None:
         pixels, labels = self.pixels, self.labels
-        bytes_ = isinstance(pixels, Tensor) and pixels.dtype == torch.uint8
-        if not (bytes_ or isinstance(pixels, Tensor) and pixels.is_floating_point()):
-            raise UserError("images are a tensor of uint8, or of float for data that are none: "
-                            "convert with data.to_bytes or torch.from_numpy")
-        if pixels.ndim != 4 or bytes_ and pixels.shape[1] != 3:
-            raise UserError(f"images are [N, 3, H, W], not {list(pixels.shape)}: see permute")
-        if not isinstance(labels, Tensor) or labels.ndim != 1:
-            raise UserError("the labels of images are a tensor int64 [N], one for each")
+        points = isinstance(pixels, Tensor) and pixels.is_floating_point() and pixels.ndim == 4
+        if not (points and pixels.shape[2:] == (1, 1)):
+            check_bytes(pixels, "data.Images")
+        if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.dtype != torch.int64:
+            raise UserError("the labels of images are a tensor int64 [N], one for each, not "
+                            f"{described(labels)}: torch.zeros(len(pixels)).long() for none")
         if len(labels) != len(pixels):
             raise UserError(f"{len(pixels)} images and {len(labels)} labels: give one for each")
 
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def __repr__(self) -> str:
+        kind = described(self.pixels[0]) if len(self) else "none"
+        return (f"Images({self.name!r}: {len(self):,} of {kind}, "
+                f"classes: {len(self.labels.unique())})")
+
     @cached_property
     def hash(self) -> str:
-        """First 16 hex digits of the sha256 of the pixels: names a subset in a checkpoint."""
-        return hashlib.sha256(self.pixels.contiguous().numpy()).hexdigest()[:16]
+        """First 16 hex digits of the sha256 of the pixels: names a subset in a checkpoint.
+
+        Of grey images also of their shape: the channels of RGB images are other data than these.
+        """
+        digest = hashlib.sha256(self.pixels.contiguous().numpy())
+        if self.pixels.dtype == torch.uint8 and self.pixels.shape[1] == 1:
+            digest.update(str(list(self.pixels.shape)).encode())
+        return digest.hexdigest()[:16]
 
     def first(self, n: int) -> "Images":
         """The first n images: subsets are nested, the same for every model (paper, section 3).

