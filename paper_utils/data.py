@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and the subsets the paper trains on."""
+"""CIFAR-10, CIFAR-100, the subsets the paper trains on, and images of one's own."""
 
 import hashlib
 import json
@@ -15,11 +15,13 @@ from torch import Tensor
 
 from paper_utils import fetching
 from paper_utils.errors import UserError, choose
+from paper_utils.progress import progress
 
 BUNDLED = Path(__file__).parent / "bundled" / "cifar10_512.png"
 CLASSES = ("airplane automobile bird cat deer dog frog horse ship truck").split()
 SPLITS = ("train", "test")
 CHANNELS = (3, 1)  # of images: RGB, grey
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def to_unit(pixels: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ def _cure(images: object) -> str:
     if isinstance(images, Images):
         return "give its pixels"
     if not isinstance(images, Tensor):
-        return "of an array see torch.from_numpy"
+        return "of an array see data.from_numpy or torch.from_numpy"
     if images.is_floating_point():
         return ("convert those in [-1, 1] by data.to_bytes(x), those in [0, 1] by "
                 "data.to_bytes(2 * x - 1)")
@@ -211,14 +213,90 @@ def load(name: str = "cifar10", split: str = "train") -> Images:
     """
     choose(split, SPLITS, "split")
     if "/" in (name := str(name)):
-        raise UserError(f"{name!r} is no dataset of this project: own images are given as "
-                        "data.Images(pixels, labels, name), uint8 [N, 3, 32, 32] and int64 [N]")
+        raise UserError(f"{name!r} is no dataset of this project: own images are read by "
+                        f"data.from_folder({name!r}), or made of an array by data.from_numpy")
     name, _, part = name.partition(":")
     if choose(name, ("cifar10", "cifar100", "bundled"), "dataset") == "bundled":
         whole = _bundled(split)
     else:
-        whole = _images(*fetching.cached(name, split), f"{name}-{split}")
+        whole = from_numpy(*fetching.cached(name, split), f"{name}-{split}")
     return whole.classes(*_class_range(part)) if part else whole
+
+
+def from_folder(path: str | Path) -> Images:
+    """The PNG, JPEG, WebP and BMP files of a folder, 8-bit and all of one size, as RGB.
+
+    In natural order of their names, 2 before 10; named after the folder, without labels (all 0).
+    Raises UserError for no such folder, for one without images, for a file that is not whole, has
+    more than 8 bits or another size than the first one.
+    """
+    folder = Path(path).expanduser().resolve()
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: give that which has the images")
+    files = sorted((file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES
+                    and not file.name.startswith(".")), key=_natural)
+    if not files:
+        raise UserError(f"{folder} has no image: it needs files {', '.join(SUFFIXES)} in itself, "
+                        "not in folders below")
+    pictures: list[np.ndarray] = []
+    for file in progress(files, f"reading {folder.name}", len(files), "image"):
+        pictures.append(_picture(file))
+        if pictures[-1].shape != pictures[0].shape:
+            sizes = [f"{picture.shape[1]} x {picture.shape[0]}" for picture in pictures]
+            raise UserError(f"{file} is {sizes[-1]} and {files[0].name} {sizes[0]}: images are of "
+                            "one size, resize or crop them")
+    return from_numpy(np.stack(pictures), name=folder.name)
+
+
+def _natural(file: Path) -> tuple[list[str | int], str]:
+    """Sorts 'a2.png' before 'a10.png'."""
+    words = re.split(r"(\d+)", file.name)
+    return [int(word) if word.isdecimal() else word for word in words], file.name
+
+
+def _picture(file: Path) -> np.ndarray:
+    """uint8 [H, W, 3]; transparency is left out. UserError for no image and for more than 8 bits,
+    which Pillow would cut off."""
+    try:
+        with Image.open(file) as image:
+            if image.mode[0] not in "IF":
+                return np.array(image.convert("RGB"))
+    except Exception as error:  # Pillow's readers raise many kinds for a damaged file
+        raise UserError(f"{file} cannot be read as an image ({type(error).__name__}): replace it, "
+                        "or take it out of the folder") from None
+    raise UserError(f"{file} has more than 8 bits a pixel: save it with 8")
+
+
+def from_numpy(array: np.ndarray, labels: np.ndarray | None = None, name: str = "own") -> Images:
+    """Images of a copy of uint8 [N, H, W, 3], or [N, H, W, 1] for grey ones.
+
+    labels: integers [N], by default all 0. Raises UserError for other arrays.
+    """
+    if not (isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 4
+            and array.shape[-1] in CHANNELS):
+        shape = list(array.shape) if isinstance(array, np.ndarray) else ""
+        raise UserError(f"data.from_numpy takes an array uint8 [N, H, W, 3 or 1], not "
+                        f"{described(array)} {shape}: {_cure_of_array(array)}")
+    labels = np.zeros(len(array), np.int64) if labels is None else np.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"labels are integers [N], one for each image, not {labels.dtype}: number "
+                        "the classes from 0")
+    pixels = torch.from_numpy(np.array(array, order="C")).permute(0, 3, 1, 2).contiguous()
+    return Images(pixels, torch.from_numpy(labels.astype(np.int64)), name)
+
+
+def _cure_of_array(array: object) -> str:
+    if not isinstance(array, np.ndarray):
+        return "of a tensor data.Images(pixels, labels, name) is made"
+    if array.dtype.kind == "f":
+        return ("convert those in [-1, 1] by ((x + 1) * 127.5).round().clip(0, 255)"
+                ".astype('uint8'), those in [0, 1] by (x * 255).round().clip(0, 255)"
+                ".astype('uint8')")
+    if array.dtype != np.uint8:
+        return "convert integers of 0 to 255 by x.astype('uint8')"
+    if array.ndim == 4:
+        return "channels come last, see transpose"
+    return "grey images [N, H, W] by x[..., None], a single image by x[None]"
 
 
 def title(name: str) -> str:
@@ -232,11 +310,6 @@ def _class_range(text: str) -> tuple[int, int]:
         raise UserError(f"classes {text!r} are no range: write them as in 'cifar10:0-4'")
     low, high = map(int, text.split("-"))
     return low, high
-
-
-def _images(pixels: np.ndarray, labels: np.ndarray, name: str) -> Images:
-    channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-    return Images(channels_first, torch.from_numpy(labels.astype(np.int64)), name)
 
 
 def _bundled(split: str) -> Images:

@@ -143,9 +143,111 @@ def test_images_are_named_in_a_line_not_printed():
 
 @pytest.mark.parametrize("name", ["some/folder", "./mine", "~/images"])
 def test_a_folder_is_no_dataset_and_what_to_do_is_said(name):
-    with pytest.raises(UserError, match="own images are given as data.Images") as failure:
+    with pytest.raises(UserError, match=f"own images are read by data.from_folder.'{name}'"
+                       ) as failure:
         data.load(name)
     one_line(failure)
+
+
+# --- images of one's own ------------------------------------------------------------------------
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images of one grey level, 8 wide and 4 high, named by it, and a file that is none."""
+    (tmp_path / "mine").mkdir()
+    for level, suffix in {1: "png", 2: "PNG", 10: "bmp", 9: "webp", 100: "jpg"}.items():
+        Image.new("RGB", (8, 4), (level,) * 3).save(tmp_path / "mine" / f"a{level}.{suffix}",
+                                                    **{"lossless": True} if level == 9 else {})
+    for other in ("notes.txt", "._a1.png"):
+        (tmp_path / "mine" / other).write_text("no image")
+    return tmp_path / "mine"
+
+
+def test_a_folder_is_read_in_natural_order(folder):
+    images = data.from_folder(str(folder))
+    assert images.pixels[:, 0, 0, 0].tolist() == [1, 2, 9, 10, 100]
+    assert images.pixels.shape == (5, 3, 4, 8) and images.name == "mine"
+    assert images.labels.tolist() == [0] * 5 and images.pixels.is_contiguous()
+
+
+def test_a_folder_keeps_rows_columns_and_colours(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (4, 8, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "1.png")
+    assert torch.equal(data.from_folder(tmp_path).pixels[0],
+                       torch.from_numpy(picture).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_files_of_other_modes_become_rgb(tmp_path, mode):
+    Image.new("RGB", (4, 4), (255, 255, 255)).convert(mode).save(
+        tmp_path / ("1.jpg" if mode == "CMYK" else "1.png"))
+    assert (data.from_folder(tmp_path).pixels == 255).all()
+
+
+def test_a_file_of_16_bits_is_not_cut_off(folder):
+    Image.fromarray(np.full((4, 8), 40_000, np.uint16)).save(folder / "a3.png")
+    with pytest.raises(UserError, match=r"a3.png has more than 8 bits") as failure:
+        data.from_folder(folder)
+    one_line(failure)
+
+
+def test_the_first_image_of_another_size_is_named(folder):
+    for name in ("a11.png", "a12.png"):
+        Image.new("RGB", (4, 8)).save(folder / name)
+    with pytest.raises(UserError, match="a11.png is 4 x 8 and a1.png 8 x 4: .*resize") as failure:
+        data.from_folder(folder)
+    one_line(failure)
+
+
+@pytest.mark.parametrize("left", [0, 9, 40])
+def test_a_file_that_is_not_whole_is_named(folder, left):
+    path = folder / "a2.PNG"
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(UserError, match="a2.PNG cannot be read as an image") as failure:
+        data.from_folder(folder)
+    one_line(failure)
+
+
+def test_a_folder_without_images_or_none_at_all(tmp_path):
+    with pytest.raises(UserError, match="has no image: it needs files .png") as failure:
+        data.from_folder(tmp_path)
+    one_line(failure)
+    with pytest.raises(UserError, match="there is no folder .*nothing") as failure:
+        data.from_folder(tmp_path / "nothing")
+    one_line(failure)
+
+
+def test_an_array_becomes_images_of_their_own():
+    array = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 3), dtype=np.uint8)
+    images = data.from_numpy(array[..., ::-1], np.array([3, 1], np.uint8), "mine")
+    assert images.pixels[1, 0, 2, 5] == array[1, 2, 5, 2] and images.pixels.is_contiguous()
+    assert images.labels.tolist() == [3, 1] and images.labels.dtype == torch.int64
+    before, grey = images.hash, data.from_numpy(array[..., :1])
+    array[:] = 0
+    assert images.pixels.any() and before == data.Images(images.pixels, images.labels, "").hash
+    assert grey.pixels.shape == (2, 1, 4, 8) and grey.labels.tolist() == [0, 0]
+    assert grey.pixels.any()
+
+
+@pytest.mark.parametrize("array, words", [
+    (np.zeros((2, 4, 4, 3), np.float32),
+     r"not float32 ndarray \[2, 4, 4, 3\]: .*\[-1, 1\] by .*127.5.*\[0, 1\] by .*255"),
+    (np.zeros((2, 4, 4, 3), int), r"255 by x.astype"),
+    (np.zeros((2, 3, 4, 4), np.uint8), "channels come last"),
+    (np.zeros((2, 4, 4), np.uint8), r"grey images \[N, H, W\] by x\[..., None\]"),
+    (torch.zeros(2, 3, 4, 4).byte(), "of a tensor data.Images"), ([1], "not list")])
+def test_other_arrays_are_refused_and_their_cure_said(array, words):
+    with pytest.raises(UserError, match=words) as failure:
+        data.from_numpy(array)
+    one_line(failure)
+
+
+@pytest.mark.parametrize("labels, words", [
+    ([0.5, 1], "labels are integers"), (["cat", "dog"], "number the classes"),
+    ([1], "2 images and 1 labels")])
+def test_labels_of_an_array_are_integers_one_for_each(labels, words):
+    with pytest.raises(UserError, match=words):
+        data.from_numpy(np.zeros((2, 4, 4, 3), np.uint8), labels)
 
 
 def test_the_gaussian_denoiser_is_fitted_to_grey_images_too():
