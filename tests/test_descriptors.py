@@ -22,10 +22,11 @@ def real():
 
 
 class Looker(nn.Module):
-    """Shows what it was given: 6 means over the image's quarters and rows."""
+    """Shows what it was given: 6 means over the image's quarters and rows, in 1024 numbers."""
 
     def forward(self, x):
-        return torch.cat([x[:, :, :160].mean((2, 3)), x[:, :, 40, 50]], 1)
+        seen = torch.cat([x[:, :, :160].mean((2, 3)), x[:, :, 40, 50]], 1)
+        return nn.functional.pad(seen, [0, 1018])
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_sscd_sees_what_its_authors_preprocessing_gives(sscd_file, real):
     seen = (np.stack([pillow(i, 320) for i in real[:3]]) / 255 - mean) / std
     expected = np.concatenate([seen[:, :160].mean((1, 2)), seen[:, 40, 50]], 1)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    found = descriptors.load("sscd")(real[:3])
+    found = descriptors.load("sscd")(real[:3])[:, :6]
     assert np.abs(found.numpy() - expected).max() < 1e-5
 
 
@@ -154,9 +155,57 @@ def test_features_are_of_images_that_a_descriptor_takes(images, found):
         descriptors.features(descriptors.load("pixels"), images)
 
 
-def test_pixels_are_those_of_32_by_32_images():
-    with pytest.raises(UserError, match="pixels takes images of 32 x 32, not 64 x 64"):
-        descriptors.features(descriptors.load("pixels"), torch.zeros(2, 3, 64, 64).byte())
+@pytest.mark.parametrize("name", ["pixels", "cifar-copy"])
+@pytest.mark.parametrize("size", [(64, 64), (32, 16)])
+def test_descriptors_of_32_by_32_images_take_no_others(name, size):
+    words = f"{name} takes images of 32 x 32, not {size[0]} x {size[1]}: see .*resize_bytes"
+    with pytest.raises(UserError, match=words):
+        descriptors.features(descriptors.load(name), torch.zeros(2, 3, *size).byte())
+
+
+def test_images_for_a_descriptor_are_converted_as_the_error_says(real):
+    own = descriptors.load("pixels")
+    for convert, back in ((lambda x: x / 127.5 - 1, data.to_bytes),
+                          (lambda x: x / 255, lambda x: data.to_bytes(2 * x - 1))):
+        given = convert(real[:2].float())
+        with pytest.raises(UserError, match=r"in \[-1, 1\] by data.to_bytes\(x\), those in "
+                                            r"\[0, 1\] by data.to_bytes\(2 \* x - 1\)"):
+            own(given)
+        assert torch.equal(back(given), real[:2])
+    with pytest.raises(UserError, match="not Images: give its pixels"):
+        descriptors.features(own, data.load("bundled"))
+    with pytest.raises(UserError, match=r"grey images become RGB by x.expand\(-1, 3, -1, -1\)"):
+        own(real[:2, :1])
+    with pytest.raises(UserError, match=r"of several classes of a noise x.flatten\(0, 1\)"):
+        own(real[:4].unflatten(0, (2, 2)))
+
+
+# --- descriptors of one's own --------------------------------------------------------------------
+
+def flat(dim: int) -> descriptors.Descriptor:
+    """The first pixels."""
+    return descriptors.Descriptor("flat", dim, 0.9, lambda x: x.flatten(1)[:, :8].float())
+
+
+def test_a_descriptor_of_ones_own_takes_grey_images_and_any_size():
+    grey = torch.randint(1, 256, (5, 1, 28, 20), dtype=torch.uint8)
+    found = descriptors.features(flat(8), grey)
+    assert found.shape == (5, 8) and torch.allclose(found.norm(dim=1), torch.ones(5))
+
+
+def test_a_descriptor_of_ones_own_is_loaded_as_it_is():
+    assert descriptors.load(own := flat(8)) is own
+
+
+@pytest.mark.parametrize("embed, gives", [
+    (lambda x: x.flatten(1)[:, :8], r"uint8 \[4, 8\]"), (lambda x: x.flatten(), r"uint8 \[12288\]"),
+    (lambda x: np.zeros((len(x), 9)), "float64 ndarray")])
+def test_features_of_another_dim_than_the_descriptor_says(embed, gives, real):
+    wrong = descriptors.Descriptor("wrong", 9, 0.9, embed)
+    with pytest.raises(UserError, match=f"wrong has dim 9, but its embed gives {gives} for 4 images"
+                       ) as failure:
+        descriptors.features(wrong, real[:4])
+    assert "\n" not in str(failure.value)
 
 
 def test_of_no_images_there_are_no_features():
@@ -164,9 +213,9 @@ def test_of_no_images_there_are_no_features():
     assert found.shape == (0, 3072)
 
 
-def test_float_images_are_refused(real):
-    with pytest.raises(UserError, match="uint8.*to_bytes"):
-        descriptors.load("pixels")(real[:2].float())
+def test_weights_where_there_are_none_are_refused(tmp_path):
+    with pytest.raises(UserError, match="'pixels' has no weights"):
+        descriptors.load("pixels", weights=tmp_path / "some")
 
 
 # --- features and similarities -------------------------------------------------------------------
@@ -242,7 +291,7 @@ def small(tmp_path):
 
 def test_weights_survive_the_round_trip(small, real):
     path, network = small
-    own = descriptors.load("cifar-copy", weights=path)
+    own = descriptors.load("cifar-copy", weights=str(path))
     with torch.no_grad():
         expected = network(data.to_unit(real[:4]))
     assert own.dim == 4 and own.threshold == 0.5
