@@ -230,16 +230,19 @@ def share_above(similarities: Tensor, threshold: float) -> float:
     return (similarities > threshold).double().mean().item()
 
 
-def run_benchmark(names: Iterable[str], n_queries: int = 1_000, n_distractors: int = 10_000,
-                  half: bool = False):
+def run_benchmark(names: Iterable[str | descriptors.Descriptor], n_queries: int = 1_000,
+                  n_distractors: int = 10_000, half: bool = False):
     """A pandas.DataFrame, a row per descriptor: µAP, recall, thresholds, false positives, speed.
 
-    n_queries test images in ten distortions each, among n_distractors. half: bfloat16 inside the
-    networks, where the CPU has it. Raises UserError for unknown descriptors and sizes.
+    names: also descriptors of your own. n_queries test images in ten distortions each, among
+    n_distractors. half: bfloat16 inside the networks, where the CPU has it. Raises UserError for
+    unknown descriptors and sizes, and where two have one name.
     """
     import pandas as pd
 
     loaded = [descriptors.load(name) for name in names]  # all, before the first is measured
+    if len({descriptor.name for descriptor in loaded}) < len(loaded):
+        raise UserError("two descriptors have one name: give each row of the table its own")
     parts = split_images(n_queries, n_distractors)
     rows = {}
     for descriptor in loaded:

@@ -55,7 +55,10 @@ def what_models_are(found: Mapping[str, Model]) -> pd.DataFrame:
 
 
 def features_of(descriptor: Descriptor, images: data.Images) -> Tensor:
-    """Features of a whole dataset, [N, d], an artifact."""
+    """Features of a whole dataset, [N, d], an artifact. Raises UserError for other than Images."""
+    if not isinstance(images, data.Images):
+        raise UserError(f"tables.features_of takes data.Images, not {data.described(images)}: of a "
+                        "tensor descriptors.features(descriptor, images)")
     probe = descriptor(images.pixels[:4]).mul(1_000).round().int().tolist()  # which weights it has
     spec = {"descriptor": descriptor.name, "probe": probe, "images": images.hash}
 
@@ -141,13 +144,14 @@ def between_seeds(features: Mapping[str, Tensor], seeds: Sequence[tuple[str, str
     return table.rename(columns={"twin": "of the twin"}).reset_index(drop=True)
 
 
-def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str],
+def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str | Descriptor],
                      device: str = "cpu") -> pd.DataFrame:
     """RP of every pair of models by every descriptor, one row per descriptor.
 
-    Columns: descriptor, dim, threshold, lowest, median and highest RP over pairs, the highest RP of
-    shuffled noises, median same noise first (over pairs, scores.same_noise_first), by chance,
-    noises. A descriptor that cannot be loaded has a row that says so.
+    names: also descriptors of your own. Columns: descriptor, dim, threshold, lowest, median and
+    highest RP over pairs, the highest RP of shuffled noises, median same noise first (over pairs,
+    scores.same_noise_first), by chance, noises. A descriptor that cannot be loaded has a row that
+    says so.
     """
     rows = []
     for name in names:
@@ -159,7 +163,8 @@ def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str],
         features = {k: descriptors.features(descriptor, v) for k, v in samples.items()}
         copies = scores.copies(descriptor.threshold)
         pairs, n = scores.pairwise(features, copies), len(next(iter(samples.values())))
-        rows.append({"descriptor": name, "dim": descriptor.dim, "threshold": descriptor.threshold,
+        rows.append({"descriptor": descriptor.name, "dim": descriptor.dim,
+                     "threshold": descriptor.threshold,
                      "lowest RP": pairs.score.min(), "median RP": pairs.score.median(),
                      "highest RP": pairs.score.max(), "highest shuffled": pairs.shuffled.max(),
                      "median same noise first": pd.Series(

@@ -412,6 +412,15 @@ def test_benchmark_prefers_a_descriptor_that_looks(little_cifar, cache, tmp_path
     assert (table["references"] == 140).all() and (table["queries"] == 200).all()
 
 
+def test_the_benchmark_takes_a_descriptor_of_ones_own(little_cifar, cache):
+    pixels = descriptors.load("pixels")
+    table = copy_detection.run_benchmark([replace(pixels, name="mine"), "pixels"], 2, 8)
+    assert list(table.index) == ["mine", "pixels"]
+    assert table.loc["mine", "µAP"] == table.loc["pixels", "µAP"] > 0
+    with pytest.raises(UserError, match="two descriptors have one name"):
+        copy_detection.run_benchmark([pixels, "pixels"], 2, 8)
+
+
 def test_features_are_kept_and_used_again_by_the_same_descriptor(cache, real):
     calls = []
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from paper_utils import data, descriptors, models, plots, scores, tables
 from paper_utils.descriptors import Descriptor
@@ -76,6 +77,12 @@ def test_features_of_a_dataset_are_computed_once():
     assert sum(shown) == 4 + 4 + 10
 
 
+def test_features_of_a_dataset_are_of_images():
+    descriptor, _ = counting()
+    with pytest.raises(UserError, match=r"takes data.Images, not uint8 \[256, 3, 32, 32\]: of a"):
+        tables.features_of(descriptor, data.load("bundled").pixels)
+
+
 def test_another_descriptor_of_the_same_name_has_its_own_features():
     images, (descriptor, _) = data.load("bundled").first(8), counting()
     first = tables.features_of(descriptor, images)
@@ -95,7 +102,8 @@ def test_the_table_of_models_ends_with_real_images():
     rng = torch.Generator().manual_seed(0)
     real = torch.randn(60, 4, generator=rng)
     features = {"a": torch.randn(40, 4, generator=rng) + 5}  # more than half of the real ones
-    gl = tables.gl_table(features | {"held-out": real}, real, 1e6, 20)
+    gl = tables.gl_table({name: normalize(rows, dim=1) for name, rows in (
+        features | {"held-out": real}).items()}, normalize(real, dim=1), 1e6, 20)
     table = tables.model_table({"a": fake("a")}, features, gl, real, "test space")
     table = table.set_index("model")
     assert table.loc["a", "images seen"] == 3 and table.loc["a", "parameters"] == 7
@@ -122,6 +130,14 @@ def test_rp_under_every_descriptor(monkeypatch):
     assert table.loc["colour", "by chance"] == 1 / 20
     mirrored = tables.rp_by_descriptor({"a": images, "b": images.flip(-1)}, ["colour"])
     assert mirrored["median same noise first"].tolist() == [1.0]
+
+
+def test_rp_under_a_descriptor_of_ones_own():
+    images = data.load("bundled").pixels[:20]
+    samples = {"a": images, "b": images.flip(-1)}
+    table = tables.rp_by_descriptor(samples, [counting()[0], "pixels"])
+    assert table.descriptor.tolist() == ["colour", "pixels"]
+    assert table["median RP"][0] == 1 and table["noises"].tolist() == [20, 20]
 
 
 # --- what RP hangs on ---------------------------------------------------------------------------
