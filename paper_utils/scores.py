@@ -1,7 +1,7 @@
 """The paper's scores, each with an interval and a baseline.
 
 Two models are always compared on the same noises: row k of both samples comes from noise k.
-Features are L2-normalised descriptors [N, d]; images are uint8 [N, 3, H, W].
+Features are L2-normalised descriptors [N, d]; images are uint8 [N, 3, H, W], or [N, 1, H, W].
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from paper_utils import data
 from paper_utils.descriptors import max_similarity, similarity
 from paper_utils.errors import UserError
 from paper_utils.noise import stream
@@ -52,13 +53,17 @@ def proportion(hits: Tensor, resamples: int = 1_000) -> Score:
     percentile bootstrap, in which all classes of a noise are drawn together; where all have the
     same share, which would be a point, Wilson's again. Raises UserError for no noise at all.
     """
-    if not len(hits):
-        raise UserError("a score needs at least one noise")
-    n, values = len(hits), _per_noise(hits)
+    n, values = len(hits), _per_noise(_some(hits))
     value = values.mean().item()
     if _plain(values) or (values == values[0]).all():
         return Score(value, *wilson(value, n), n)
     return Score(value, *_bootstrap(values, resamples), n)
+
+
+def _some(rows: Tensor) -> Tensor:
+    if not len(rows):
+        raise UserError("a score needs at least one noise")
+    return rows
 
 
 def _per_noise(hits: Tensor) -> Tensor:
@@ -117,18 +122,25 @@ def copies(threshold: float) -> Hits:
     Source: paper, section 2. They raise UserError for rows that are no features.
     """
     def hits(a: Tensor, b: Tensor) -> Tensor:
-        return similarity(*_paired(_features(a), _features(b))) > threshold
+        return similarity(*_paired(_features(a, "RP"), _features(b, "RP"))) > threshold
 
     return hits
 
 
-def _features(rows: Tensor) -> Tensor:
+def _features(rows: Tensor, who: str) -> Tensor:
     """`rows` themselves, or UserError; of a constant image the pixels descriptor makes a 0."""
-    known = isinstance(rows, Tensor) and rows.is_floating_point()
+    known = isinstance(rows, Tensor) and rows.is_floating_point() and rows.ndim > 1
     if not (known and (torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32) < 1.01).all()):
-        raise UserError("RP takes features of paper_utils.descriptors, rows of unit length: "
-                        "descriptors.features(descriptor, images)")
+        raise UserError(f"{who} takes features of paper_utils.descriptors, rows of unit length, "
+                        f"not {data.described(rows)}: descriptors.features(descriptor, images)")
     return rows
+
+
+def _of_one_kind(a: Tensor, b: Tensor, who: str) -> None:
+    """UserError unless a is [n, d] and b [m, d], not images or of another descriptor."""
+    if a.ndim != 2 or a.shape[1:] != b.shape[1:]:
+        raise UserError(f"{who} takes features [n, d] of one descriptor, not {list(a.shape)} and "
+                        f"{list(b.shape)}: descriptors.features(descriptor, images)")
 
 
 def close(a: Tensor, b: Tensor) -> Tensor:
@@ -137,9 +149,8 @@ def close(a: Tensor, b: Tensor) -> Tensor:
     Images [n, 3, H, W], or [n, C, 3, H, W] of C classes of each noise, give bool [n] or [n, C].
     Raises UserError for other images.
     """
-    if not all(isinstance(x, Tensor) and x.dtype == torch.uint8 for x in (a, b)):
-        raise UserError("the MAE score takes uint8 images: convert those in [-1, 1] by "
-                        "data.to_bytes")
+    for images in (a, b):
+        data.check_bytes(images, "the MAE score", dimensions=(4, 5))
     a, b = _paired(a, b)
     difference = (a.short() - b.short()).abs().flatten(-3).float().mean(-1)
     return difference < MAE_THRESHOLD
@@ -159,10 +170,11 @@ def paired_difference(hits: Tensor, other: Tensor, resamples: int = 1_000) -> Sc
     The interval is Newcombe's (1998, method 10), which does not call a difference sure that rests
     on a few noises; of noises with shares of hits that of the bootstrap over noises. Where those
     all have the same difference, which would be a point, it is as open as Wilson's of n of n.
-    Raises UserError where the numbers of noises differ.
+    Raises UserError where the numbers of noises differ, and for no noise at all.
     """
     if len(hits) != len(other):
         raise UserError(f"{len(hits)} noises and {len(other)} do not pair")
+    _some(hits)
     mine, theirs = _per_noise(hits), _per_noise(other)
     gaps, n = mine - theirs, len(mine)
     value = gaps.mean().item()
@@ -175,8 +187,11 @@ def paired_difference(hits: Tensor, other: Tensor, resamples: int = 1_000) -> Sc
 
 
 def average(values: Tensor, resamples: int = 1_000) -> Score:
-    """Mean of any numbers [n], one of each noise, with its 95 % bootstrap interval."""
-    values = values.double()
+    """Mean of any numbers [n], one of each noise, with its 95 % bootstrap interval.
+
+    Raises UserError for no noise at all.
+    """
+    values = _some(values).double()
     return Score(values.mean().item(), *_bootstrap(values, resamples), len(values))
 
 
@@ -204,20 +219,29 @@ def mean_agreement(pairs: Sequence[tuple[Tensor, Tensor]], hits: Hits,
     return proportion(over_pairs(pairs, hits), resamples), chance.double().mean().item()
 
 
-def gl(features: Tensor, training: Tensor, threshold: float, resamples: int = 1_000) -> Score:
+def gl(features: Tensor, known: Tensor, threshold: float, resamples: int = 1_000) -> Score:
     """Generalization: 1 - P(max_i M(x, y_i) > threshold) over training images y_i (section 3).
 
-    features [n, d], training [N, d]. 0: every sample is a copy; 1: none is.
+    features [n, d] of samples, known [N, d] of the training images. 0: every sample is a copy; 1:
+    none is. Raises UserError for rows that are no features, and for no training images.
     """
-    return proportion(max_similarity(features, training) <= threshold, resamples)
+    _of_one_kind(_features(features, "GL"), _features(known, "GL"), "GL")
+    if not len(known):
+        raise UserError("GL is against the features of training images: give at least one")
+    return proportion(max_similarity(features, known) <= threshold, resamples)
 
 
 def nearest_ratio(images: Tensor, training: Tensor, block: int = 4096) -> Tensor:
     """[n] L2 distance to the nearest training image over that to the second nearest.
 
     Gu et al. (2023) count a sample as memorized when it is under 1/3. images, training: uint8
-    [n, 3, H, W]. Raises UserError for fewer than two training images.
+    [n, 3, H, W]. Raises UserError for other images and fewer than two training images.
     """
+    for part in (images, training):
+        data.check_bytes(part, "the nearest training image")
+    if images.shape[1:] != training.shape[1:]:
+        raise UserError(f"images {list(images.shape)} and training images {list(training.shape)} "
+                        "differ in size: see descriptors.resize_bytes")
     if len(training) < 2:
         raise UserError("the second nearest training image needs at least two of them")
     mine = images.flatten(1).float()
@@ -247,8 +271,10 @@ def same_noise_first(mine: Tensor, theirs: Tensor) -> float:
     """How often, of all the other model's images, that of the same noise is the most similar.
 
     mine, theirs: features [n, d]; the mean of both directions, by chance 1 / n. It asks whether a
-    descriptor sees the agreement at all, and needs no threshold.
+    descriptor sees the agreement at all, and needs no threshold. Raises UserError for other rows.
     """
+    who = "same noise first"
+    _of_one_kind(*_paired(_features(mine, who), _features(theirs, who)), who)
     alike, own = mine @ theirs.T, torch.arange(len(mine), device=mine.device)
     return sum((alike.argmax(k) == own).double().mean().item() for k in (0, 1)) / 2
 
@@ -257,8 +283,15 @@ def frechet(a: Tensor, b: Tensor) -> float:
     """Fréchet distance between Gaussians fitted to features a [n, d] and b [m, d].
 
     |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al. 2017), in any feature space:
-    always name the space and n, on which it depends.
+    always name the space and n, on which it depends. Raises UserError for other rows than those of
+    one space, and for fewer than two.
     """
+    for rows in (a, b):
+        floats = isinstance(rows, Tensor) and rows.is_floating_point() and rows.ndim == 2
+        if not (floats and len(rows) > 1):
+            raise UserError("the Fréchet distance takes features [n, d], at least two rows, not "
+                            f"{data.described(rows)}: descriptors.features(descriptor, images)")
+    _of_one_kind(a, b, "the Fréchet distance")
     (mean_a, cov_a), (mean_b, cov_b) = _moments(a), _moments(b)
     values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
@@ -279,9 +312,14 @@ def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
 def hyperplane_map(corners: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Which corner each point of the noise plane is most similar to, and how similar.
 
-    corners: features [3, d]; points: [g * g, d] -> winner int64 [g, g], cosine [g, g].
+    corners: features [3, d]; points: [g * g, d] -> winner int64 [g, g], cosine [g, g]. Raises
+    UserError for other rows, and for points that fill no square.
     """
+    who = "the map of the noise plane"
+    _of_one_kind(_features(points, who), _features(corners, who), who)
     side = round(len(points) ** 0.5)
+    if side**2 != len(points):
+        raise UserError(f"{len(points)} points fill no square: see models.hyperplane_samples")
     best = (points @ corners.T).max(1)
     return best.indices.view(side, side), best.values.view(side, side)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from paper_utils import scores
+from paper_utils import data, scores
 from paper_utils.errors import UserError
 
 
@@ -54,21 +54,40 @@ def test_close_is_the_mean_over_all_pixels():
     assert scores.close(a, b).tolist() == [True, False]
 
 
-@pytest.mark.parametrize("a, b", [
-    (plain(1, 2).float(), plain(1, 2)), (plain(1, 2), plain(1, 2) / 127.5 - 1),
-    (plain(1, 2).long(), plain(1, 2).long()), (plain(1, 2).numpy(), plain(1, 2).numpy())])
-def test_the_mae_score_takes_8_bit_images(a, b):
-    with pytest.raises(UserError, match="the MAE score takes uint8 images.*data.to_bytes"):
-        scores.close(a, b)
+BOTH = r"\[-1, 1\] by data.to_bytes\(x\), those in \[0, 1\] by data.to_bytes\(2 \* x - 1\)"
+NO_IMAGES = [(plain(1, 2).float() / 127.5 - 1, BOTH), (plain(1, 2).long(), r"x.to\(torch.uint8\)"),
+             (plain(1, 2).numpy(), "of an array see data.from_numpy"),
+             (plain(1, 2).flatten(1), "see permute"),
+             (data.Images(plain(1, 2), torch.zeros(2).long(), ""), "give its pixels")]
+
+
+@pytest.mark.parametrize("other, cure", NO_IMAGES)
+def test_the_mae_score_takes_8_bit_images(other, cure):
+    for pair in ((other, plain(1, 2)), (plain(1, 2), other)):
+        with pytest.raises(UserError, match=f"the MAE score takes uint8 images.*{cure}") as failure:
+            scores.close(*pair)
+        assert "\n" not in str(failure.value)
+
+
+def test_the_mae_score_of_several_classes_and_of_grey_images():
+    several = plain(100, 114, 115, 116).unflatten(0, (2, 2))
+    assert scores.close(several, plain(*[100] * 4).unflatten(0, (2, 2))).tolist() == [
+        [True, True], [False, False]]
+    assert scores.close(plain(100, 130)[:, :1], plain(100, 100)[:, :1]).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("rows", [
     plain(1, 2).flatten(1), plain(1, 2).flatten(1).float(), 1.1 * unit(2, 8), unit(2, 8).long(),
-    unit(2, 8).numpy(), unit(2, 8) * math.nan])
-def test_copies_are_told_by_features(rows):
-    for pair in ((rows, rows), (unit(2, rows.shape[1]), rows)):
-        with pytest.raises(UserError, match="RP takes features of paper_utils.descriptors"):
-            scores.copies(0.5)(*pair)
+    unit(2, 8).numpy(), unit(2, 8) * math.nan, unit(2, 8)[0],
+    data.Images(plain(1, 2), torch.zeros(2).long(), "")])
+def test_copies_and_gl_are_told_by_features(rows):
+    gl = lambda a, b: scores.gl(a, b, 0.5)  # noqa: E731
+    for who, score in {"RP": copies, "GL": gl, "same noise first": scores.same_noise_first}.items():
+        for pair in ((rows, rows), (unit(2, 8), rows)):
+            with pytest.raises(UserError, match=f"{who} takes features of paper_utils.descriptors"
+                               ) as failure:
+                score(*pair)
+            assert "\n" not in str(failure.value)
 
 
 def test_features_of_a_constant_image_and_of_half_precision_are_features():
@@ -208,8 +227,10 @@ def test_classes_of_a_noise_are_resampled_together():
 
 
 def test_no_noise_at_all_is_refused():
-    with pytest.raises(UserError, match="at least one"):
-        scores.proportion(torch.zeros(0, dtype=torch.bool))
+    none = torch.zeros(0, dtype=torch.bool)
+    for score in (scores.proportion, scores.average, lambda x: scores.paired_difference(x, x)):
+        with pytest.raises(UserError, match="at least one noise"):
+            score(none)
 
 
 # --- GL -----------------------------------------------------------------------------------------
@@ -242,6 +263,31 @@ def test_gl_ends_and_strictness():
     half = torch.tensor([[0.5, math.sqrt(0.75), 0, 0, 0]])
     assert scores.gl(half, training[:1], 0.5).value == 1  # exactly at the threshold: no copy
     assert scores.gl(half, training[:1], 0.4999).value == 0
+
+
+def test_gl_is_of_features_of_one_descriptor_and_of_some_training_images():
+    with pytest.raises(UserError, match=r"of one descriptor, not \[2, 8\] and \[2, 9\]"):
+        scores.gl(unit(2, 8), known=unit(2, 9), threshold=0.5)
+    with pytest.raises(UserError, match="of one descriptor, not"):
+        scores.gl(torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8), 0.5)
+    with pytest.raises(UserError, match="GL is against the features of training images"):
+        scores.gl(unit(2, 8), torch.zeros(0, 8), 0.5)
+
+
+# --- the nearest training image -----------------------------------------------------------------
+
+@pytest.mark.parametrize("other, cure", NO_IMAGES)
+def test_the_nearest_training_image_is_of_8_bit_images(other, cure):
+    for pair in ((other, plain(1, 2)), (plain(1, 2), other)):
+        with pytest.raises(UserError, match=f"takes uint8 images.*{cure}") as failure:
+            scores.nearest_ratio(*pair)
+        assert "\n" not in str(failure.value)
+
+
+def test_the_nearest_training_image_has_the_size_of_the_image():
+    with pytest.raises(UserError, match=r"\[2, 3, 32, 32\] and .*\[2, 1, 32, 32\] differ in size"):
+        scores.nearest_ratio(plain(1, 2), plain(1, 2)[:, :1])
+    assert scores.nearest_ratio(plain(1), plain(0, 3)).tolist() == [0.5]
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -316,6 +362,17 @@ def test_frechet_is_a_distance_even_with_fewer_rows_than_dimensions():
     assert scores.frechet(a, b) > 0.1
 
 
+@pytest.mark.parametrize("a, b, words", [
+    (plain(1, 2), plain(1, 2), r"at least two rows, not uint8 \[2, 3, 32, 32\]"),
+    (unit(1, 4), unit(3, 4), r"at least two rows, not float32 \[1, 4\]"),
+    (unit(3, 4).numpy(), unit(3, 4), "not float32 ndarray"),
+    (unit(3, 4), unit(3, 5), r"of one descriptor, not \[3, 4\] and \[3, 5\]")])
+def test_frechet_is_of_features(a, b, words):
+    with pytest.raises(UserError, match=words) as failure:
+        scores.frechet(a, b)
+    assert "\n" not in str(failure.value)
+
+
 # --- maps of the noise plane --------------------------------------------------------------------
 
 def test_the_map_names_the_nearest_corner():
@@ -326,6 +383,13 @@ def test_the_map_names_the_nearest_corner():
     assert winner.tolist() == [[0, 1], [2, 0]]
     torch.testing.assert_close(strength, torch.tensor(
         [[3 / 10**0.5, 2 / 5**0.5], [4 / 17**0.5, 1.0]]))
+
+
+def test_the_map_is_of_features_of_a_square():
+    with pytest.raises(UserError, match="6 points fill no square"):
+        scores.hyperplane_map(unit(3, 4), unit(6, 4))
+    with pytest.raises(UserError, match="the map of the noise plane takes features"):
+        scores.hyperplane_map(plain(1, 2, 3), plain(1, 2, 3, 4))
 
 
 def test_map_agreement_by_hand():
