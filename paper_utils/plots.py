@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from seaborn.utils import relative_luminance
 from torch import Tensor
 
-from paper_utils import files, profiles, published
+from paper_utils import data, files, profiles, published
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import EXTENT
 from paper_utils.paths import ROOT, folder_name
@@ -89,11 +89,13 @@ def _panels(columns: int, size: tuple[float, float], rows: int = 1, title: str =
 
 def sample_grid(samples: Mapping[str, Tensor], columns: int = 12, title: str = "",
                 labels: Mapping[str, str] | None = None, heads: Sequence[str] = ()) -> Figure:
-    """A model per row, a noise per column. samples: uint8 [n, 3, H, W] by model.
+    """A model per row, a noise per column. samples: uint8 [n, 3, H, W], or [n, 1, H, W], by model.
 
     labels: what to write beside a row instead of its name; heads: above the columns.
-    Raises UserError without an image to show.
+    Raises UserError for other images, and without one to show.
     """
+    for name, images in samples.items():
+        data.check_bytes(images, f"the row {name!r}")
     if not columns or not samples or not all(map(len, samples.values())):
         raise UserError("no image to show: ask for at least one noise")
     labels = labels or {}
@@ -102,7 +104,8 @@ def sample_grid(samples: Mapping[str, Tensor], columns: int = 12, title: str = "
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(len(samples), 1, figsize=(PICTURE * columns, height))
         for axis, (name, images) in zip(np.atleast_1d(axes), samples.items()):
-            strip = images[:columns].permute(2, 0, 3, 1).reshape(images.shape[2], -1, 3)
+            colour = images[:columns].expand(-1, 3, -1, -1)
+            strip = colour.permute(2, 0, 3, 1).reshape(images.shape[2], -1, 3)
             axis.imshow(strip.numpy(), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.set_ylabel(labels.get(name, name), rotation=0, ha="right", va="center")
@@ -459,7 +462,7 @@ def shares(table: pd.DataFrame, x: str, by: str, chance: float, ylabel: str,
 def gallery(found: Mapping[str, tuple[Tensor, Tensor]], title: str = "") -> Figure:
     """Per row two strips of ten: samples, and under each the training image most similar to it.
 
-    found: row label -> (samples, nearest images), uint8 [n, 3, H, W] each.
+    found: row label -> (samples, nearest images), as in `sample_grid`.
     """
     strips = {}
     for name, (made, near) in found.items():

@@ -1,12 +1,17 @@
-"""figures/laptop/, which is committed: complete, and made by the weights that ship."""
+"""figures/laptop/, which is committed: complete, and made by the weights that ship; grids."""
 
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from paper_utils import claims, data, descriptors, models, profiles, recipes, scores, students, zoo
+from paper_utils import (claims, data, descriptors, models, plots, profiles, recipes, scores,
+                         students, zoo)
+from paper_utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 LAPTOP = ROOT / "figures" / "laptop"
@@ -30,6 +35,31 @@ def test_the_names_of_figures_and_tables_stand_in_the_notebooks():
 
 def test_every_section_has_its_claims():
     assert all(claims.load(LAPTOP).values())
+
+
+# --- grids of images ----------------------------------------------------------------------------
+
+def shown(figure) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(figure.axes[0].images[0].get_array()))
+
+
+def test_a_grid_shows_colours_and_grey_as_they_are():
+    pixels = data.load("bundled").pixels[:3]
+    for images in (pixels, pixels[:, :1]):
+        for figure in (plots.sample_grid({"m": images}), plots.gallery({"m": (images, images)})):
+            strip = shown(figure).view(32, 3, 32, 3)
+            assert torch.equal(strip.permute(1, 3, 0, 2), images.expand(-1, 3, -1, -1))
+            plt.close(figure)
+
+
+@pytest.mark.parametrize("images, cure", [
+    (torch.zeros(2, 3, 8, 8), r"\[0, 1\] by data.to_bytes\(2 \* x - 1\)"),
+    (data.load("bundled").first(2), "give its pixels"),
+    (torch.zeros(2, 3, 3, 8, 8).byte(), r"of several classes of a noise x.flatten\(0, 1\)")])
+def test_a_grid_is_of_8_bit_images(images, cure):
+    with pytest.raises(UserError, match=f"the row 'm' takes uint8 images.*{cure}") as failure:
+        plots.sample_grid({"m": images})
+    assert "\n" not in str(failure.value)
 
 
 @pytest.mark.slow
