@@ -694,10 +694,15 @@ def all_samples(models: dict[str, Model], profile: Profile) -> dict[str, Tensor]
 
 
 def rows_to_show(model: Model, images: Tensor) -> dict[str, Tensor]:
-    """Samples by the label of their row: one row, or of a conditional model one a class."""
+    """Samples by the label of their row: one row, or of a conditional model one a class.
+
+    Up to ten classes have the names of CIFAR-10's.
+    """
     if not model.classes:
         return {model.name: images}
-    return {f"{model.name}, {data.CLASSES[c]}": images[:, k] for k, c in enumerate(model.classes)}
+    words = data.CLASSES if max(model.classes) < len(data.CLASSES) else {
+        c: f"class {c}" for c in model.classes}
+    return {f"{model.name}, {words[c]}": images[:, k] for k, c in enumerate(model.classes)}
 
 
 def hyperplane_samples(model: Model, grid: int) -> tuple[Tensor, Tensor]:

@@ -509,3 +509,5 @@ def test_a_conditional_model_is_shown_a_row_a_class():
     assert list(rows) == ["m, airplane", "m, cat"]
     assert rows["m, cat"].flatten().tolist() == [1, 3, 5, 7]
     assert list(models.rows_to_show(fake("m"), torch.zeros(2))) == ["m"]
+    many = replace(fake("m"), classes=(0, 42))
+    assert list(models.rows_to_show(many, torch.zeros(4, 2))) == ["m, class 0", "m, class 42"]

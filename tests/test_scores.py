@@ -1,10 +1,12 @@
 """Scores on cases made by hand, against brute force, and against closed forms."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from paper_utils import data, scores
 from paper_utils.errors import UserError
@@ -460,3 +462,22 @@ def test_the_interval_of_a_mean_is_that_of_its_noises():
     assert found.value == pytest.approx(values.mean().item()) and found.n == 400
     assert found.high - found.value == pytest.approx(1.96 * error, rel=0.15)
     assert found.value - found.low == pytest.approx(1.96 * error, rel=0.15)
+
+
+# --- the example of the README ------------------------------------------------------------------
+
+def test_two_folders_of_images_are_scored_as_the_readme_says(tmp_path, monkeypatch, capsys):
+    bundled = data.load("bundled").first(12)
+    for name, shift in (("mine", 0), ("theirs", 3)):
+        (tmp_path / name).mkdir()
+        for k, pixels in enumerate(bundled.pixels):
+            picture = (pixels.int() + shift).clamp(0, 255).byte().permute(1, 2, 0).numpy()
+            Image.fromarray(picture).save(tmp_path / name / f"{k}.png")
+    text = (data.BUNDLED.parents[2] / "README.md").read_text()
+    code = re.search(r"(?m)^    from paper_utils import data, descriptors, scores$(\n|    .*|\n)+", text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "load", lambda name: bundled)
+    exec("\n".join(line[4:] for line in code[0].splitlines()), {})
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("MAE score 1.00 [0.76, 1.00], by chance 0.0")
+    assert said[1].startswith("RP 1.00 [0.76, 1.00], by chance 0.0") and said[2][:7] == "GL 0.00"
