@@ -49,11 +49,10 @@ hub = conditional.from_hub(imagenet, sizes.imagenet, device)  # what is not ther
 # %% [markdown]
 # ## The models
 #
-# Four conditional models, each the twin of an unconditional one of section 2: the same network
-# with a class label, a tenth of the labels dropped in training so that it can be guided. U-ViT saw
-# half as many images as its twin: it stands in the maps, but is left out of the table that compares
-# twins and of its verdict. On the `laptop` profile weights and images come from `zoo/conditional/`;
-# the first noise of each is sampled again here, with every class, and compared.
+# Four conditional models, each the twin of an unconditional one of section 2: the same network and
+# training with a class label, a tenth of the labels dropped so that it can be guided. On the
+# `laptop` profile weights and images come from `zoo/conditional/`; the first noise of each is
+# sampled again here, with every class, and compared.
 
 # %%
 found = conditional.trained(sizes, training, device)
@@ -112,8 +111,8 @@ note = f"{sizes.class_noises} noises, 10 classes, {describe.name} > {describe.th
 output.figure(plots.heatmaps(maps, compared, floor=0.0, note=note, columns=2), "fig_rp_cond")
 
 # %%
-comparable = {name: features[name] for name in conditional.equal_budget(found, plain_models)}
-gaps = conditional.carried_over(comparable, plain, twin, copies, sizes.resamples)
+networks = {name: features[name] for name in found}
+gaps = conditional.carried_over(networks, plain, twin, copies, sizes.resamples)
 output.table(gaps, "tab_rp_cond_against_twins")
 
 # %% [markdown]

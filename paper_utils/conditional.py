@@ -282,15 +282,6 @@ def carried_over(conditional: Mapping[str, Tensor], unconditional: Mapping[str, 
     return pd.DataFrame(rows, columns=columns)
 
 
-def equal_budget(found: Mapping[str, Model], others: Mapping[str, Model]) -> list[str]:
-    """The conditional models that saw as many images, at one learning rate, as their twins."""
-    def budget(model: Model) -> tuple[int, float]:
-        return model.spec.images_seen, model.spec.learning_rate
-
-    return [name for name, other in twins(found).items()
-            if budget(found[name]) == budget(others[other])]
-
-
 def of_another_class(rows: Mapping[str, Tensor], hits: Hits) -> pd.DataFrame:
     """How often one model makes the same image of a noise with two classes: model, other class.
 

@@ -131,13 +131,12 @@ def conditional_specs(profile: str) -> dict[str, Spec]:
     """The class-conditional twins of four models of section 2 (appendix D), by name.
 
     A tenth of the labels is dropped in training, so that each can be guided (Ho & Salimans 2022).
-    U-ViT sees half as many images as its twin. Raises UserError for an unknown profile.
+    Raises UserError for an unknown profile.
     """
     twins = [specs(profile)[name] for name in CONDITIONAL]
-    found = [replace(spec, name=f"{spec.name}-cond", network_args=spec.network_args | CLASSES)
-             for spec in twins]
-    return {spec.name: spec if spec.network != "uvit" else replace(
-        spec, images_seen=spec.images_seen // 2) for spec in found}
+    return {f"{spec.name}-cond": replace(spec, name=f"{spec.name}-cond",
+                                         network_args=spec.network_args | CLASSES)
+            for spec in twins}
 
 
 def fine_tuned(spec: Spec, start: str = "", trains: str = "all", dataset: str = "",
