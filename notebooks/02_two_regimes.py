@@ -22,9 +22,10 @@
 # N, and a transformer for the fewest and the most, all for the same number of *images seen*, the
 # training budget: it counts every time that an image is shown, so 400,000 with 64 training images
 # is each of them 6,250 times. On the `laptop` profile the models come from `zoo/regimes/`; they
-# work on 4×4 patches and saw 400,000 images each where the paper's saw 50 million, so read the
-# curves as what such a budget shows, with the paper's own behind them. A model that was not trained
-# yet is missing from every figure.
+# work on 4×4 patches and saw 400,000 images each where the paper's saw 50 million, with EDM's noise
+# levels and output where the paper's have VP's, and without its dropout and augmentation, which act
+# on memorization themselves. So read the curves as what such a recipe shows, with the paper's own
+# behind them. A model that was not trained yet is missing from every figure.
 
 # %% tags=["parameters"]
 profile: str = "laptop"
@@ -68,8 +69,8 @@ output.table(grid.merge(check, how="left"), "tab_regimes_models")
 # intervals (Wilson's). The grey curves are the paper's, for widths of 64, 128 and 256; shaded are
 # its two regimes. The control of RP is the Gaussian denoiser of all training images, which nobody
 # trained: networks that learned little are near it, and agree with each other for that reason alone
-# (dashed, in the colour of the width). That of the same N images agrees with them less at 1,024 to
-# 16,384 images, for of fewer than 3,072 its covariance is singular, and hardly differs at 32,768.
+# (dashed, in the colour of the width). That of the same N images agrees with them less at 1,024
+# (where its covariance is singular) and 4,096 images, and hardly differs from 16,384 on.
 # But it is the control of GL: it cannot copy, so where it has 1, a network's 1 says that it does
 # not copy, and not that it creates anything. Held-out real images score below 1 (`held-out` in the
 # table), for two reasons: CIFAR-10 has near-duplicates, and the descriptor has false alarms (by
@@ -88,14 +89,17 @@ described = {name: {n: descriptors.features(describe, rows) for n, rows in their
              for name, theirs in closed.items()}
 whole = models.samples(models.closed_forms(training, sizes.bag)["gaussian"], sizes.grid_noises)
 closed["control"] = dict.fromkeys(trained_sizes, whole)
-described["control"] = dict.fromkeys(trained_sizes, descriptors.features(describe, whole))
+gaussian = descriptors.features(describe, whole)
+described["control"] = dict.fromkeys(trained_sizes, gaussian)
 against = {name: regimes.with_closed_form(grid, images, features, theirs, described[name], copies,
                                           sizes.resamples) for name, theirs in closed.items()}
 control = against.pop("control")
 uncopied = regimes.copied_by_control(described["gaussian"], known, describe.threshold,
                                      sizes.resamples)
 by_pixels = regimes.between_widths(grid, images, scores.close, sizes.resamples)
-output.table(rp.assign(**{"MAE score": by_pixels.score}), "tab_rp_against_images")
+nearer = regimes.between_widths(grid, features, scores.nearer_than(gaussian), sizes.resamples)
+output.table(rp.assign(**{"MAE score": by_pixels.score, "nearer to each other": nearer.score}),
+             "tab_rp_against_images")
 output.table(control, "tab_rp_with_control")
 output.table(uncopied, "tab_gl_of_gaussian")
 output.table(gl, "tab_gl_against_images")
@@ -156,17 +160,20 @@ output.figure(plots.scores_against(panels, "width", paper=paper, shaded=True, co
 
 # %% [markdown]
 # With the fewest images the networks copy, but not what the optimal denoiser copies. At which noise
-# levels do they leave it? Below, that denoiser stands in the network's place above a level σ (on
-# the right nowhere). Curves of a width are its RP with the optimal denoiser alone, those of two
-# widths their RP with each other: where they fall, the levels just below σ decide which image is
-# copied.
+# levels do they leave it? Left, that denoiser stands in the network's place above a level σ (on the
+# right end nowhere), right, below it (there everywhere). Curves of a width are its RP with the
+# optimal denoiser alone, those of two widths their RP with each other: where they fall or rise, the
+# levels there decide which image is copied.
 
 # %%
 decided = regimes.deciding_levels(found, grid, training, features, described["optimal"], describe,
                                   max(sizes.grid_noises // 2, 2), resamples=sizes.resamples)
 output.table(decided, "tab_deciding_levels")
-output.figure(plots.curves({"RP": decided}, "pair", "sigma", "optimal denoiser above $\\sigma$",
-                           True, f"{min(grid.images)} training images", colours=colours),
+panels = {f"RP, network {where} $\\sigma$": part for where, part in decided.groupby(
+    "network", sort=False)}
+output.figure(plots.curves(panels or {"RP": decided}, "pair", "sigma",
+                           "noise level $\\sigma$, elsewhere the optimal denoiser", True,
+                           f"{min(grid.images)} training images", colours=colours),
               "fig_deciding_levels")
 
 # %% [markdown]
@@ -185,18 +192,48 @@ output.figure(plots.distances_against_sigma(distances, f"Networks of width {widt
               "fig_denoiser_distances")
 
 # %% [markdown]
+# And how far from the clean image? Mean squared error over that of the Gaussian denoiser of all
+# images on the same noisy ones. Left of the networks of the most images, in the middle of networks of
+# one width and every N, both asked about held-out images, right about the fewest training images.
+# Where the noise is highest no denoiser can do better than the Gaussian one, so that what is above
+# 1 there is error of the network.
+
+# %%
+most = regimes.cells(grid)[lambda rows: rows.images == grid.images.max()].sort_values("width")
+rival = models.gaussian(training)
+asked = held_out.pixels[:64]
+of_most = {f"width {row.width}": (found[row.model].denoiser(), asked) for row in most.itertuples()}
+of_most |= {"DiT": (found[row.model].denoiser(), asked) for row in transformers.itertuples()
+            if row.images == grid.images.max()}
+seen = training.pixels[:min(grid.images)]
+by_size = {what: {f"{n:,} images": (network, pixels) for n, network in networks.items()}
+           for what, pixels in (("held-out", asked), ("training", seen))}
+errors_ = {"held-out images": regimes.denoising_errors(of_most, rival, device)} | {
+    f"width {width}, {what} images": regimes.denoising_errors(part, rival, device)
+    for what, part in by_size.items()}
+output.table(tables.over("asked about", errors_), "tab_denoising_errors", digits=3)
+output.figure(plots.curves(errors_, "network", "sigma", "noise level $\\sigma$", True,
+                           "Mean squared error over that of the Gaussian denoiser",
+                           log_y=list(errors_), colours=colours), "fig_denoising_errors")
+
+# %% [markdown]
 # ## Another architecture
 #
 # All widths share architecture, framework and solver. A transformer (DiT: v-prediction, a cosine
 # schedule, a multistep solver) shares none of them; it trained on the fewest and on the most
 # images, for as long. Does it make the same images as the U-Nets, and is that more than what each
-# shares with the closed forms: the optimal denoiser of those images, the Gaussian one of all?
+# shares with the closed forms: the optimal denoiser of those images, the Gaussian one of all? The
+# last column asks it without a threshold: on how many noises are two networks nearer to each other
+# than either is to the Gaussian denoiser, by the descriptor (a third, if the three had nothing more
+# in common)?
 
 # %%
 alike, close = (regimes.across_architectures(
     found, rows, {"Gaussian": theirs["control"], "optimal": theirs["optimal"]}, hits,
     sizes.resamples)
     for rows, theirs, hits in ((features, described, copies), (images, closed, scores.close)))
+nearer = regimes.across_architectures(found, features, {}, scores.nearer_than(gaussian),
+                                      sizes.resamples)
 copied = regimes.generalization(found, transformers, features, known, real, describe.threshold,
                                 sizes.resamples)
 output.table(copied.merge(check, how="left"), "tab_transformers")
@@ -205,10 +242,12 @@ output.table(copied.merge(check, how="left"), "tab_transformers")
 if alike:
     output.table(tables.over("images", alike), "tab_rp_across_architectures")
     output.table(tables.over("images", close), "tab_mae_across_architectures")
+    output.table(tables.over("images", nearer), "tab_nearer_than_gaussian")
+    scored = {"RP": alike, "MAE score": close, "nearer than Gaussian": nearer}
     maps = {f"{score}, {n:,} images": by_images[n] for n in alike
-            for score, by_images in {"RP": alike, "MAE score": close}.items()}
+            for score, by_images in scored.items()}
     output.figure(plots.heatmaps(maps, [*(f"U-Net {w}" for w in widths), "DiT", "Gaussian",
-                                        "optimal"], 0.0, columns=2,
+                                        "optimal"], 0.0, columns=3,
                                  note=f"{sizes.grid_noises} noises; blank: not trained"),
                   "fig_rp_across_architectures")
 
@@ -218,29 +257,36 @@ if alike:
 # Copies by pixels alone: the nearest training image is three times nearer than the second nearest
 # (Gu et al. 2023). Two networks trained on disjoint halves of the data, whose agreement no copying
 # can explain (Kadkhodaie et al. 2024); but two halves share their mean and covariance nearly, so
-# compare it with the control, drawn with the first of the two.
+# compare it with the control, drawn with the one of the two that is nearer to it. And each network
+# with that of its own width trained on the most images: here width, and so how far training got,
+# is the same, and N alone differs.
 
 # %%
 ratio = regimes.nearer_than_second(found, grid, images, training.pixels, sizes.resamples)
-halves = regimes.across_halves(grid, features, copies, sizes.resamples)
+halves = regimes.across_halves(grid, features, gaussian, copies, sizes.resamples)
+larger = regimes.with_most_images(grid, features, copies, sizes.resamples)
 output.table(ratio, "tab_nearer_than_second")
 output.table(halves, "tab_disjoint_halves")
+output.table(larger, "tab_rp_with_most_images")
 views = {"Copies by pixel distance": ratio.assign(pair="width " + ratio.width.astype(str)),
-         "Trained on disjoint halves": regimes.halves_beside_control(halves, control)}
+         "Trained on disjoint halves": regimes.halves_beside_control(halves),
+         f"Trained on N and on {max(grid.images):,} images": larger}
 output.figure(plots.scores_against(views, "pair", shaded=True, colours=colours, labels=dict(
-    zip(views, ("share of samples", "RP across halves")))), "fig_other_views")
+    zip(views, ("share of samples", "RP across halves", "RP across N")))), "fig_other_views")
 
 # %% [markdown]
 # And the training time: with few images a network copies nothing at first, then begins to (Bonnaire
 # et al. 2025), at a time that grows with their number. Early on two networks may agree because both
-# are still near the Gaussian denoiser: dashed is the agreement of each with it.
+# are still near the Gaussian denoiser: dashed is the agreement of each with it. On the right each
+# network with itself at the next of these moments: as long as that is low, which image a noise
+# becomes is still changing.
 
 # %%
 time = regimes.over_training(grid, features, gl, described["control"], copies, sizes.resamples)
 output.table(time, "tab_over_training")
 moments = {f"{what}, {n:,} training images": rows[rows.what == what]
-           for n, rows in time.groupby("images") for what in ("RP", "GL")}
-output.figure(plots.scores_against(moments or {"": time}, "pair", x="images seen", columns=2,
+           for n, rows in time.groupby("images") for what in rows.what.unique()}
+output.figure(plots.scores_against(moments or {"": time}, "pair", x="images seen", columns=3,
                                    labels={name: name[:2] for name in moments}, colours=colours),
               "fig_over_training")
 
@@ -276,6 +322,6 @@ beside = published.beside_curves(ours, recipes.GRIDS[profile].widths)
 output.table(beside, "tab_paper_numbers_regimes")
 
 # %% tags=["nbval-ignore-output"]
-verdicts = claims.two_regimes(rp, nested, against["optimal"], control, halves, errors, crossings,
-                              alike)
+verdicts = claims.two_regimes(rp, nested, against["optimal"], halves, errors, crossings, alike,
+                              nearer)
 claims.save(verdicts, "two_regimes", output, device)

@@ -474,7 +474,8 @@ def gallery(found: Mapping[str, tuple[Tensor, Tensor]], title: str = "") -> Figu
 def distances_against_sigma(table: pd.DataFrame, title: str = "") -> Figure:
     """Distance of networks to closed forms against sigma: of regimes.denoiser_distances.
 
-    A row for the images asked about, a column per form, a curve per number of training images.
+    A row for the images asked about, a column per form, a curve per number of training images;
+    dashed how far the form of the most images is from the mean image.
     """
     forms, asked = (list(dict.fromkeys(table[by])) for by in ("form", "asked about"))
     sizes = sorted(set(table.images))
@@ -486,6 +487,9 @@ def distances_against_sigma(table: pd.DataFrame, title: str = "") -> Figure:
             for images, curve in part.groupby("images"):
                 axis.plot(curve.sigma, curve.distance, "o-", color=shades[images], ms=3, lw=1.3,
                           label=f"$2^{{{int(images).bit_length() - 1}}}$ images")
+            own = part[part.images == sizes[-1]]
+            axis.plot(own.sigma, own.answer, "--", color="0.35", lw=1.1,
+                      label="the form itself")
             axis.set(xscale="log", yscale="log", title=f"{form.capitalize()} denoiser, {what}")
         figure.supxlabel("noise level $\\sigma$", fontsize=9)
         figure.supylabel("RMS difference of denoisers", fontsize=9)

@@ -7,7 +7,7 @@ grid and so in no table. Transformers stand beside it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 
 import pandas as pd
 import torch
@@ -114,12 +114,13 @@ def copies_beside_control(gl: pd.DataFrame, control: pd.DataFrame) -> pd.DataFra
     return pd.concat([named[[*control]], control], ignore_index=True)
 
 
-def halves_beside_control(halves: pd.DataFrame, control: pd.DataFrame) -> pd.DataFrame:
-    """RP across halves under the pair 'width 16', and as `beside_control` that of the network of
-    the first half with the control; halves: of `across_halves`."""
-    own = control[control.width.isin(halves.width) & control.images.isin(halves.images)]
-    named = halves.drop(columns="cosine")
-    return beside_control(named.assign(pair=[f"width {width}" for width in halves.width]), own)
+def halves_beside_control(halves: pd.DataFrame) -> pd.DataFrame:
+    """RP across halves under the pair 'width 16', and under 'Gaussian / width 16' RP with the
+    control of the one of the two that has more of it; halves: of `across_halves`."""
+    named = halves.assign(pair=[f"width {width}" for width in halves.width])
+    form = named.assign(pair=CONTROL + named.pair, score=named.control,
+                        low=named["control low"], high=named["control high"])
+    return pd.concat([named, form], ignore_index=True)
 
 
 def own_images(spec: training.Spec, rows: Tensor) -> Tensor:
@@ -199,21 +200,49 @@ def across_architectures(found: Mapping[str, Model], rows: Mapping[str, Tensor],
     return tables
 
 
-def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], hits: Hits,
+def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], control: Tensor, hits: Hits,
                   resamples: int = 1_000) -> pd.DataFrame:
     """RP of two networks trained on disjoint halves (Kadkhodaie et al. 2024), the same width.
 
-    Columns: images, width, score, low, high, n, shuffled, cosine (mean, of the descriptors).
+    control: features of the Gaussian denoiser of all images. Columns: images, width, score, low,
+    high, n, shuffled, nearer (scores.nearer_than it), and RP with it of the one of the two that has
+    more: control, control low, control high, gain (of score over that, paired), gain low, gain
+    high.
     """
     found, whole = [], table[~table.moment]
     for row in whole[whole.half == 1].itertuples():
         twin = whole[(whole.half == 0) & (whole.images == row.images) & (whole.width == row.width)]
         for other in twin.model:
             mine, theirs = features[row.model], features[other]
+            both, form = hits(mine, theirs), max((hits(one, control) for one in (mine, theirs)),
+                                                 key=lambda rows: rows.double().mean())
+            nearer = scores.nearer_than(control)(mine, theirs).double().mean().item()
             score, chance = scores.agreement(mine, theirs, hits, resamples)
+            own, gain = (scores.proportion(form, resamples),
+                         scores.paired_difference(both, form, resamples))
             found.append(score.row(images=row.images, width=row.width, shuffled=chance,
-                                   cosine=(mine * theirs).sum(1).mean().item()))
-    return scores.table_of(found, "images", "width", "shuffled", "cosine")
+                                   nearer=nearer)
+                         | {"control": own.value, "control low": own.low, "control high": own.high,
+                            "gain": gain.value, "gain low": gain.low, "gain high": gain.high})
+    return scores.table_of(found, "images", "width", "shuffled", "nearer", "control", "control low",
+                           "control high", "gain", "gain low", "gain high")
+
+
+def with_most_images(table: pd.DataFrame, features: Mapping[str, Tensor], hits: Hits,
+                     resamples: int = 1_000) -> pd.DataFrame:
+    """RP of every network with that of its width trained on the most images: what more images
+    change, where the width, and so how far training got, is the same.
+
+    Columns: images, pair ('width 16'), score, low, high, n.
+    """
+    rows = []
+    for width, cell in cells(table).groupby("width"):
+        cell = cell.sort_values("images")
+        for row in cell.iloc[:-1].itertuples():
+            score = scores.proportion(hits(features[row.model], features[cell.model.iloc[-1]]),
+                                      resamples)
+            rows.append(score.row(images=row.images, pair=f"width {width}"))
+    return scores.table_of(rows, "images", "pair")
 
 
 def nearer_than_second(found: Mapping[str, Model], table: pd.DataFrame,
@@ -238,8 +267,9 @@ def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.Da
 
     gl: of `generalization`; gaussian: number of images -> features of samples of their Gaussian
     denoiser, the control. Only subset sizes of which other moments than the shared budget are
-    there. Columns: images, images seen, what ('GL' or 'RP'), pair ('width 16', '16 / 32',
-    'Gaussian / width 16'), score, low, high, n.
+    there. Columns: images, images seen, what, pair ('width 16', '16 / 32', 'Gaussian / width 16'),
+    score, low, high, n. what: 'GL', 'RP', or 'RP with its next moment', of a network with itself at
+    the next of these moments of its training.
     """
     moments = table[table.moment]
     widths, rows = sorted(moments.width.unique()), []
@@ -257,20 +287,28 @@ def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.Da
         for pair, (mine, theirs) in pairs.items():
             score = scores.proportion(hits(mine, theirs), resamples)
             rows.append(score.row(**where, what="RP", pair=pair))
+    for (images, width), run in part.groupby(["images", "width"]):
+        for row, after in pairwise(run.sort_values("images seen").to_dict("records")):
+            own = hits(features[row["model"]], features[after["model"]])
+            where = {"images": images, "images seen": row["images seen"]}
+            rows.append(scores.proportion(own, resamples).row(
+                **where, what="RP with its next moment", pair=f"width {width}"))
     return scores.table_of(rows, "images", "images seen", "what", "pair")
 
 
 # --- the denoisers themselves -------------------------------------------------------------------
 
-def optimal_above(model: Model, images: data.Images, sigma: float) -> Model:
-    """`model` at noise levels up to sigma, above them the optimal denoiser of these images."""
+def partly_optimal(model: Model, images: data.Images, sigma: float, above: bool) -> Model:
+    """`model` with the optimal denoiser of these images in its place at the noise levels above
+    sigma, or else at all the others."""
     def generate(noise: Tensor, title: str = "") -> Tensor:
         network, optimal = model.denoiser(), OptimalDenoiser(images.pixels)
-        both = lambda u, s: network(u, s) if s <= sigma else optimal(u, s)
+        both = lambda u, s: (optimal if (s > sigma) == above else network)(u, s)
         return samplers.sample(both, noise.to(model.device), model.solver, progress=title).cpu()
 
-    made = {"optimal above": sigma, "images": images.hash, "code": models.sampling_code()}
-    return replace(model, name=f"{model.name}, optimal above {sigma:g}", generate=generate,
+    where = f"optimal {'above' if above else 'below'}"
+    made = {where: sigma, "images": images.hash, "code": models.sampling_code()}
+    return replace(model, name=f"{model.name}, {where} {sigma:g}", generate=generate,
                    identity=model.identity | made)
 
 
@@ -280,29 +318,35 @@ def deciding_levels(found: Mapping[str, Model], table: pd.DataFrame, images: dat
                     resamples: int = 1_000) -> pd.DataFrame:
     """At which noise levels networks of few images leave the optimal denoiser.
 
-    For the fewest images of the table: RP of `optimal_above` of every width with the optimal
-    denoiser alone ('width 16') and of every two widths with each other ('16 / 32'), for each sigma;
-    at the solver's sigma_max the networks are by themselves. Models that ship as their sheet alone
-    are left out. features: of their samples; optimal: number of images -> features of samples of
-    their optimal denoiser. Columns: images, sigma, pair, score, low, high, n.
+    For the fewest images of the table: RP of `partly_optimal` of every width with the optimal
+    denoiser alone ('width 16') and of every two widths with each other ('16 / 32'), for each sigma,
+    with the network below it (where 'below') and above it ('above'). Where it has all levels, at
+    the solver's sigma_max below and at 0 above, it is by itself, and where it has none the optimal
+    denoiser. Models that ship as their sheet alone are left out. features: of their samples;
+    optimal: number of images -> features of samples of their optimal denoiser. Columns: images,
+    network, sigma, pair, score, low, high, n.
     """
+    columns = "images", "network", "sigma", "pair"
     cell = cells(table)[lambda rows: rows.images == rows.images.min()].sort_values("width")
     cell = cell[[not found[name].sheet_alone for name in cell.model]]
     if cell.empty:
-        return scores.table_of([], "images", "sigma", "pair")
+        return scores.table_of([], *columns)
     own, hits, rows = images.first(int(cell.images.min())), scores.copies(describe.threshold), []
-    for sigma in (*sigmas, found[cell.model.iloc[0]].solver.sigma_max):
-        if sigma in sigmas:
-            made = {row.width: descriptors.features(describe, models.samples(
-                optimal_above(found[row.model], own, sigma), noises)) for row in cell.itertuples()}
-        else:
-            made = {row.width: features[row.model][:noises] for row in cell.itertuples()}
-        pairs = {f"width {width}": (mine, optimal[len(own)][:noises]) for width, mine in made.items()}
+    exact_, most = optimal[len(own)][:noises], found[cell.model.iloc[0]].solver.sigma_max
+
+    def features_of(row, sigma: float, below: bool) -> Tensor:
+        if sigma == most:
+            return features[row.model][:noises] if below else exact_
+        model = partly_optimal(found[row.model], own, sigma, above=below)
+        return descriptors.features(describe, models.samples(model, noises))
+
+    for where, sigma in product(("below", "above"), (*sigmas, most)):
+        made = {row.width: features_of(row, sigma, where == "below") for row in cell.itertuples()}
+        pairs = {f"width {width}": (mine, exact_) for width, mine in made.items()}
         pairs |= {f"{a} / {b}": (made[a], made[b]) for a, b in combinations(made, 2)}
-        rows += [scores.proportion(hits(*both), resamples).row(images=len(own), sigma=sigma,
-                                                               pair=pair)
-                 for pair, both in pairs.items()]
-    return scores.table_of(rows, "images", "sigma", "pair")
+        rows += [scores.proportion(hits(*both), resamples).row(
+            images=len(own), network=where, sigma=sigma, pair=pair) for pair, both in pairs.items()]
+    return scores.table_of(rows, *columns)
 
 
 @torch.no_grad()
@@ -314,20 +358,49 @@ def denoiser_distances(networks: Mapping[int, Denoiser], images: data.Images,
 
     networks: number of images -> denoiser; asked: images uint8 [B, 3, H, W] by what they are.
     Columns: asked about, images, form, sigma, distance (root mean square of D - D_form at
-    x0 + sigma eps, per pixel, data in [-1, 1]).
+    x0 + sigma eps, per pixel, data in [-1, 1]), answer (of D_form - the mean image: how much the
+    form says itself).
     """
     rows = []
     for n, network in networks.items():
         forms = {name: form.denoiser() for name, form in
                  models.closed_forms(images.first(n), profile.bag, device).items()}
+        mean = forms["gaussian"].mean.to(device)
         for (what, pixels), sigma in product(asked.items(), sigmas):
             eps = torch.randn(pixels.shape, generator=stream("denoiser distances"))
             noisy = (data.to_unit(pixels) + sigma * eps).to(device)
             answer = network(noisy, sigma)
-            rows += [(what, n, name, sigma, scores.rms(answer - form(noisy, sigma)))
-                     for name, form in forms.items()]
-    table = pd.DataFrame(rows, columns=["asked about", "images", "form", "sigma", "distance"])
+            for name, form in forms.items():
+                theirs = form(noisy, sigma)
+                rows.append((what, n, name, sigma, scores.rms(answer - theirs),
+                             scores.rms(theirs - mean)))
+    table = pd.DataFrame(rows, columns=["asked about", "images", "form", "sigma", "distance",
+                                        "answer"])
     return table.sort_values("asked about", kind="stable", key=lambda c: c.map([*asked].index))
+
+
+@torch.no_grad()
+@exact()
+def denoising_errors(networks: Mapping[str, tuple[Denoiser, Tensor]], reference: Denoiser,
+                     device: str = "cpu",
+                     sigmas: Sequence[float] = (0.05, 0.2, 0.5, 1, 2, 5, 10, 20, 80),
+                     resamples: int = 1_000) -> pd.DataFrame:
+    """Mean squared error of denoisers over that of a reference, which sees the same noisy images.
+
+    networks: name -> denoiser and the images that it is asked about, uint8 [B, 3, H, W]. Columns:
+    network, sigma, score, low, high, n, error (mean of |D(x0 + sigma eps) - x0|^2 per pixel, data
+    in [-1, 1]). The interval is of the difference from the reference, image by image.
+    """
+    rows = []
+    for (name, (network, pixels)), sigma in product(networks.items(), sigmas):
+        clean = data.to_unit(pixels)
+        eps = torch.randn(clean.shape, generator=stream("denoising errors"))
+        noisy, clean = (clean + sigma * eps).to(device), clean.to(device)
+        error, other = ((one(noisy, sigma) - clean).double().square().flatten(1).mean(1).cpu()
+                        for one in (network, reference))
+        ratio = scores.average(1 + (error - other) / other.mean(), resamples)
+        rows.append(ratio.row(network=name, sigma=sigma) | {"error": error.mean().item()})
+    return scores.table_of(rows, "network", "sigma", "error")
 
 
 def with_nearest(spec: training.Spec, samples: Tensor, features: Tensor, pixels: Tensor,

@@ -156,6 +156,25 @@ def close(a: Tensor, b: Tensor) -> Tensor:
     return difference < MAE_THRESHOLD
 
 
+def nearer_than(third: Tensor) -> Hits:
+    """Hits: rows k of two models are nearer to each other than either is to row k of a third.
+
+    Of three models that have nothing more in common than any two of them 1 noise in 3. It needs no
+    threshold, and no room above what the two have in common with the third. Features by their
+    cosine, uint8 images by mean |a_k - b_k|; third: rows of the same kind, [n, ...].
+    """
+    def apart(a: Tensor, b: Tensor) -> Tensor:
+        a, b = _paired(a, b)
+        if a.dtype == torch.uint8:
+            return (a.short() - b.short()).abs().flatten(1).float().mean(1)
+        return -similarity(_features(a, "nearness"), _features(b, "nearness"))
+
+    def hits(a: Tensor, b: Tensor) -> Tensor:
+        return apart(a, b) < torch.minimum(apart(a, third), apart(b, third))
+
+    return hits
+
+
 def _paired(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.shape != b.shape:
         raise UserError(f"models are compared on the same noises, but the samples are "

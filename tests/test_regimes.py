@@ -90,11 +90,28 @@ def test_gl_is_against_the_images_of_the_cell():
     assert found["held-out"]["unet-8-n2"] == 0.5 and found["held-out"]["unet-16-n2-half1"] == 1.0
 
 
-def test_halves_are_compared_with_their_twin():
-    features = {name: unit(0, 90) for name in GRID} | {"unet-16-n2-half1": unit(0, 180)}
-    found = regimes.across_halves(regimes.grid(GRID), features, copies, 50)
-    assert found[["images", "width", "score"]].values.tolist() == [[2, 16, 0.5]]
-    assert found.cosine.item() == pytest.approx(0.5, abs=1e-6)
+def test_halves_are_compared_with_their_twin_and_both_with_the_control():
+    features = {name: unit(0, 90, 90) for name in GRID} | {"unet-16-n2-half1": unit(0, 180, 90)}
+    for control, expected in ((unit(90, 180, 90), (2 / 3, 0.0)), (unit(90, 90, 200), (1 / 3, 1 / 3)),
+                              (unit(90, 90, 90), (2 / 3, 0.0))):  # the second, the first, the first
+        found = regimes.across_halves(regimes.grid(GRID), features, control, copies, 50)
+        assert found[["images", "width", "score"]].values.tolist() == [[2, 16, 2 / 3]]
+        assert found[["control", "gain"]].values[0].tolist() == pytest.approx(list(expected))
+        assert (found["gain low"] <= found.gain).all() and (found.gain <= found["gain high"]).all()
+        assert (found["control low"] < found.control).all()
+
+
+def test_halves_nearer_to_each_other_than_to_the_control():
+    features = {name: unit(0, 90, 90) for name in GRID} | {"unet-16-n2-half1": unit(0, 180, 80)}
+    found = regimes.across_halves(regimes.grid(GRID), features, unit(5, 90, 110), copies, 50)
+    assert found.nearer.item() == pytest.approx(2 / 3)
+
+
+def test_what_more_images_change_at_one_width():
+    features = {name: unit(0, 90) for name in GRID} | {"unet-8-n2": unit(0, 180)}
+    found = regimes.with_most_images(regimes.grid(GRID), features, copies, 50)
+    assert found[["images", "pair", "score"]].values.tolist() == [
+        [2, "width 8", 0.5], [2, "width 16", 1.0]]
 
 
 def test_a_copy_is_three_times_nearer_to_its_image_than_to_the_second():
@@ -140,14 +157,12 @@ def test_agreement_with_a_closed_form_has_the_level_of_unrelated_noises():
     assert found.shuffled[2, 8] == 0.0 and found.shuffled[4, 8] == 1.0
 
 
-def test_halves_stand_beside_the_control_of_their_widths_and_sizes():
-    columns = ["images", "width", "shuffled", "cosine", "score", "low", "high", "n"]
-    halves = pd.DataFrame([(4, 8, 0.0, 0.9, 0.5, 0.4, 0.6, 9)], columns=columns)
-    rows = [(n, w, 0.1, 0.0, w / 100, 0.0, 1.0, 9) for n in (2, 4) for w in (8, 16)]
-    control = pd.DataFrame(rows, columns=columns).drop(columns="cosine")
-    table = regimes.halves_beside_control(halves, control)
-    assert table[["images", "pair", "score"]].values.tolist() == [
-        [4, "width 8", 0.5], [4, "Gaussian / width 8", 0.08]]
+def test_halves_stand_beside_their_control():
+    halves = pd.DataFrame([(4, 8, 0.5, 0.4, 0.6, 0.3, 0.2, 0.4)], columns=[
+        "images", "width", "score", "low", "high", "control", "control low", "control high"])
+    table = regimes.halves_beside_control(halves)
+    assert table[["images", "pair", "score", "low", "high"]].values.tolist() == [
+        [4, "width 8", 0.5, 0.4, 0.6], [4, "Gaussian / width 8", 0.3, 0.2, 0.4]]
 
 
 def test_scores_over_training_time():
@@ -157,9 +172,11 @@ def test_scores_over_training_time():
     found = regimes.over_training(table, features, gl, {2: unit(180, 180)}, copies, 50)
     by = found.set_index(["images seen", "what", "pair"]).score.unstack("images seen")
     assert by.columns.tolist() == [50, 100]
-    assert {what: scores_.tolist() for what, scores_ in by.iterrows()} == {
+    assert {what: scores_.dropna().tolist() for what, scores_ in by.iterrows()} == {
         ("GL", "width 8"): [0.5, 0.5], ("GL", "width 16"): [0.5, 0.5], ("RP", "8 / 16"): [0.5, 1],
-        ("RP", "Gaussian / width 8"): [0.5, 0], ("RP", "Gaussian / width 16"): [0, 0]}
+        ("RP", "Gaussian / width 8"): [0.5, 0], ("RP", "Gaussian / width 16"): [0, 0],
+        ("RP with its next moment", "width 8"): [0.5],
+        ("RP with its next moment", "width 16"): [1]}
 
 
 def test_the_control_of_gl_is_judged_by_the_same_images():
@@ -198,6 +215,30 @@ def test_a_network_is_as_far_from_a_closed_form_as_it_is():
     for what in asked:
         assert found[what, "gaussian", 0.3] == pytest.approx(0.25) == found[what, "gaussian", 5.0]
     assert found["some", "optimal", 0.3] != found["one", "optimal", 0.3] > 0
+
+
+def test_what_a_form_says_itself_fades_as_the_noise_grows():
+    images = data.load("bundled").first(8)
+    exact = models.closed_forms(images, 64)["gaussian"].denoiser()
+    table = regimes.denoiser_distances({8: exact}, images, {"some": images.pixels[:2]}, SMOKE,
+                                       sigmas=(1e-3, 1e4))
+    low, high = table[table.form == "gaussian"].answer
+    x0 = data.to_unit(images.pixels[:2])
+    assert low == pytest.approx(scores.rms(x0 - exact.mean.to(x0)), rel=0.01)
+    assert high < 0.01
+
+
+def test_a_denoising_error_is_over_that_of_the_reference():
+    pixels = data.load("bundled").pixels[:6]
+    clean = data.to_unit(pixels)
+    off = lambda by: lambda u, sigma: clean.to(u) + by
+    found = regimes.denoising_errors({"twice": (off(0.2), pixels), "same": (off(0.1), pixels)},
+                                     off(0.1), sigmas=(0.1, 3.0))
+    assert found.score.tolist() == pytest.approx([4, 4, 1, 1])
+    assert found.error.tolist() == pytest.approx([0.04, 0.04, 0.01, 0.01]) and set(found.n) == {6}
+    noisy = regimes.denoising_errors({"identity": (lambda u, sigma: u, pixels)}, off(1.0),
+                                     sigmas=(0.5,))
+    assert noisy.error.item() == pytest.approx(0.25, rel=0.05)
 
 
 # --- what ships ---------------------------------------------------------------------------------
@@ -265,7 +306,7 @@ def test_what_was_not_trained_is_an_empty_table_and_a_panel_that_says_so(tmp_pat
     found = {name: m for name, m in GRID.items() if m.spec.half == 0 and "@" not in name}
     table, features = regimes.grid(found), {name: unit(0, 90) for name in found}
     gl = regimes.generalization(found, table, features, unit(0, 0, 0, 0), unit(0), 0.9, 50)
-    halves = regimes.across_halves(table, features, copies, 50)
+    halves = regimes.across_halves(table, features, unit(0, 90), copies, 50)
     time = regimes.over_training(table, features, gl, {}, copies, 50)
     assert not len(halves) and not len(time) and {"images", "width", "score"} <= set(halves)
     figure = plots.scores_against({"halves": halves, "gl": gl, "time": time}, "width", columns=2)
@@ -292,27 +333,34 @@ def test_below_every_level_a_network_is_the_optimum_and_above_every_one_itself()
     exact = models.closed_forms(images, 64)["gaussian"]
     noise = models.BANK[:3]
     solver = exact.solver
-    low, high = (regimes.optimal_above(exact, images, sigma) for sigma in (1e-6, 1e6))
     optimal = samplers.sample(models.closed_forms(images, 64)["optimal"].denoiser(), noise, solver)
-    assert torch.equal(low.generate(noise), optimal)
-    assert torch.allclose(high.generate(noise), exact.generate(noise), atol=1e-3)
-    assert low.identity != high.identity != exact.identity
+    made = {(sigma, above): regimes.partly_optimal(exact, images, sigma, above)
+            for sigma in (1e-6, 1e6) for above in (True, False)}
+    for (sigma, above), model in made.items():
+        if above == (sigma < 1):
+            assert torch.equal(model.generate(noise), optimal)
+        else:
+            assert torch.allclose(model.generate(noise), exact.generate(noise), atol=1e-3)
+    assert len({str(model.identity) for model in [exact, *made.values()]}) == 5
 
 
 def test_the_levels_that_decide_are_those_of_the_fewest_images(monkeypatch):
     made = {"unet-8-n2": unit(0, 90), "unet-16-n2": unit(0, 180), "unet-32-n2": unit(0, 0)}
-    monkeypatch.setattr(regimes, "optimal_above", lambda model, images, sigma: (model.name, sigma))
+    monkeypatch.setattr(regimes, "partly_optimal",
+                        lambda model, images, sigma, above: (model.name, sigma, above))
     monkeypatch.setattr(models, "samples", lambda asked, n: asked)
     monkeypatch.setattr(regimes.descriptors, "features", lambda describe, asked: unit(
-        0, 90 if asked[1] == 1 else 180))
+        0, 90 if asked[1] == 1 else 180) if asked[2] else unit(180, 180))
     found = {name: replace(model, solver=samplers.Solver()) for name, model in GRID.items()}
     describe = regimes.Descriptor("angle", 2, 0.9, None)
     table = regimes.deciding_levels(found, regimes.grid(found), data.load("bundled"), made,
                                     {2: unit(0, 90, 0)}, describe, 2, (1, 3), 50)
-    by = table.set_index(["pair", "sigma"]).score
     assert set(table.images) == {2} and set(table.sigma) == {1, 3, 80} and set(table.n) == {2}
+    by = table[table.network == "below"].set_index(["pair", "sigma"]).score
     assert by["width 8"].tolist() == [1, 0.5, 1] and by["width 16"].tolist() == [1, 0.5, 0.5]
     assert by["8 / 16"].tolist() == [1, 1, 0.5]
+    by = table[table.network == "above"].set_index(["pair", "sigma"]).score
+    assert by["width 8"].tolist() == by["width 16"].tolist() == [0, 0, 1]
     alone = {name: replace(model, sheet_alone=True) for name, model in found.items()}
     none = regimes.deciding_levels(alone, regimes.grid(alone), data.load("bundled"), made, {},
                                    describe, 2)
@@ -347,14 +395,15 @@ def test_a_control_is_dashed_in_the_colour_of_what_it_controls():
 
 
 def test_distances_are_drawn_by_images_asked_about_and_form():
-    rows = [(what, n, form, sigma, 0.1) for what in ("held-out", "training") for n in (4, 32)
+    rows = [(what, n, form, sigma, 0.1, 0.2) for what in ("held-out", "training") for n in (4, 32)
             for form in ("optimal", "gaussian", "local") for sigma in (0.1, 1.0)]
-    table = pd.DataFrame(rows, columns=["asked about", "images", "form", "sigma", "distance"])
+    table = pd.DataFrame(rows, columns=["asked about", "images", "form", "sigma", "distance",
+                                        "answer"])
     axes = plots.distances_against_sigma(table).axes
     assert [axis.get_title() for axis in axes[:4]] == [
         "Optimal denoiser, held-out", "Gaussian denoiser, held-out", "Local denoiser, held-out",
         "Optimal denoiser, training"]
-    assert all(len({line.get_color() for line in axis.get_lines()}) == 2 for axis in axes)
+    assert all(len({line.get_color() for line in axis.get_lines()}) == 3 for axis in axes)
 
 
 def test_no_noise_to_show_is_a_mistake():

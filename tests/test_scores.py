@@ -464,6 +464,28 @@ def test_the_interval_of_a_mean_is_that_of_its_noises():
     assert found.value - found.low == pytest.approx(1.96 * error, rel=0.15)
 
 
+# --- nearer than a third ------------------------------------------------------------------------
+
+def test_two_are_nearer_to_each_other_than_either_is_to_a_third():
+    angles = lambda *degrees: torch.stack([torch.tensor([math.cos(a), math.sin(a)]) for a in
+                                           map(math.radians, degrees)])
+    hits = scores.nearer_than(angles(90, 25, 100, 10))
+    a, b = angles(0, 0, 0, 0), angles(10, 30, 60, 0)
+    assert hits(a, b).tolist() == hits(b, a).tolist() == [True, False, False, True]
+
+
+def test_nearness_of_images_is_of_their_pixels():
+    hits = scores.nearer_than(plain(100, 12, 20))
+    assert hits(plain(0, 0, 0), plain(20, 20, 10)).tolist() == [True, False, False]
+    with pytest.raises(UserError, match="takes features"):
+        scores.nearer_than(torch.zeros(2, 3))(5 * torch.ones(2, 3), torch.zeros(2, 3))
+
+
+def test_three_that_share_nothing_are_nearest_in_a_third_of_the_noises():
+    a, b, third = (unit(3_000, 8, seed) for seed in range(3))
+    assert scores.nearer_than(third)(a, b).double().mean().item() == pytest.approx(1 / 3, abs=0.03)
+
+
 # --- the example of the README ------------------------------------------------------------------
 
 def test_two_folders_of_images_are_scored_as_the_readme_says(tmp_path, monkeypatch, capsys):
