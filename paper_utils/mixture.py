@@ -1,22 +1,28 @@
 """The mixture-of-Gaussians study (paper, section 3.2.1, appendix C): both truths are known.
 
 A network trains on N points of a mixture. Its denoiser is compared with that of the N points (the
-empirical optimum, which only copies) and with that of the mixture itself (the ground truth). The
-settings are this project's: the paper's were not seen.
+empirical optimum, which only copies) and with that of the mixture itself (the ground truth), at
+noisy training points and at new ones. The settings are this project's: the paper's were not seen.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from paper_utils import data, models
 from paper_utils.denoisers import Denoiser, GaussianDenoiser, MixtureDenoiser, OptimalDenoiser
 from paper_utils.noise import stream
-from paper_utils.scores import rms
 from paper_utils.training import Spec
+
+WHERE = ("asked about", "points", "sigma")
+Squares = Mapping[tuple[str, int, float], Tensor]  # by WHERE
+# the network's, those of the two truths to each other, and that of D(u) = u, which learns nothing
+DISTANCES = ("to empirical", "to ground truth", "between them", "identity to ground truth")
 
 
 @dataclass(frozen=True)
@@ -73,55 +79,99 @@ def trained(study: Study, device: str = "cpu") -> dict[int, Denoiser]:
             for n in study.points}
 
 
+# --- the errors, at points it trained on and at new ones ----------------------------------------
+
 @torch.no_grad()
-def errors(study: Study, networks: Mapping[int, Denoiser], device: str = "cpu") -> pd.DataFrame:
-    """Distances between the three denoisers at fresh noisy points u = x0 + sigma eps.
+def squares(study: Study, networks: Mapping[int, Denoiser], device: str = "cpu") -> Squares:
+    """Squared distances between denoisers at noisy points u = x0 + sigma eps, per coordinate.
 
-    Columns: points, sigma, and the root mean square per coordinate of network - empirical optimum
-    ('to empirical'), network - ground truth ('to ground truth') and of the one truth to the other
-    ('between them').
+    x0 is a training point, all in turn ('training': where the loss lives), or a point that no
+    network saw ('new'); eps is fresh, the same for every network and sigma. Returns (asked about,
+    points, sigma) -> [4, study.tested], of the DISTANCES.
     """
-    everything, truth = points(study, max(study.points)), mixture(study)
-    clean = points(study, study.tested, "test").pixels.to(device)
-    eps = torch.randn(clean.shape, generator=stream("mixture noise", study.dim)).to(device)
-    rows = []
+    everything, truth = points(study, max(study.points)).pixels, mixture(study)
+    new = points(study, study.tested, "test").pixels
+    eps = torch.randn(new.shape, generator=stream("mixture noise", study.dim))
+    found = {}
     for n, network in networks.items():
-        optimum = OptimalDenoiser(everything.first(n).pixels)
-        for sigma in study.sigmas:
-            noisy = clean + sigma * eps
-            ours, copy, exact = (d(noisy, sigma).cpu() for d in (network, optimum, truth))
-            rows.append((n, sigma, *map(rms, (ours - copy, ours - exact, copy - exact))))
-    columns = ["points", "sigma", "to empirical", "to ground truth", "between them"]
-    return pd.DataFrame(rows, columns=columns)
+        optimum = OptimalDenoiser(everything[:n])
+        asked = {"training": everything[torch.arange(study.tested) % n], "new": new}
+        for (what, clean), sigma in product(asked.items(), study.sigmas):
+            noisy = (clean + sigma * eps).to(device)
+            ours, copy, exact = (d(noisy, sigma) for d in (network, optimum, truth))
+            gaps = torch.stack([ours - copy, ours - exact, copy - exact, noisy - exact])
+            found[what, n, sigma] = gaps.flatten(2).square().mean(2).cpu()
+    return found
 
 
-def crossings(table: pd.DataFrame, sigmas: Sequence[float]) -> pd.DataFrame:
+def resampled(found: Squares, resamples: int = 1_000) -> Squares:
+    """Root mean squares [4, 1 + resamples]: of all noisy points, then of as many drawn of them with
+    replacement, the same ones everywhere."""
+    n = next(iter(found.values())).shape[1]
+    drawn = torch.randint(n, (resamples, n), generator=stream("mixture bootstrap", n))
+    counts = torch.zeros(resamples, n).scatter_add_(1, drawn, torch.ones(resamples, n))
+    weights = torch.cat([torch.ones(1, n), counts]).double() / n
+    return {at: (values.double() @ weights.T).sqrt() for at, values in found.items()}
+
+
+def errors(found: Squares, resamples: int = 1_000) -> pd.DataFrame:
+    """The distances between denoisers, of `squares`: root mean square per coordinate.
+
+    Columns: asked about, points, sigma, the DISTANCES, 'to empirical low' to 'to ground truth high'
+    (95 % intervals by the percentile bootstrap over the n noisy points, for these networks), n.
+    """
+    rows, everywhere = [], resampled(found, resamples)
+    for at in product(*_axes(found)):
+        values = everywhere[at]
+        ends = {f"{name} {end}": value for name, curve in zip(DISTANCES[:2], values[:, 1:])
+                for end, value in _interval(curve).items()}
+        rows.append(dict(zip(WHERE, at)) | dict(zip(DISTANCES, values[:, 0].tolist())) | ends
+                    | {"n": found[at].shape[1]})
+    return pd.DataFrame(rows)
+
+
+def crossings(found: Squares, resamples: int = 1_000) -> pd.DataFrame:
     """For each sigma the number of points at which the ground truth becomes the nearer one.
 
-    Interpolated in log2 of the number of points between the two measured around it; none where
-    the same one stays nearer. Columns: sigma, crossing, decided: whether the two truths are there
-    farther from each other than the network is from them; else being nearer to one means nothing.
+    Interpolated in log2 of the number of points between the two measured around it; none unless the
+    empirical optimum is the nearer one at the fewest. Columns: asked about, sigma, crossing, low,
+    high (as in `errors`; none where a resample does not cross), n, decided: whether it has an
+    interval, and the two truths are there farther from each other than the network is from them;
+    else being nearer to one means nothing.
     """
-    rows = []
-    for sigma in sigmas:
-        part = table[table.sigma == sigma].sort_values("points")
-        logs = np.log2(part[["points", "to empirical", "to ground truth", "between them"]])
-        gap = logs["to empirical"] - logs["to ground truth"]
-        found = _zero(part["points"].tolist(), gap.tolist())
-        rows.append((sigma, found, found is not None and _decided(np.log2(found), logs)))
-    return pd.DataFrame(rows, columns=["sigma", "crossing", "decided"])
+    rows, everywhere = [], resampled(found, resamples)
+    asked, sizes, sigmas = _axes(found)
+    x = torch.tensor(sizes).double().log2()
+    for what, sigma in product(asked, sigmas):
+        logs = torch.stack([everywhere[what, n, sigma] for n in sizes], 1).log2()
+        crossing = _zero(x, logs[0] - logs[1])
+        truth, between = (np.interp(crossing[0], x, logs[k, :, 0]) for k in (1, 2))
+        ends = _interval(2**crossing[1:])
+        rows.append({"asked about": what, "sigma": sigma, "crossing": 2 ** crossing[0].item()}
+                    | ends | {"n": found[what, sizes[0], sigma].shape[1],
+                              "decided": bool(between > truth and ends["low"] <= ends["high"])})
+    return pd.DataFrame(rows)
 
 
-def _decided(crossing: float, logs: pd.DataFrame) -> bool:
-    """Whether 'between them' is above the two errors, equal there, at log2 points `crossing`."""
-    there = {column: np.interp(crossing, logs.points, logs[column]) for column in logs}
-    return bool(there["between them"] > there["to ground truth"])
+def _axes(found: Squares) -> list[list]:
+    """What is asked about, the numbers of points and the sigmas, each in order."""
+    asked, sizes, sigmas = map(dict.fromkeys, zip(*found))
+    return [list(asked), sorted(sizes), sorted(sigmas)]
 
 
-def _zero(points: Sequence[int], gap: Sequence[float]) -> float | None:
-    """Where `gap`, linear in log2 of the points, first turns from negative to positive."""
-    for k in range(1, len(points)):
-        if gap[k - 1] <= 0 < gap[k]:
-            share = -gap[k - 1] / (gap[k] - gap[k - 1])
-            return points[k - 1] * (points[k] / points[k - 1]) ** share
-    return None
+def _interval(values: Tensor) -> dict[str, float]:
+    """The ends that hold 95 % of the values; NaN where one of these is."""
+    return {end: values.quantile(q).item() for end, q in (("low", 0.025), ("high", 0.975))}
+
+
+def _zero(x: Tensor, gap: Tensor) -> Tensor:
+    """Where each curve of gap [N, B], linear in x [N], turns positive first: [B].
+
+    NaN for one that does not, and for one that does not begin negative.
+    """
+    turns = (gap[:-1] <= 0) & (gap[1:] > 0)
+    k = turns.int().argmax(0, keepdim=True)
+    before, after = gap.gather(0, k)[0], gap.gather(0, k + 1)[0]
+    here, there = x[k[0]], x[k[0] + 1]
+    at = here - before / (after - before) * (there - here)
+    return at.where(turns.any(0) & (gap[0] < 0), torch.nan)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -498,22 +499,30 @@ def distances_against_sigma(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def mixture_errors(table: pd.DataFrame) -> Figure:
-    """The crossing: error to either truth against the number of points, a panel per sigma."""
-    sigmas = sorted(table.sigma.unique())
-    columns = ("to empirical", "to ground truth", "between them")
-    with _panels(len(sigmas), (2.1 * len(sigmas) + 0.6, 2.9), sharey=True) as (figure, axes):
-        for axis, sigma in zip(axes.flat, sigmas):
-            part = table[table.sigma == sigma].sort_values("points")
-            for column, colour, style in zip(columns, (*CORNERS[:2], "0.6"), ("o-", "s-", "--")):
+    """The crossing: error to either truth against the number of points, of mixture.errors.
+
+    A row for the points asked about, a column per sigma; the thin line is D(u) = u.
+    """
+    sigmas, asked = sorted(table.sigma.unique()), list(dict.fromkeys(table["asked about"]))
+    looks = {"to empirical": ("o-", CORNERS[0], 1.4), "to ground truth": ("s-", CORNERS[1], 1.4),
+             "between them": ("--", "0.6", 1.4), "identity to ground truth": ("-", "0.2", 0.6)}
+    size = 2.1 * len(sigmas) + 0.6, 2.5 * len(asked) + 0.4
+    with _panels(len(sigmas), size, len(asked), sharex=True, sharey=True) as (figure, axes):
+        for axis, (what, sigma) in zip(axes.flat, product(asked, sigmas)):
+            part = table[(table["asked about"] == what) & (table.sigma == sigma)]
+            part = part.sort_values("points")
+            for column, (style, colour, width) in looks.items():
                 label = {"between them": "empirical to ground truth"}.get(column, column)
-                axis.plot(part.points, part[column], style, color=colour, ms=3.5, lw=1.4,
+                axis.plot(part.points, part[column], style, color=colour, ms=3.5, lw=width,
                           label=label)
-            axis.set(yscale="log", title=f"$\\sigma$ = {sigma:g}", xlabel="training points")
+            axis.set(yscale="log", title=f"$\\sigma$ = {sigma:g}, {what} points")
             axis.set_xscale("log", base=2)
             axis.set_xticks(sorted(part.points)[::2])
             axis.minorticks_off()
-        axes.flat[0].set_ylabel("RMS error per coordinate")
-        axes.flat[0].legend(frameon=False, fontsize=7)
+        figure.supxlabel("number of training points", fontsize=9)
+        figure.supylabel("RMS error per coordinate", fontsize=9)
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center",
+                      ncols=len(looks), frameon=False, fontsize=7.5)
     return figure
 
 

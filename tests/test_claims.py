@@ -250,36 +250,68 @@ def test_the_gaussian_controls_of_section_3_look_at_every_pair_of_the_most_image
     assert claims.more_than_gaussian({64: few}, {64: few}) == []
 
 
-@pytest.mark.parametrize("empirical, truth, verdict", [
-    ((1., 3.), (2., 1.), "reproduced"), ((3., 3.), (2., 1.), "not reproduced")])
-def test_the_mixture_crosses(empirical, truth, verdict):
-    errors = pd.DataFrame({"points": [8, 512], "sigma": 0.1, "to empirical": empirical,
-                           "to ground truth": truth})
-    crossings = pd.DataFrame({"sigma": [0.1, 0.2], "crossing": [40.0, None],
-                              "decided": [True, False]})
-    found = claims.mixture_crosses(errors, crossings)
-    assert found.verdict == verdict and "at 40 points" in found.measured
+def mixture_errors(sigma=0.1, asked=("training", "new"), empirical=(1., 3.), truth=(2., 1.)):
+    return pd.concat([pd.DataFrame({"asked about": what, "points": [8, 512], "sigma": sigma,
+                                    "to empirical": empirical, "to ground truth": truth})
+                      for what in asked])
 
 
-@pytest.mark.parametrize("decided, verdict, measured", [
-    ((True, True), "reproduced", "sigma 0.1: at 40 points; sigma 0.4: at 90 points"),
-    ((True, False), "reproduced", "sigma 0.1: at 40 points"),
-    ((False, True), "not decided: the two truths are nearer", "sigma 0.4: at 90 points"),
-    ((False, False), "not decided: the two truths are nearer", "no decided crossing")])
-def test_an_undecided_crossing_is_none(decided, verdict, measured):
-    errors = pd.DataFrame({"points": [8, 512], "sigma": 0.1, "to empirical": [1., 3.],
-                           "to ground truth": [2., 1.]})
-    crossings = pd.DataFrame({"sigma": [0.1, 0.4], "crossing": [40.0, 90.0], "decided": decided})
-    found = claims.mixture_crosses(errors, crossings)
-    assert found.verdict.startswith(verdict) and found.measured == measured
+def mixture_crossings(sigma=0.1, decided=True, **crossing):
+    at = pd.Series([*crossing.values()])
+    return pd.DataFrame({"asked about": [*crossing], "sigma": sigma, "crossing": at,
+                         "low": 0.9 * at, "high": 1.1 * at, "n": 256, "decided": decided})
 
 
-def test_a_mixture_that_crosses_at_higher_noise_alone():
-    errors = pd.DataFrame({"points": [8, 512] * 2, "sigma": [0.1, 0.1, 0.2, 0.2],
-                           "to empirical": [3., 3., 1., 3.], "to ground truth": [2., 1., 2., 1.]})
-    crossings = pd.DataFrame({"sigma": [0.1, 0.2], "crossing": [9.0, 40.0], "decided": True})
-    verdict = claims.mixture_crosses(errors, crossings).verdict
-    assert verdict == "not reproduced: at sigma 0.2 only, not at the lowest"
+NEARER = {"starts": ((1., 1.), (2., 2.)), "ends": ((3., 3.), (2., 1.)),
+          "none": ((1., 3.), (2., 1.))}
+
+
+@pytest.mark.parametrize("training, new, verdict", [
+    ("none", "none", "reproduced"), ("none", "ends", "partly: at noisy training points alone"),
+    ("none", "starts", "partly: at noisy training points alone"),
+    ("ends", "none", "partly: at noisy new points alone"), ("starts", "ends", "not reproduced")])
+def test_the_mixture_crosses_where_it_is_asked_about(training, new, verdict):
+    """The one nearer at both ends: the empirical optimum ('starts'), the truth ('ends'), none."""
+    errors = pd.concat([mixture_errors(0.1, [what], *NEARER[kind]) for what, kind in
+                        (("training", training), ("new", new))])
+    found = claims.mixture_crosses(errors, mixture_crossings(training=40., new=50.))
+    assert found.verdict == verdict
+    assert found.measured == ("training points, sigma 0.1: at 40 points; "
+                              "new points, sigma 0.1: at 50 points")
+    assert "at 40 [36, 44] points (at noisy training points, sigma 0.1); crossing" in found.ours
+    assert found.n == 256
+
+
+@pytest.mark.parametrize("training, new, verdict", [
+    (True, True, "reproduced"), (True, False, "partly: at noisy training points alone"),
+    (False, True, "partly: at noisy new points alone"),
+    (False, False, "not decided: the two truths are nearer")])
+def test_an_undecided_crossing_is_none(training, new, verdict):
+    crossings = pd.concat([mixture_crossings(0.1, training, training=40.),
+                           mixture_crossings(0.1, new, new=50.),
+                           mixture_crossings(0.4, True, new=90.)])
+    found = claims.mixture_crosses(mixture_errors(), crossings)
+    assert found.verdict.startswith(verdict) and "sigma 0.4: at 90 points" in found.measured
+    assert ("at 40 points" in found.measured) == ("at 40 [" in found.ours) == training
+
+
+def test_without_a_crossing_there_is_no_number():
+    for none in (mixture_crossings(training=float("nan")),
+                 mixture_crossings(decided=False, training=40.)):
+        found = claims.mixture_crosses(mixture_errors(), none)
+        assert (found.measured, found.n) == ("no decided crossing", None)
+        assert found.ours == "no decided crossing (sigma 0.1)"
+        assert found.verdict.startswith("not decided")
+
+
+@pytest.mark.parametrize("asked, verdict", [
+    (["training", "new"], "not reproduced: at sigma 0.2 only, not at the lowest"),
+    (["training"], "not reproduced"), (["new"], "not reproduced")])
+def test_a_mixture_that_crosses_at_higher_noise_alone(asked, verdict):
+    errors = pd.concat([mixture_errors(0.1, empirical=(3., 3.)), mixture_errors(0.2)])
+    crossings = pd.concat([mixture_crossings(0.1, training=9., new=9.),
+                           mixture_crossings(0.2, **dict.fromkeys(asked, 40.))])
+    assert claims.mixture_crosses(errors, crossings).verdict == verdict
 
 
 # --- section 4: students ------------------------------------------------------------------------
@@ -425,9 +457,7 @@ def sections() -> dict[str, list[claims.Claim]]:
     winners = {"edm": [0, 0, 1, 2], "ct": [0, 0, 1, 1], "gan": [0, 1, 2, 0], "vae": [1, 1, 2, 0]}
     widths = pd.concat([curve({64: .3, 4096: .1, 32768: 1.}, width=16),
                         curve({64: .4, 4096: .2, 32768: .95}, width=32)])
-    errors = pd.DataFrame({"points": [8, 512], "sigma": 0.1, "to empirical": [1., 3.],
-                           "to ground truth": [2., 1.]})
-    crossings = pd.DataFrame({"sigma": [0.1], "crossing": [40.0], "decided": True})
+    errors, crossings = mixture_errors(), mixture_crossings(training=40., new=40.)
     unlike = table(("U-Net 16", "DiT", 0.8), ("U-Net 16", "Gaussian", 0.6),
                    ("DiT", "Gaussian", 0.5), ("U-Net 16", "optimal", 0.9))
     rp_cond = table(("a", "b", 0.5), ("a", "g", 0.25)).assign(**{"other class": 0.25})
@@ -490,7 +520,7 @@ def test_every_claim_says_what_the_paper_says_or_is_ours():
 
 
 def test_every_claim_has_our_number_and_its_interval_where_there_is_one():
-    without = {"Hyperplane", "The larger", "Mixture of", "Inverse problems: the guided"}
+    without = {"Hyperplane", "The larger", "Inverse problems: the guided"}
     for claim in sum(sections().values(), []):
         no_interval = claim.statement.startswith(tuple(without))
         assert claim.ours and (claim.n is None) == ("[" not in claim.ours) == no_interval, claim
@@ -517,8 +547,9 @@ def test_every_claim_has_our_number_and_its_interval_where_there_is_one():
     ("two_regimes", 5, "", "", "0.80 [0.78, 0.82] (U-Net 16, DiT); "
      "0.60 [0.58, 0.62] (U-Net 16, Gaussian)", 100),
     ("two_regimes", 6, "", "", "0.70 [0.68, 0.72] (U-Net 16, DiT)", 100),
-    ("two_regimes", 7, "studied, settings not seen", "S", "crossing at 40 points (sigma 0.1)",
-     None),
+    ("two_regimes", 7, "studied, settings not seen", "S",
+     "crossing at 40 [36, 44] points (at noisy training points, sigma 0.1); "
+     "crossing at 40 [36, 44] points (at noisy new points, sigma 0.1)", 256),
     ("conditional", 0, "said, without a number", "S",
      "-0.05 [-0.08, -0.02] (a, b: RP_cond minus RP of their twins)", 100),
     ("conditional", 1, "recalled, not seen", "M",
