@@ -146,6 +146,27 @@ def test_impossible_patch_sizes_are_refused(size):
         machine(toy(), size)
 
 
+@pytest.mark.parametrize("options, message", [
+    (dict(patches=0), "at least one patch, not 0"), (dict(table=()), "at least one"),
+    (dict(table=((0.0, 1),)), "every sigma above 0"), (dict(table=((-1.0, 1),)), "above 0")])
+def test_a_bag_or_a_table_without_anything_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        LocalEquivariantDenoiser(toy(), **options)
+
+
+@pytest.mark.parametrize("sigma", [0, 0.0, 1e-9, 1e-30])
+def test_without_noise_the_centre_of_the_nearest_patch_is_the_answer(sigma):
+    """The limit, as of the optimal denoiser; the table's entry is that of its lowest sigma."""
+    denoiser = LocalEquivariantDenoiser(toy(), 40, ((10.0, 1), (0.1, 3)))
+    u = normal(1, 3, 7, 7)
+    patches, centres = denoiser.bag(3)
+    inside = u.unfold(2, 3, 1).unfold(3, 3, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 27)
+    nearest = centres[torch.cdist(inside, patches).argmin(1)].T.reshape(1, 3, 5, 5)
+    torch.testing.assert_close(denoiser(u, sigma)[..., 1:-1, 1:-1], nearest)
+    mixed = denoiser(u.repeat(2, 1, 1, 1), torch.tensor([float(sigma), 5.0]))
+    torch.testing.assert_close(mixed[:1], denoiser(u, sigma))
+
+
 @pytest.fixture(scope="module")
 def real():
     return data.load("bundled"), data.load("bundled", "test").first(4)
@@ -156,11 +177,15 @@ def test_calibration_on_real_images_wants_larger_patches_for_more_noise(real):
     assert table == ((5.0, 11), (0.6, 5), (0.03, 1))
 
 
-def test_the_shipped_table_shrinks_with_the_noise():
+def test_the_shipped_table_grows_with_the_noise_to_the_largest_size_and_falls_above():
     sigmas, sizes = zip(*local_score.PATCH_SIZES)
     assert list(sigmas) == sorted(sigmas, reverse=True) and set(sizes) <= set(local_score.SIZES)
-    below = [size for sigma, size in local_score.PATCH_SIZES if sigma <= 5]
-    assert below == sorted(below, reverse=True) and below[-1] == 1
+    assert sizes[0] == sizes[-1] == 1  # a pixel at either end
+    largest = max(local_score.SIZES)  # 15 at 20, 10 and 5: a larger one was not tried
+    assert [sigma for sigma, size in local_score.PATCH_SIZES if size == largest] == [20, 10, 5]
+    below = [size for sigma, size in local_score.PATCH_SIZES if sigma <= 20]
+    above = [size for sigma, size in local_score.PATCH_SIZES if sigma >= 20]
+    assert below == sorted(below, reverse=True) and above == sorted(above)
 
 
 def test_calibration_prefers_the_smaller_of_equals(monkeypatch):
