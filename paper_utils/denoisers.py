@@ -523,7 +523,7 @@ class GaussianDenoiser:
     def __call__(self, u: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         values, vectors = (t.to(u) for t in (self.eigenvalues, self.eigenvectors))
         mean, variance = self.mean.to(u), column(sigma, u).flatten(1) ** 2
-        gain = values / (values + variance)
+        gain = values / (values + variance).clamp(min=torch.finfo(u.dtype).tiny)  # 0/0 is 0
         return mean + ((((u - mean).flatten(1) @ vectors) * gain) @ vectors.T).view_as(u)
 
     def squared_mahalanobis(self, u: Tensor, sigma: Tensor | float) -> Tensor:

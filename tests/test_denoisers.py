@@ -231,6 +231,17 @@ def test_the_gaussian_flow_is_what_the_ode_does_where_data_has_no_variance():
                                rtol=0, atol=5e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sigma", [0, 1.0])
+def test_the_gaussian_of_one_image_is_that_image(sigma, dtype):
+    """No variance and no noise: a gain of 0 / 0, which is 0. What is not a number stays so."""
+    image = small_images(1)
+    u = torch.randn(2, *image.shape[1:], dtype=dtype)
+    found = GaussianDenoiser.fit(image)(u, sigma)
+    torch.testing.assert_close(found, data.to_unit(image).to(dtype).expand_as(u))
+    assert GaussianDenoiser.fit(image)(u * torch.nan, sigma).isnan().all()
+
+
 # --- diffusers ----------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
