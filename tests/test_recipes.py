@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from paper_utils import contrast, networks, recipes
+from paper_utils import augmentation, contrast, networks, recipes
 from paper_utils.denoisers import FRAMEWORKS
 from paper_utils.errors import UserError
 from paper_utils.samplers import Solver
@@ -84,6 +84,7 @@ def test_the_papers_grid_is_the_released_recipe():
     assert (spec.framework, args["dropout"], spec.batch) == ("vp", 0.13, 128)
     assert (spec.images_seen, spec.warmup, spec.ema_half_life) == (50e6, 10e6, 0.5e6)
     assert spec.solver == Solver("heun", 18, "karras", 0.002, 80) and spec.learning_rate == 1e-3
+    assert spec.augmentation == 0.12 and args["augment_dim"] == augmentation.LABELS
 
 
 def test_a_run_passes_through_its_shorter_ones():

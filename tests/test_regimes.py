@@ -1,6 +1,7 @@
 """Section 3: the grid's tables against counting by hand, what ships, and what is refused."""
 
 from dataclasses import replace
+from itertools import product
 
 import pandas as pd
 import pytest
@@ -9,8 +10,10 @@ from matplotlib.collections import LineCollection
 
 from paper_utils import (data, fleet, models, plots, profiles, recipes, regimes, samplers, scores,
                          training, zoo)
+from paper_utils.denoisers import GaussianDenoiser, OptimalDenoiser
 from paper_utils.errors import UserError
 from paper_utils.models import Model
+from paper_utils.noise import stream
 from paper_utils.training import Spec
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -239,6 +242,21 @@ def test_a_denoising_error_is_over_that_of_the_reference():
     noisy = regimes.denoising_errors({"identity": (lambda u, sigma: u, pixels)}, off(1.0),
                                      sigmas=(0.5,))
     assert noisy.error.item() == pytest.approx(0.25, rel=0.05)
+
+
+def test_a_closed_form_is_that_of_the_networks_own_images_and_asked_at_the_noise_level():
+    images, sigmas = data.load("bundled").first(12), (0.3, 5.0)
+    networks = {n: lambda u, sigma: 0 * u for n in (4, 8)}
+    pixels = images.pixels[2:10]
+    table = regimes.denoiser_distances(networks, images, {"some": pixels}, SMOKE, sigmas=sigmas)
+    found = table.set_index(["images", "form", "sigma"]).distance
+    eps = torch.randn(pixels.shape, generator=stream("denoiser distances"))
+    for n in networks:
+        forms = {"optimal": OptimalDenoiser(images.pixels[:n]),
+                 "gaussian": GaussianDenoiser.fit(images.pixels[:n])}
+        for (form, by_hand), sigma in product(forms.items(), sigmas):
+            answer = by_hand(data.to_unit(pixels) + sigma * eps, sigma)
+            assert found[n, form, sigma] == pytest.approx(scores.rms(answer), rel=1e-4)
 
 
 # --- what ships ---------------------------------------------------------------------------------
