@@ -308,9 +308,9 @@ output.figure(plots.scores_against(moments or {"": time}, "pair", x="images seen
 # points were measured first; training points were added when this was seen.
 #
 # A network is trained once for every N. The intervals resample the noisy points, `n`, and not the
-# training: two other draws of the points (laptop profile) moved the crossing at noise level .1 from
-# 50 to 51 and 48 at training points, but from 30 to 47 and 28 at new ones; at .05 all three crossed
-# at 50 or 51 and at none.
+# training: two others, of other points (laptop profile), moved the crossing at noise level .1 from
+# 50 to 51 and 48 at training points, but from 30 to 47 and 28 at new ones. At .05 all three cross
+# at 50 or 51 at training points, and none does at new ones.
 
 # %%
 study = mixture.STUDIES[profile]
