@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from paper_utils import data, inverse, networks, reconstructions
+from paper_utils import data, inverse, models, networks, reconstructions
 from paper_utils.denoisers import GaussianDenoiser, Preconditioned, framework
 from paper_utils.errors import UserError
 from paper_utils.inverse import Diverged, Guidance, ancestral, dps, guide, reconstruct
@@ -85,7 +85,7 @@ def test_steps_are_the_solvers_less_the_gradient_in_closed_form(name, task):
     units = torch.eye(D, dtype=torch.float64).view(D, *SHAPE)
     sigmas = torch.tensor([20.0, 3, 0.4, 0], dtype=torch.float64)
     u = sigmas[0] * noise
-    states = dps(denoiser, noise, y, operator, Guidance(zeta, Grid(sigmas, name)))
+    states = dps(denoiser, noise, y, operator, Guidance(zeta, Grid(sigmas, name), "constant"))
     for (here, there), state in zip(pairwise(sigmas), states, strict=True):
         ahead = next(SAMPLERS[name](denoiser, u / here, torch.stack([here, there])))
         jacobian = torch.linalg.solve(cov + here**2 * torch.eye(D), cov)
@@ -120,7 +120,7 @@ def test_the_squared_convention_is_dps_with_zeta_over_the_residual():
     gradient, = torch.autograd.grad(squares.sum(), u)
     clean, step = denoiser(u, 2.0), (0.2 / squares.sqrt()).view(-1, 1, 1, 1)
     expected = clean + 0.25 * (u - clean) - step * gradient
-    guidance = Guidance(0.2, Grid(sigmas), convention="squared")
+    guidance = Guidance(0.2, Grid(sigmas), "constant", "squared")
     found = last(dps(denoiser, noise, y, operator, guidance))
     torch.testing.assert_close(found, expected.detach(), rtol=1e-10, atol=1e-10)
 
@@ -141,6 +141,21 @@ def test_the_variance_preserving_schedule_is_a_constant_step_in_the_state_of_ddi
     guidance = Guidance(zeta, Grid(sigmas), "variance-preserving")
     found = last(dps(denoiser, noise, y, operator, guidance))
     torch.testing.assert_close(found, x, rtol=1e-8, atol=1e-8)
+
+
+# --- the defaults -------------------------------------------------------------------------------
+
+def test_the_defaults_are_those_of_section_4_and_restore():
+    """Peak signal to noise and residual of a box of 16 x 16; plain zeta 1 had 16 dB and 2.9."""
+    assert Guidance() == reconstructions.MAIN.guidance(30)
+    images = data.to_unit(data.load("bundled").pixels[:4])
+    operator = Task("box-inpainting", 16).build(4)
+    measurement = measure(images, operator)
+    found = reconstruct(models.shipped("edm").denoiser(), measurement, operator, models.BANK[:4])
+    gap = (measurement.y - operator.A(found)) * operator.state
+    size = gap.square().flatten(1).sum(1).sqrt() / (0.05 * (3 * 768) ** 0.5)  # of the noise's
+    assert size.max() < 0.5
+    assert -10 * ((found - images) / 2).square().mean().log10() > 17
 
 
 # --- deepinv ------------------------------------------------------------------------------------
