@@ -195,13 +195,13 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
     all, for what is no denoiser, solver or batch, for a module in training mode, and where the
     denoiser does not answer with finite numbers in the shape of u.
     """
-    _check_noise(noise)
+    check_noise(noise)
     if not isinstance(solver, Solver):
         raise UserError("a solver is a samplers.Solver, as in Solver('heun', steps=18), not "
                         f"{solver!r}")
     if not (isinstance(batch, int) and batch >= 0):
         raise UserError(f"batch={batch!r}: give a whole number of noises, or 0 for what suits")
-    labels = None if labels is None else _whole(labels, noise)
+    labels = None if labels is None else whole_labels(labels, noise)
     check_denoiser(denoiser, labels)
     sampler, parts = SAMPLERS[solver.sampler], []
     batch = batch or (ON_CPU if noise.device.type == "cpu" else ELSEWHERE)
@@ -221,7 +221,8 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
     return torch.cat(parts).float() if parts else noise.float()
 
 
-def _check_noise(noise: Tensor) -> None:
+def check_noise(noise: Tensor) -> None:
+    """UserError for what is no tensor [B, C, H, W] of floating-point numbers."""
     if not (isinstance(noise, Tensor) and noise.is_floating_point()):
         found = noise.dtype if isinstance(noise, Tensor) else type(noise).__name__
         raise UserError(f"noise is a tensor of floating-point numbers, as NoiseBank()[:n], not "
@@ -231,7 +232,7 @@ def _check_noise(noise: Tensor) -> None:
                         " bank's noises")
 
 
-def _whole(labels: Tensor | Sequence[int], noise: Tensor) -> Tensor:
+def whole_labels(labels: Tensor | Sequence[int], noise: Tensor) -> Tensor:
     """Whole numbers of any type as int64 [B], one for each noise [B, C, H, W], or UserError."""
     try:
         found = torch.as_tensor(labels, device=noise.device)
