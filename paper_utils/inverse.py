@@ -15,7 +15,9 @@ that noise, measurement, operator and model fix the answer.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, pairwise
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +25,11 @@ from torch import Tensor, nn
 from paper_utils.denoisers import Denoiser
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import NoiseBank, seed_of
-from paper_utils.operators import Measurement, Operator, Physics
+from paper_utils.operators import Measurement, Operator, Physics, applied, without_gradient
 from paper_utils.precision import exact
 from paper_utils.progress import progress as shown
-from paper_utils.samplers import EULER, STEPS, Solver, Step, answer, check_denoiser, toward
+from paper_utils.samplers import (EULER, STEPS, Solver, Step, answer, check_denoiser, check_noise,
+                                  toward, whole_labels)
 
 BATCH = 16  # always this many rows at once: the bits of a row depend on how many, not on which
 
@@ -58,7 +61,7 @@ class Guidance:
     The defaults are those of section 4, reconstructions.MAIN in 30 steps: of zeta .5, 1, 2, 4 and 8
     the U-Nets of zoo/ have their best PSNR on box inpainting at 2 (tab_step_size of the laptop
     profile). Other numbers of steps want 30 / steps of it. DPS's own .3 to .5 are for 1,000 steps
-    and another norm.
+    and another norm. Raises UserError for what none of these can be.
     """
 
     zeta: float = 2.0
@@ -69,14 +72,17 @@ class Guidance:
     ancestral: int | None = None
 
     def __post_init__(self) -> None:
+        if not hasattr(self.solver, "sigmas"):
+            raise UserError("the solver of a Guidance is a samplers.Solver, as in "
+                            f"Solver('dpm-solver-1', 30), not {self.solver!r}")
         choose(self.solver.sampler, STEPS, "single-step solver")
         choose(self.schedule, SCHEDULES, "schedule of the step size")
         choose(self.convention, CONVENTIONS, "convention of the step size")
         if self.ancestral is not None and self.solver.sampler not in EULER:
             raise UserError(f"the stochastic DPS takes Euler's steps, not those of "
                             f"{self.solver.sampler!r}: give a solver of {', '.join(EULER)}")
-        if not self.zeta >= 0:
-            raise UserError(f"step size zeta={self.zeta}: give a number from 0 up")
+        if not (isinstance(self.zeta, Real) and 0 <= self.zeta < float("inf")):
+            raise UserError(f"step size zeta={self.zeta!r}: give a number from 0 up")
 
     def weight(self, here: Tensor, there: Tensor) -> Tensor:
         """What multiplies grad r in the step from sigma `here` to `there`."""
@@ -93,19 +99,23 @@ class Iterate:
 
 
 def dps(denoiser: Denoiser, noise: Tensor, y: Tensor, operator: Physics, guidance: Guidance,
-        step: Step | None = None) -> Iterator[Iterate]:
+        step: Step | None = None, labels: Tensor | None = None) -> Iterator[Iterate]:
     """Algorithm 1 as it stands; yields the state after every step.
 
     noise: [B, C, H, W] unit normal, in the precision that the state shall have; step: instead of
-    the solver's. Raises Diverged, naming the step, instead of going on to an image of NaN.
+    the solver's; labels: int64 [B] for a class-conditional denoiser. Raises Diverged, naming the
+    step, instead of going on to an image of NaN, and UserError for what has no gradient.
     """
     sigmas = guidance.solver.sigmas.to(noise)
     step = step or STEPS[guidance.solver.sampler]
-    used = _clipped(denoiser) if guidance.clip else denoiser
+    used = denoiser if labels is None else partial(denoiser, labels=labels)
+    used = _clipped(used) if guidance.clip else used
     u = sigmas[0] * noise
     for number, (here, there) in enumerate(pairwise(sigmas), 1):
         with _frozen(denoiser):
             clean, residual, gradient = guide(used, u, here, y, operator)
+        if number == 1 and residual.any() and not gradient.any():
+            _check_slope(clean, here, y, operator)
         ahead = step(used, u, clean, here, there) if there > 0 else clean
         u = ahead - guidance.weight(here, there) * gradient
         _check_size(u, there, number, guidance)
@@ -114,17 +124,33 @@ def dps(denoiser: Denoiser, noise: Tensor, y: Tensor, operator: Physics, guidanc
 
 def guide(denoiser: Denoiser, u: Tensor, sigma: Tensor, y: Tensor,
           operator: Physics) -> tuple[Tensor, Tensor, Tensor]:
-    """x0hat = D(u; sigma), r = |y - A(x0hat)| of each image, and the gradient of r at u."""
+    """x0hat = D(u; sigma), r = |y - A(x0hat)| of each image, and the gradient of r at u.
+
+    Where A loses a pixel, y is noise alone. It does not reach the gradient of r^2 but stays in r,
+    which normalizes that of r: with zeros there instead the steps are longer (box inpainting of
+    16 x 16 with zeta 4 then ends at .84 of the noise where y was measured, instead of .28).
+    """
     with torch.enable_grad():
         u = u.detach().requires_grad_()
         clean = answer(denoiser, u, sigma)
-        gap = y - operator.A(clean.to(y.dtype))  # a foreign operator has the precision of its y
+        gap = y - applied(operator, clean.to(y.dtype))  # a foreign one has the precision of its y
         residual = torch.linalg.vector_norm(gap.flatten(1), dim=1)
-        if not residual.requires_grad:
-            raise UserError("this denoiser's answer has no gradient at u, which Algorithm 1 needs: "
-                            "compute it outside torch.no_grad, and add 0 * u to a constant")
-        gradient, = torch.autograd.grad(residual.sum(), u)
+        slope = gradient = None
+        if clean.requires_grad and residual.requires_grad:
+            slope, gradient = torch.autograd.grad(residual.sum(), (clean, u), allow_unused=True)
+    if clean.requires_grad and slope is None:
+        raise without_gradient(operator)
+    if gradient is None:
+        raise UserError("this denoiser's answer has no gradient at u, which Algorithm 1 needs: "
+                        "compute it outside torch.no_grad, and add 0 * u to a constant")
     return clean.detach(), residual.detach(), gradient
+
+
+def _check_slope(clean: Tensor, sigma: Tensor, y: Tensor, operator: Physics) -> None:
+    """UserError where it is A, and not the denoiser, that does not change with its input."""
+    *_, slope = guide(lambda u, sigma: u, clean, sigma, y, operator)
+    if not slope.any():
+        raise without_gradient(operator)
 
 
 @contextmanager
@@ -173,37 +199,56 @@ def ancestral(seed: int, rows: Tensor) -> Step:
 
 @torch.no_grad()
 def reconstruct(denoiser: Denoiser, measurement: Measurement, operator: Physics, noise: Tensor,
-                guidance: Guidance = Guidance(), progress: str = "",
-                batch: int = BATCH) -> Tensor:
+                guidance: Guidance = Guidance(), progress: str = "", batch: int = BATCH,
+                labels: Tensor | None = None) -> Tensor:
     """Algorithm 1 to its end: x0 [n, C, H, W] float32, the state kept in float64.
 
     noise: [n, C, H, W] unit normal, one an image. On the CPU the answer for an image has the same
     bits whatever others are with it, for one and the same `batch`, to which rows are filled up; a
-    foreign physics object gets all images at once. progress: a title for a progress bar over steps.
-    Raises UserError where the operator is not the one that measured, for a batch under 1, and
-    Diverged.
+    foreign operator gets all images at once, in the precision of y and where the noise is.
+    progress: a title for a progress bar over steps; labels: [n] whole numbers or None. Raises
+    UserError where the operator is not the one that measured or has no gradient, unless there is a
+    noise, and a label or none, for every image, for what is no denoiser, measurement or guidance,
+    for a batch under 1, and Diverged.
     """
+    check_noise(noise)
     if not (isinstance(batch, int) and batch >= 1):
         raise UserError(f"batch={batch!r}: give a whole number of at least 1")
-    check_denoiser(denoiser)
-    measurement.check(operator, tuple(noise.shape))
+    labels = None if labels is None else whole_labels(labels, noise)
+    check_denoiser(denoiser, labels)
+    _check_problem(measurement, operator, noise, guidance)
     batch = batch if isinstance(operator, Operator) else len(noise)
     starts = range(0, len(noise), batch)
     states = ((start, state) for start in starts for state in
-              _of_rows(denoiser, measurement.y, operator, noise, guidance, start, batch))
+              _of_rows(denoiser, measurement.y, operator, noise, guidance, labels, start, batch))
     total = len(starts) * guidance.solver.steps
     parts = [state.u[:len(noise) - start] for start, state in
              shown(states, progress, total, "step") if state.sigma == 0]
     return torch.cat(parts).float()
 
 
+def _check_problem(measurement: Measurement, operator: Physics, noise: Tensor,
+                   guidance: Guidance) -> None:
+    if not isinstance(guidance, Guidance):
+        raise UserError("guidance is an inverse.Guidance, as in Guidance(zeta=2), not "
+                        f"{guidance!r}")
+    if not isinstance(measurement, Measurement):
+        raise UserError("a measurement is what operators.measure makes of images: for a y of your "
+                        "own give operators.measured(y, operator, noise.shape, sigma)")
+    if len(measurement.y) != len(noise):
+        raise UserError(f"a measurement of {len(measurement.y)} images and {len(noise)} noises do "
+                        "not pair: give one noise for each image")
+    measurement.to(noise.device).check(operator, tuple(noise.shape))
+
+
 def _of_rows(denoiser: Denoiser, y: Tensor, operator: Physics, noise: Tensor, guidance: Guidance,
-             start: int, batch: int) -> Iterator[Iterate]:
+             labels: Tensor | None, start: int, batch: int) -> Iterator[Iterate]:
     """`dps` of `batch` rows from `start`, the last row repeated where they end."""
     rows = torch.arange(start, start + batch).clamp(max=len(noise) - 1)
     step = None if guidance.ancestral is None else ancestral(guidance.ancestral, rows)
     noise, y = noise[rows].double(), y[rows].to(noise.device)
+    labels = None if labels is None else labels[rows]
     if isinstance(operator, Operator):
         operator, y = operator.rows(rows), y.double()
     with exact():
-        yield from dps(denoiser, noise, y, operator, guidance, step)
+        yield from dps(denoiser, noise, y, operator, guidance, step, labels)

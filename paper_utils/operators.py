@@ -2,11 +2,13 @@
 
 What is random in an operator (a mask, a kernel) and the measurement noise are drawn once an image,
 from streams of their own, so that every model sees the same measurement. An operator is anything
-with a method A(x) -> y that torch can differentiate; a physics object of deepinv is one as it is.
+with a method A(x) -> y that torch can differentiate, as a physics object of deepinv, or itself such
+a function or module. `measure` makes a measurement of images, `measured` one of a y of your own.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Protocol
 
 import torch
@@ -15,13 +17,19 @@ from torch import Tensor
 
 from paper_utils.errors import UserError, choose
 from paper_utils.noise import NoiseBank, seed_of, stream
+from paper_utils.precision import exact
+
+LARGEST = 10.0  # no image in [-1, 1] reaches it, nor do normal numbers; 8-bit pixels do
 
 
-class Physics(Protocol):
-    """What this project asks of a measurement operator, and deepinv's physics objects have."""
+class WithA(Protocol):
+    """What deepinv's physics objects have."""
 
     def A(self, x: Tensor) -> Tensor:  # the literature's name, and deepinv's
         ...
+
+
+Physics = WithA | Callable[[Tensor], Tensor]  # what this project takes for a measurement operator
 
 
 @dataclass(frozen=True)
@@ -52,28 +60,67 @@ class Operator:
         return Operator(self.name, self.forward, state, self.fits)
 
 
-def fingerprint(operator: Physics, shape: tuple[int, ...]) -> Tensor:
-    """What the operator does, one number an image [n]: A(a seeded probe) against a seeded normal.
+def applied(operator: Physics, x: Tensor) -> Tensor:
+    """A(x), looked at: anybody's function may stand here.
 
-    shape: of the images it measures, [n, C, H, W]. The same for any two objects that measure alike,
-    whatever their class; compared up to rounding, so it does not depend on the machine.
+    Raises UserError where operator and images do not fit, and for an answer that is no tensor of
+    real numbers [n, ...].
     """
-    probe = torch.rand(shape[1:], generator=stream("operator probe")) * 2 - 1
-    with torch.no_grad():
-        answer = measured(operator, probe.expand(shape)).flatten(1).double()
-    normal = torch.randn(answer.shape[1], generator=stream("fingerprint"), dtype=torch.float64)
-    return answer @ normal.to(answer) / answer.shape[1] ** 0.5
-
-
-def measured(operator: Physics, x: Tensor) -> Tensor:
-    """operator.A(x); UserError, with both shapes, where an operator and images do not fit."""
+    A, name = getattr(operator, "A", operator), name_of(operator)
+    if not callable(A):
+        raise UserError(f"an operator has a method A(x), or is a function of x, and {name} is not")
     try:
-        return operator.A(x)
-    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        y = A(x)
+    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{type(operator).__name__} does not fit images of shape {tuple(x.shape)}: "
-                        f"{str(error).splitlines()[0]}") from None
+        if x.requires_grad and "numpy" in str(error):
+            raise without_gradient(operator) from None
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{name} does not fit images of shape {tuple(x.shape)}, {x.dtype} on "
+                        f"{x.device}: {said}") from None
+    real = isinstance(y, Tensor) and y.is_floating_point()
+    if not (real and y.ndim > 1 and len(y) == len(x)):
+        found = f"{y.dtype} {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise UserError(f"an operator answers with a tensor of real floats [{len(x)}, ...] here, "
+                        f"and {name} with {found}: of complex ones give torch.view_as_real")
+    return y
+
+
+def name_of(operator: Physics) -> str:
+    """As messages have it: the operator's name, or that of the function or class."""
+    own = getattr(operator, "name", None) or getattr(operator, "__name__", None)
+    return own or type(operator).__name__
+
+
+def without_gradient(operator: Physics) -> UserError:
+    """To be raised where A(x) cannot guide."""
+    return UserError(f"Algorithm 1 follows the gradient of A(x), and {name_of(operator)} has none: "
+                     "compute it by torch alone, without numpy, detach, no_grad or rounding")
+
+
+def fingerprint(operator: Physics, shape: tuple[int, ...],
+                like: Tensor = torch.empty(0)) -> Tensor:
+    """What the operator does, one number an image [n]: A(a seeded probe) against a seeded normal.
+
+    shape: of the images it measures, [n, C, H, W]; like: of their type and on their device. The
+    same for any two objects that measure alike, whatever their class; compared up to rounding, so
+    it does not depend on the machine.
+    """
+    return _projected(_probed(operator, shape, like))
+
+
+@exact()
+@torch.no_grad()
+def _probed(operator: Physics, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    probe = torch.rand(shape[1:], generator=stream("operator probe")) * 2 - 1
+    return applied(operator, probe.to(like).expand(shape))
+
+
+def _projected(y: Tensor) -> Tensor:
+    y = y.flatten(1).double()
+    normal = torch.randn(y.shape[1], generator=stream("fingerprint"), dtype=torch.float64)
+    return y @ normal.to(y) / y.shape[1] ** 0.5
 
 
 # --- the operators ------------------------------------------------------------------------------
@@ -84,8 +131,7 @@ def random_inpainting(n: int, drop: float, side: int = 32, seed: int = 0) -> Ope
         raise UserError(f"random inpainting with {drop:g}: give the share of pixels that is lost, "
                         "over 0 and under 1")
     lost = round(drop * side**2)
-    order = torch.stack([torch.randperm(side**2, generator=stream("pixels", seed, k))
-                         for k in range(n)])
+    order = _each(n, lambda k: torch.randperm(side**2, generator=stream("pixels", seed, k)))
     mask = torch.ones(n, side**2).scatter_(1, order[:, :lost], 0)
     return _masked(f"random inpainting, {drop:.0%} lost", mask.view(n, 1, side, side))
 
@@ -93,12 +139,18 @@ def random_inpainting(n: int, drop: float, side: int = 32, seed: int = 0) -> Ope
 def box_inpainting(n: int, box: float, side: int = 32, seed: int = 0) -> Operator:
     """A square of `box` x `box` pixels is lost, elsewhere in each of n images."""
     box = _whole(box, "box inpainting", "the side of the box in pixels")
-    corner = torch.stack([torch.randint(0, max(side - box, 0) + 1, (2,),
-                                        generator=stream("box", seed, k)) for k in range(n)])
+    corner = _each(n, lambda k: torch.randint(0, max(side - box, 0) + 1, (2,),
+                                              generator=stream("box", seed, k)))
     offset = torch.arange(side) - corner[..., None]
     inside = (offset >= 0) & (offset < box)
     mask = ~(inside[:, 0, :, None] & inside[:, 1, None, :])
     return _masked(f"box inpainting, {box} x {box} lost", mask[:, None].float())
+
+
+def _each(n: int, draw: Callable[[int], Tensor]) -> Tensor:
+    if n < 1:
+        raise UserError(f"an operator for {n} images: give at least 1")
+    return torch.stack([draw(k) for k in range(n)])
 
 
 def _masked(name: str, mask: Tensor) -> Operator:
@@ -145,8 +197,8 @@ def motion_blur(n: int, length: float, side: int = 32, seed: int = 0) -> Operato
     """Smears along a random curve of `length` pixels, another in each of n images."""
     if not 2 <= length <= side // 2:
         raise UserError(f"motion blur of {length:g} pixels: give a length from 2 to {side // 2}")
-    kernels = [_curve(length, stream("motion", seed, k)) for k in range(n)]
-    return _convolution(f"motion blur, {length:g} px", torch.stack(kernels), side)
+    kernels = _each(n, lambda k: _curve(length, stream("motion", seed, k)))
+    return _convolution(f"motion blur, {length:g} px", kernels, side)
 
 
 def _curve(length: float, rng: torch.Generator, points: int = 64) -> Tensor:
@@ -193,7 +245,7 @@ def high_dynamic_range(n: int, gain: float, side: int = 32, seed: int = 0) -> Op
 def _square(side: int, name: str) -> Callable[[tuple[int, ...]], None]:
     def check(shape: tuple[int, ...]) -> None:
         if shape[1:] != (side, side):
-            raise UserError(f"{name} is made for images of {side} x {side} and got "
+            raise UserError(f"{name} is made for square images, of {side} x {side}, and got "
                             f"{' x '.join(map(str, shape[1:]))}")
     return check
 
@@ -213,7 +265,7 @@ TITLES = {  # with the level {0:g}, or a hundred times it
 # --- measurements -------------------------------------------------------------------------------
 
 def _check_sigma(sigma: float) -> None:
-    if not 0 <= sigma < float("inf"):
+    if not (isinstance(sigma, Real) and 0 <= sigma < float("inf")):
         raise UserError(f"measurement noise {sigma}: give a deviation from 0 up")
 
 
@@ -246,34 +298,76 @@ class Task:
 
 @dataclass(frozen=True)
 class Measurement:
-    """y [n, ...] and what made it: the fingerprint of the operator [n], the noise's deviation."""
+    """y [n, ...] and what made it: the fingerprint of the operator [n], the noise's deviation.
+
+    Raises UserError unless they are finite numbers of at least one image.
+    """
 
     y: Tensor
     operator: Tensor
     sigma: float
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.operator, Tensor):
+            raise UserError("a Measurement holds the fingerprint of its operator: make one of your "
+                            "y by operators.measured(y, operator, shape, sigma)")
+        known = isinstance(self.y, Tensor) and self.y.is_floating_point()
+        if not (known and self.y.ndim > 1 and len(self.y)):
+            found = self.y.dtype if isinstance(self.y, Tensor) else type(self.y).__name__
+            raise UserError(f"y is a tensor of real floats [n, ...], n at least 1, and not {found}"
+                            f"{list(getattr(self.y, 'shape', []))}: of complex ones give "
+                            "torch.view_as_real")
+        if not self.y.isfinite().all():
+            raise UserError("y has numbers that are not finite: where nothing was measured give "
+                            "what the operator answers there, as 0")
+        _check_sigma(self.sigma)
+
+    def to(self, device: str | torch.device) -> "Measurement":
+        """The same on a device."""
+        return replace(self, y=self.y.to(device), operator=self.operator.to(device))
+
     def check(self, operator: Physics, shape: tuple[int, ...]) -> None:
         """UserError unless `operator` made this measurement, of images of that shape [n, C, H, W].
         """
-        if len(self.y) != shape[0]:
-            raise UserError(f"a measurement of {len(self.y)} images and {shape[0]} noises do not "
-                            "pair: give one noise for each image")
-        found = fingerprint(operator, shape)
-        if not torch.allclose(found, self.operator.to(found), atol=1e-3):
-            raise UserError("this measurement was made by another operator than "
-                            f"{getattr(operator, 'name', type(operator).__name__)} (other pixels, "
-                            "kernel or level): reconstruct with the operator that measured")
+        made, name = _probed(operator, shape, self.y), name_of(operator)
+        if made.shape != self.y.shape:
+            raise UserError(f"y is {list(self.y.shape)}, and of images {list(shape)} {name} makes "
+                            f"{list(made.shape)}: give y in that shape, with 0 where it is lost")
+        if not torch.allclose(found := _projected(made), self.operator.to(found), atol=1e-3):
+            raise UserError(f"this measurement was made by another operator than {name} (other "
+                            "pixels, kernel or level): reconstruct with the operator that measured")
 
 
+@torch.no_grad()
 def measure(images: Tensor, operator: Physics, sigma: float = 0.05, seed: int = 0) -> Measurement:
     """A(x) + sigma * noise of images [n, C, H, W] in [-1, 1]; image k's noise depends on (seed, k).
 
-    Raises UserError where operator and images do not fit, for other images and a sigma under 0.
+    Where A loses a pixel, y is noise alone; see inverse.guide for what that does. Raises UserError
+    where operator and images do not fit, for other images and a sigma under 0.
     """
-    if not (isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4):
-        raise UserError("what is measured are float images [n, C, H, W] in [-1, 1]: convert 8-bit "
-                        "pixels by data.to_unit")
+    known = isinstance(images, Tensor) and images.is_floating_point()
+    if not (known and images.ndim == 4 and len(images)):
+        raise UserError("what is measured are float images [n, C, H, W] in [-1, 1], at least one: "
+                        "convert 8-bit pixels by data.to_unit")
+    if not (largest := images.abs().max()) < LARGEST:
+        raise UserError(f"images are in [-1, 1] and these reach {largest:g}: bring pixels from 0 "
+                        "to 255 there by x / 127.5 - 1")
     _check_sigma(sigma)
-    y = measured(operator, images)
+    y = applied(operator, images)
     noise = NoiseBank(seed_of("measurement", seed), tuple(y.shape[1:]))[:len(y)]
-    return Measurement(y + sigma * noise.to(y), fingerprint(operator, tuple(images.shape)), sigma)
+    return Measurement(y + sigma * noise.to(y), fingerprint(operator, images.shape, images), sigma)
+
+
+def measured(y: Tensor, operator: Physics, shape: tuple[int, ...],
+             sigma: float = 0.05) -> Measurement:
+    """A y of your own [n, ...] as the measurement by `operator` of images of `shape` [n, C, H, W].
+
+    sigma: the deviation of its noise, which Algorithm 1 does not use. Raises UserError unless y has
+    the shape that the operator makes of such images.
+    """
+    if len(shape) != 4:
+        raise UserError(f"the shape of the images is [n, C, H, W], not {list(shape)}")
+    found = Measurement(y, torch.empty(0), sigma)
+    found = replace(found, operator=fingerprint(operator, shape, y))
+    found.check(operator, shape)
+    return found

@@ -1,9 +1,11 @@
 """Algorithm 1 against a hand-written step, DPS in its own coordinates, deepinv, and Gaussians."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,12 +14,13 @@ from paper_utils import data, inverse, models, networks, reconstructions
 from paper_utils.denoisers import GaussianDenoiser, Preconditioned, framework
 from paper_utils.errors import UserError
 from paper_utils.inverse import Diverged, Guidance, ancestral, dps, guide, reconstruct
-from paper_utils.operators import Measurement, Operator, Task, measure
+from paper_utils.operators import Measurement, Operator, Task, measure, measured
 from paper_utils.samplers import SAMPLERS, STEPS, Solver, karras_sigmas, sample
 
 SHAPE = (3, 8, 8)
 D = math.prod(SHAPE)
 HALF = Task("random-inpainting", 0.5)
+WEIGHT = nn.Parameter(torch.tensor(0.5))
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -37,12 +40,12 @@ def problem(n: int = 4, side: int = 8,
     return operator, measure(images.float(), operator, task.sigma), normal(n, 3, side, side, seed=3)
 
 
-def network(arch: str, side: int = 16) -> Preconditioned:
+def network(arch: str, side: int = 16, **more) -> Preconditioned:
     """A small random network whose every layer is awake."""
     torch.manual_seed(5)
     sizes = {"unet": dict(width=8, channel_mult=(1, 2), blocks=1, attention=(8,)),
              "dit": dict(patch=2, dim=24, depth=2, heads=2)}[arch]
-    net = networks.build(arch, image_size=side, **sizes)
+    net = networks.build(arch, image_size=side, **sizes, **more)
     for p in net.parameters():
         p.data.add_(0.1 * torch.randn_like(p))
     return Preconditioned(net, framework("edm")).eval()
@@ -232,9 +235,32 @@ def test_a_denoiser_of_two_arguments_may_be_clipped():
     assert found.abs().max() == 1
 
 
+def test_every_image_has_its_own_label():
+    """One label for each noise, whatever number of rows is computed at once."""
+    denoiser, (operator, measurement, noise) = network("unet", num_classes=3), problem(5, 16)
+    guidance, labels = Guidance(0.5, Solver("ddim", 3)), torch.tensor([0, 1, 2, 0, 1])
+    run = partial(reconstruct, denoiser, measurement, operator, noise, guidance=guidance)
+    whole, zeros = run(labels=labels), run(labels=[0] * 5)
+    same = (whole == zeros).flatten(1).all(1)
+    assert same.tolist() == (labels == 0).tolist()
+    mine = lambda x: operator.A(x)  # a foreign operator has no rows that are filled up
+    found = reconstruct(denoiser, measurement, mine, noise, guidance, labels=labels)
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-4)
+    ones = lambda u, sigma: denoiser(u, sigma, torch.ones(len(u), dtype=torch.int64))
+    clipped = replace(guidance, clip=True)
+    assert torch.equal(run(guidance=clipped, labels=[1] * 5),
+                       reconstruct(ones, measurement, operator, noise, clipped))
+    check_refused(lambda: run(labels=labels[:3]), "3 labels for 5 noises")
+    check_refused(lambda: run(labels=labels / 2), "labels are whole numbers")
+    check_refused(run, "class-conditional: give it labels")
+    check_refused(lambda: reconstruct(lambda u, sigma: u, measurement, operator, noise,
+                                      labels=labels), "given u, sigma, labels")
+
+
 @pytest.mark.parametrize("denoiser, match", [
     (lambda u, sigma: torch.zeros_like(u), "no gradient at u.*add 0 . u to a constant"),
     (torch.no_grad()(lambda u, sigma: u / 2), "no gradient at u.*outside torch.no_grad"),
+    (lambda u, sigma: u.detach() * WEIGHT, "no gradient at u"),
     (lambda u, sigma: u.mean(0, keepdim=True), r"answers with an image for each u, \[16, ")])
 def test_anybodys_denoiser_is_looked_at(denoiser, match):
     operator, measurement, noise = problem()
@@ -253,6 +279,55 @@ def test_weights_are_frozen_while_the_gradient_is_taken_and_only_then():
     assert learning == [False] * 5
     assert [p.requires_grad for p in denoiser.parameters()] == before and len(set(before)) == 2
     assert all(p.grad is None for p in denoiser.parameters())
+
+
+# --- operators of one's own ---------------------------------------------------------------------
+
+def halves(x: torch.Tensor) -> torch.Tensor:
+    return x.unflatten(3, (-1, 2)).mean(4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_y_of_ones_own_and_a_function_reconstruct(dtype):
+    images, noise = normal(3, *SHAPE).clamp(-1, 1).to(dtype), normal(3, *SHAPE, seed=3)
+    y = halves(images)
+    found = reconstruct(gaussian(), measured(y, halves, images.shape, 0.0), halves, noise)
+    assert (y - halves(found)).abs().max() < 0.2 < (y - halves(0 * found)).abs().max()
+    module = nn.AvgPool2d((1, 2))
+    again = reconstruct(gaussian(), measured(y, halves, images.shape), module, noise)
+    torch.testing.assert_close(again, found, rtol=0, atol=1e-3)
+
+
+def test_physics_of_another_precision_than_single_reconstruct():
+    """A has float64 weights, which do not multiply with float32."""
+    images, noise, blur = normal(3, *SHAPE).clamp(-1, 1), normal(3, *SHAPE), nn.Conv2d(3, 2, 3)
+    measurement = measure(images, blur.double(), 0.0)
+    assert reconstruct(gaussian(), measurement, blur, noise).isfinite().all()
+    check_refused(lambda: measure(images.float(), blur), "Conv2d does not fit .*float32 on cpu")
+
+
+@pytest.mark.parametrize("A", [
+    lambda x: (4 * x).round() / 4, lambda x: x.detach() / 2, lambda x: x.detach() * WEIGHT,
+    lambda x: (x > 0).double(), lambda x: torch.from_numpy(np.sort(x.numpy())),
+    lambda x: torch.from_numpy(np.sort(x.detach().numpy())), torch.no_grad()(lambda x: x / 2)])
+def test_an_operator_that_cannot_guide_is_told_from_such_a_denoiser(A):
+    measurement = measure(normal(4, *SHAPE).clamp(-1, 1), A)
+    check_refused(lambda: reconstruct(gaussian(), measurement, A, normal(4, *SHAPE)),
+                  "gradient of A.x., and <lambda> has none: compute it by torch alone")
+
+
+def test_a_gradient_may_be_zero_where_the_operators_is_not():
+    """A residual of 0, a constant denoiser, images that saturate after the first step."""
+    operator, measurement, noise = problem()
+    constant = lambda u, sigma: 0 * u
+    found = reconstruct(constant, measurement, operator, noise)
+    assert (found == 0).all()
+    dark = measured(torch.zeros(4, *SHAPE), operator, (4, *SHAPE), 0.0)
+    assert (reconstruct(constant, dark, operator, noise) == 0).all()
+    clipping = Task("high-dynamic-range", 2).build(4, 8)
+    late = lambda u, sigma: u * 0 + (u / 100 if sigma > 50 else 1)
+    bright = measure(torch.ones(4, *SHAPE), clipping)
+    assert (reconstruct(late, bright, clipping, noise) == 1).all()
 
 
 # --- clipping and divergence --------------------------------------------------------------------
@@ -330,6 +405,8 @@ def test_noises_are_as_many_as_measurements(few):
 
 @pytest.mark.parametrize("change, match", [
     (dict(zeta=-1.0), "zeta=-1.0"), (dict(zeta=math.nan), "zeta=nan"),
+    (dict(zeta=math.inf), "zeta=inf"), (dict(zeta="1"), "zeta='1': give a number"),
+    (dict(solver="heun"), "samplers.Solver, as in .* not 'heun'"),
     (dict(solver=Solver("dpm-multistep-2", 5)), "single-step solver 'dpm-multistep-2'"),
     (dict(solver=Solver("heun", 5), ancestral=0), "Euler's steps, not those of 'heun'"),
     (dict(schedule="constnt"), "did you mean 'constant'"),
@@ -343,6 +420,18 @@ def test_a_batch_is_a_whole_number_of_rows(batch):
     operator, measurement, noise = problem()
     check_refused(lambda: reconstruct(gaussian(), measurement, operator, noise, batch=batch),
                   f"batch={batch}: give a whole number of at least 1")
+
+
+@pytest.mark.parametrize("change, match", [
+    (dict(guidance=2.0), "inverse.Guidance, as in Guidance.zeta=2., not 2.0"),
+    (dict(measurement=torch.zeros(4, *SHAPE)), "y of your own give operators.measured.y, operator"),
+    (dict(noise=None), "noise is a tensor"), (dict(noise=torch.zeros(4, 8, 8)), "B, C, H, W"),
+    (dict(noise=torch.zeros(0, *SHAPE)), "measurement of 4 images and 0 noises"),
+    (dict(operator="blur"), "an operator has a method A.x., or is a function of x, and str is")])
+def test_what_cannot_be_reconstructed_is_refused(change, match):
+    operator, measurement, noise = problem()
+    given = dict(measurement=measurement, operator=operator, noise=noise) | change
+    check_refused(lambda: reconstruct(gaussian(), **given), match)
 
 
 def test_a_denoiser_without_a_noise_level_is_refused():

@@ -13,8 +13,8 @@ from paper_utils.denoisers import GaussianDenoiser
 from paper_utils.errors import UserError
 from paper_utils.inverse import Guidance
 from paper_utils.operators import (OPERATORS, Operator, Task, box_inpainting, fingerprint,
-                                   gaussian_blur, high_dynamic_range, measure, motion_blur,
-                                   random_inpainting, super_resolution)
+                                   gaussian_blur, high_dynamic_range, measure, measured,
+                                   motion_blur, random_inpainting, super_resolution)
 from paper_utils.samplers import Solver
 
 LEVELS = {"random-inpainting": 0.7, "box-inpainting": 12, "super-resolution": 4,
@@ -224,6 +224,61 @@ def test_the_noise_is_that_of_the_measurement_whatever_the_operator():
     torch.testing.assert_close(*noises, rtol=0, atol=1e-6)
 
 
+# --- what others have ---------------------------------------------------------------------------
+
+def test_a_y_of_ones_own_is_a_measurement_of_its_operator():
+    images, operator = photos(), build("gaussian-blur")
+    y = operator.A(images)
+    found = measured(y, operator, images.shape, 0.1)
+    assert found.sigma == 0.1 and torch.equal(found.y, y)
+    torch.testing.assert_close(found.operator, measure(images, operator).operator)
+    found.check(operator, images.shape)
+    check_refused(lambda: found.check(build("motion-blur"), images.shape), "another operator")
+
+
+def test_a_function_and_a_module_are_their_own_operators():
+    images = photos()
+    function, module = lambda x: F.avg_pool2d(x, 2), torch.nn.AvgPool2d(2)
+    found = measure(images, function)
+    assert torch.equal(found.y, measure(images, module).y)
+    found.check(module, images.shape)
+    assert not measure(images, torch.nn.Conv2d(3, 1, 3)).y.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_others_operators_are_probed_in_the_precision_of_the_images(dtype):
+    seen, images = [], photos().to(dtype)
+    A = lambda x: seen.append(x.dtype) or x / 2
+    measurement = measure(images, A)
+    measurement.check(A, images.shape)
+    measured(images / 2, A, images.shape)
+    assert set(seen) == {dtype}
+
+
+def test_others_operators_are_probed_where_the_images_are():
+    seen = []
+    fingerprint(lambda x: seen.append(x.device.type) or x, (2, 3, 8, 8),
+                torch.empty(0, device="meta"))
+    assert seen == ["meta"]
+
+
+@pytest.mark.parametrize("A, said", [
+    (torch.fft.fft2, r"torch.complex64 \[5, 3, 32, 32\]: .*torch.view_as_real"),
+    (list, "<lambda> with list|list with list"), (lambda x: x.numpy(), "with ndarray"),
+    (lambda x: x.mean(), r"torch.float32 \[\]"), (lambda x: x[:1], r"\[1, 3, 32, 32\]"),
+    (lambda x: x.flatten(1).mean(1), r"floats \[5, ...\] here"),
+    (lambda x: (127 * x).byte(), "torch.uint8"), (lambda x, mask: x * mask, "'mask'"),
+    (lambda x: x.view(7), "<lambda> does not fit images of shape"), (3, "and int is not")])
+def test_an_operator_that_answers_otherwise_is_refused_in_one_line(A, said):
+    check_refused(lambda: measure(photos(), A), said)
+
+
+def test_an_assertion_without_words_is_refused_in_one_line():
+    def picky(x):
+        raise AssertionError
+    check_refused(lambda: measure(photos(), picky), "picky does not fit .* AssertionError")
+
+
 # --- deepinv ------------------------------------------------------------------------------------
 
 def twin(name: str, n: int = 5):
@@ -342,9 +397,45 @@ def test_every_operator_has_a_name_to_be_read():
 @pytest.mark.parametrize("images, sigma, said", [
     (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 0.05, "float images .*data.to_unit"),
     (torch.zeros(2, 3, 8, 8).numpy(), 0.05, "float images .*data.to_unit"),
+    (torch.zeros(0, 3, 8, 8), 0.05, "float images .*at least one"),
+    (torch.full((2, 3, 8, 8), 255.0), 0.05, "these reach 255: .* x / 127.5 - 1"),
+    (torch.full((2, 3, 8, 8), math.nan), 0.05, "these reach nan"),
+    (torch.zeros(2, 3, 8, 8), "a", "measurement noise a: give a deviation from 0 up"),
     (torch.zeros(3, 8, 8), 0.05, r"float images \[n, C, H, W\]"),
     (torch.zeros(2, 3, 8, 8), -0.1, "measurement noise -0.1: give a deviation from 0 up"),
     (torch.zeros(2, 3, 8, 8), math.nan, "measurement noise nan: give a deviation from 0 up")])
 def test_what_cannot_be_measured_is_refused(images, sigma, said):
     with pytest.raises(UserError, match=said):
         measure(images, Task("random-inpainting", 0.5).build(2, 8), sigma)
+
+
+SMALL = Task("random-inpainting", 0.5)
+
+
+@pytest.mark.parametrize("y, said", [
+    (torch.zeros(2, 1, 8, 8), r"y is \[2, 1, 8, 8\], and of images \[2, 3, 8, 8\] random inpaint"),
+    (torch.zeros(1, 3, 8, 8), r"y is \[1, 3, 8, 8\]"),
+    (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"real floats .* not torch.uint8\[2, 3, 8, 8\]"),
+    (torch.zeros(2, 3, 8, 8, dtype=torch.complex64), "not torch.complex64.* torch.view_as_real"),
+    (torch.zeros(2, 3, 8, 8).numpy(), "not ndarray"), (torch.tensor(1.0), "real floats"),
+    (torch.zeros(0, 3, 8, 8), "n at least 1"),
+    (torch.full((2, 3, 8, 8), math.nan), "not finite: where nothing was measured")])
+def test_a_y_that_cannot_be_is_refused(y, said):
+    check_refused(lambda: measured(y, SMALL.build(2, 8), (2, 3, 8, 8)), said)
+
+
+def test_a_measurement_holds_a_fingerprint_and_images_have_four_sides():
+    y, operator = torch.zeros(2, 3, 8, 8), SMALL.build(2, 8)
+    check_refused(lambda: operators.Measurement(y, operator, 0.05), "operators.measured.y, oper")
+    check_refused(lambda: measured(y, operator, (3, 8, 8)), r"is \[n, C, H, W\], not \[3, 8, 8\]")
+    check_refused(lambda: measured(y, operator, y.shape, -1.0), "measurement noise -1.0")
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_an_operator_is_for_some_images(name):
+    check_refused(lambda: build(name, 0), "for 0 images: give at least 1")
+
+
+def test_images_that_are_not_square_are_told_so():
+    check_refused(lambda: measure(torch.zeros(2, 3, 8, 16), SMALL.build(2, 16)),
+                  "square images, of 16 x 16, and got 8 x 16")
