@@ -89,6 +89,6 @@ def reconstruction(size: Size) -> Row:
     measurement = operators.measure(some_noise(n, "images").clamp(-1, 1), operator)
     denoiser, noise = models.shipped("edm").denoiser(), some_noise(n)
     guidance = inverse.Guidance(solver=Solver("dpm-solver-1", steps))
-    taken = seconds(lambda: inverse.reconstruct(denoiser, measurement, operator, noise, guidance))
+    taken = seconds(lambda: inverse.reconstruct(denoiser, noise, measurement, operator, guidance))
     return Row(f"reconstruction of {n} images, {steps} steps", f"{taken:.1f} s", "< 300 s",
                taken < 300)

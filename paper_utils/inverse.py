@@ -198,7 +198,7 @@ def ancestral(seed: int, rows: Tensor) -> Step:
 
 
 @torch.no_grad()
-def reconstruct(denoiser: Denoiser, measurement: Measurement, operator: Physics, noise: Tensor,
+def reconstruct(denoiser: Denoiser, noise: Tensor, measurement: Measurement, operator: Physics,
                 guidance: Guidance = Guidance(), progress: str = "", batch: int = BATCH,
                 labels: Tensor | None = None) -> Tensor:
     """Algorithm 1 to its end: x0 [n, C, H, W] float32, the state kept in float64.
@@ -216,18 +216,18 @@ def reconstruct(denoiser: Denoiser, measurement: Measurement, operator: Physics,
         raise UserError(f"batch={batch!r}: give a whole number of at least 1")
     labels = None if labels is None else whole_labels(labels, noise)
     check_denoiser(denoiser, labels)
-    _check_problem(measurement, operator, noise, guidance)
+    _check_problem(noise, measurement, operator, guidance)
     batch = batch if isinstance(operator, Operator) else len(noise)
     starts = range(0, len(noise), batch)
     states = ((start, state) for start in starts for state in
-              _of_rows(denoiser, measurement.y, operator, noise, guidance, labels, start, batch))
+              _of_rows(denoiser, noise, measurement.y, operator, guidance, labels, start, batch))
     total = len(starts) * guidance.solver.steps
     parts = [state.u[:len(noise) - start] for start, state in
              shown(states, progress, total, "step") if state.sigma == 0]
     return torch.cat(parts).float()
 
 
-def _check_problem(measurement: Measurement, operator: Physics, noise: Tensor,
+def _check_problem(noise: Tensor, measurement: Measurement, operator: Physics,
                    guidance: Guidance) -> None:
     if not isinstance(guidance, Guidance):
         raise UserError("guidance is an inverse.Guidance, as in Guidance(zeta=2), not "
@@ -241,7 +241,7 @@ def _check_problem(measurement: Measurement, operator: Physics, noise: Tensor,
     measurement.to(noise.device).check(operator, tuple(noise.shape))
 
 
-def _of_rows(denoiser: Denoiser, y: Tensor, operator: Physics, noise: Tensor, guidance: Guidance,
+def _of_rows(denoiser: Denoiser, noise: Tensor, y: Tensor, operator: Physics, guidance: Guidance,
              labels: Tensor | None, start: int, batch: int) -> Iterator[Iterate]:
     """`dps` of `batch` rows from `start`, the last row repeated where they end."""
     rows = torch.arange(start, start + batch).clamp(max=len(noise) - 1)

@@ -105,8 +105,8 @@ def restoring(model: Model, problem: Problem, images: data.Images, steps: int,
     def generate(noise: Tensor, title: str = "") -> Tensor:
         operator, measurement = posed(problem, images.pixels[:len(noise)])
         try:
-            return inverse.reconstruct(models.denoiser_of(model), measurement, operator,
-                                       noise.to(device), guidance, title, batch).cpu()
+            return inverse.reconstruct(models.denoiser_of(model), noise.to(device), measurement,
+                                       operator, guidance, title, batch).cpu()
         except Diverged as error:
             raise Diverged(f"{model.name}, {problem.name}, {steps} steps: {error}; or take more "
                            "steps") from None
@@ -487,6 +487,6 @@ def against_the_posterior(images: data.Images,
     for many in steps:
         for zeta in zetas:
             guidance = Problem(task, zeta).guidance(many)
-            answer = inverse.reconstruct(prior, measurement, operator, noise, guidance)
+            answer = inverse.reconstruct(prior, noise, measurement, operator, guidance)
             rows.append(row("Algorithm 1", many, zeta, answer.double()))
     return pd.DataFrame(rows, columns=["what", "steps", "zeta", "to mean", "to flow"])

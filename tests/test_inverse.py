@@ -74,7 +74,7 @@ class Grid:
 def test_without_a_step_size_it_is_the_plain_sampler(name):
     operator, measurement, noise = problem(16)
     solver = Solver(name, 5)
-    found = reconstruct(gaussian(), measurement, operator, noise, Guidance(0.0, solver))
+    found = reconstruct(gaussian(), noise, measurement, operator, Guidance(0.0, solver))
     assert torch.equal(found, sample(gaussian(), noise, solver))
 
 
@@ -108,7 +108,7 @@ def test_the_squared_convention_is_the_norm_with_twice_the_step(schedule):
     operator, measurement, noise = problem()
     solver = Solver("dpm-solver-1", 5, sigma_max=3)
     squared, norm, once = (
-        reconstruct(gaussian(), measurement, operator, noise,
+        reconstruct(gaussian(), noise, measurement, operator,
                     Guidance(zeta, solver, schedule, convention))
         for zeta, convention in ((0.1, "squared"), (0.2, "norm"), (0.1, "norm")))
     assert torch.equal(squared, norm) and not torch.allclose(squared, once, atol=1e-3)
@@ -154,7 +154,7 @@ def test_the_defaults_are_those_of_section_4_and_restore():
     images = data.to_unit(data.load("bundled").pixels[:4])
     operator = Task("box-inpainting", 16).build(4)
     measurement = measure(images, operator)
-    found = reconstruct(models.shipped("edm").denoiser(), measurement, operator, models.BANK[:4])
+    found = reconstruct(models.shipped("edm").denoiser(), models.BANK[:4], measurement, operator)
     gap = (measurement.y - operator.A(found)) * operator.state
     size = gap.square().flatten(1).sum(1).sqrt() / (0.05 * (3 * 768) ** 0.5)  # of the noise's
     assert size.max() < 0.5
@@ -200,13 +200,13 @@ def test_it_is_the_deterministic_dps_of_deepinv(kind, side, weight, model):
 def test_an_images_answer_has_the_same_bits_whatever_others_are_with_it(arch, task, seed):
     denoiser, (operator, measurement, noise) = network(arch), problem(40, 16, task)
     guidance = Guidance(0.5, Solver("heun" if seed is None else "ddim", 3), ancestral=seed)
-    whole = reconstruct(denoiser, measurement, operator, noise, guidance)
+    whole = reconstruct(denoiser, noise, measurement, operator, guidance)
     assert whole.shape == noise.shape and whole.dtype == torch.float32
-    assert torch.equal(whole, reconstruct(denoiser, measurement, operator, noise, guidance))
+    assert torch.equal(whole, reconstruct(denoiser, noise, measurement, operator, guidance))
     # fresh noise belongs to a number, which other rows alone would not keep
     for few in (slice(5, 10), slice(13, 20)) if seed is None else (slice(5), slice(20)):
         part = Measurement(measurement.y[few], measurement.operator[few], measurement.sigma)
-        alone = reconstruct(denoiser, part, operator.rows(few), noise[few], guidance)
+        alone = reconstruct(denoiser, noise[few], part, operator.rows(few), guidance)
         assert torch.equal(alone, whole[few])
 
 
@@ -230,7 +230,7 @@ def test_a_residual_of_zero_has_no_gradient_and_no_nan():
 
 def test_a_denoiser_of_two_arguments_may_be_clipped():
     operator, measurement, noise = problem()
-    found = reconstruct(lambda u, sigma: 9 * u, measurement, operator, noise,
+    found = reconstruct(lambda u, sigma: 9 * u, noise, measurement, operator,
                         Guidance(0.0, Solver("ddim", 3), clip=True))
     assert found.abs().max() == 1
 
@@ -239,21 +239,21 @@ def test_every_image_has_its_own_label():
     """One label for each noise, whatever number of rows is computed at once."""
     denoiser, (operator, measurement, noise) = network("unet", num_classes=3), problem(5, 16)
     guidance, labels = Guidance(0.5, Solver("ddim", 3)), torch.tensor([0, 1, 2, 0, 1])
-    run = partial(reconstruct, denoiser, measurement, operator, noise, guidance=guidance)
+    run = partial(reconstruct, denoiser, noise, measurement, operator, guidance=guidance)
     whole, zeros = run(labels=labels), run(labels=[0] * 5)
     same = (whole == zeros).flatten(1).all(1)
     assert same.tolist() == (labels == 0).tolist()
     mine = lambda x: operator.A(x)  # a foreign operator has no rows that are filled up
-    found = reconstruct(denoiser, measurement, mine, noise, guidance, labels=labels)
+    found = reconstruct(denoiser, noise, measurement, mine, guidance, labels=labels)
     torch.testing.assert_close(found, whole, rtol=0, atol=1e-4)
     ones = lambda u, sigma: denoiser(u, sigma, torch.ones(len(u), dtype=torch.int64))
     clipped = replace(guidance, clip=True)
     assert torch.equal(run(guidance=clipped, labels=[1] * 5),
-                       reconstruct(ones, measurement, operator, noise, clipped))
+                       reconstruct(ones, noise, measurement, operator, clipped))
     check_refused(lambda: run(labels=labels[:3]), "3 labels for 5 noises")
     check_refused(lambda: run(labels=labels / 2), "labels are whole numbers")
     check_refused(run, "class-conditional: give it labels")
-    check_refused(lambda: reconstruct(lambda u, sigma: u, measurement, operator, noise,
+    check_refused(lambda: reconstruct(lambda u, sigma: u, noise, measurement, operator,
                                       labels=labels), "given u, sigma, labels")
 
 
@@ -264,7 +264,7 @@ def test_every_image_has_its_own_label():
     (lambda u, sigma: u.mean(0, keepdim=True), r"answers with an image for each u, \[16, ")])
 def test_anybodys_denoiser_is_looked_at(denoiser, match):
     operator, measurement, noise = problem()
-    check_refused(lambda: reconstruct(denoiser, measurement, operator, noise,
+    check_refused(lambda: reconstruct(denoiser, noise, measurement, operator,
                                       Guidance(0.1, Solver("ddim", 3))), match)
 
 
@@ -275,7 +275,7 @@ def test_weights_are_frozen_while_the_gradient_is_taken_and_only_then():
     denoiser.register_forward_pre_hook(lambda module, inputs: learning.append(
         torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())))
     solver = Solver("heun", 3, sigma_min=0.5, sigma_max=1)
-    reconstruct(denoiser, measurement, operator, noise, Guidance(0.0, solver))
+    reconstruct(denoiser, noise, measurement, operator, Guidance(0.0, solver))
     assert learning == [False] * 5
     assert [p.requires_grad for p in denoiser.parameters()] == before and len(set(before)) == 2
     assert all(p.grad is None for p in denoiser.parameters())
@@ -291,10 +291,10 @@ def halves(x: torch.Tensor) -> torch.Tensor:
 def test_a_y_of_ones_own_and_a_function_reconstruct(dtype):
     images, noise = normal(3, *SHAPE).clamp(-1, 1).to(dtype), normal(3, *SHAPE, seed=3)
     y = halves(images)
-    found = reconstruct(gaussian(), measured(y, halves, images.shape, 0.0), halves, noise)
+    found = reconstruct(gaussian(), noise, measured(y, halves, images.shape, 0.0), halves)
     assert (y - halves(found)).abs().max() < 0.2 < (y - halves(0 * found)).abs().max()
     module = nn.AvgPool2d((1, 2))
-    again = reconstruct(gaussian(), measured(y, halves, images.shape), module, noise)
+    again = reconstruct(gaussian(), noise, measured(y, halves, images.shape), module)
     torch.testing.assert_close(again, found, rtol=0, atol=1e-3)
 
 
@@ -302,7 +302,7 @@ def test_physics_of_another_precision_than_single_reconstruct():
     """A has float64 weights, which do not multiply with float32."""
     images, noise, blur = normal(3, *SHAPE).clamp(-1, 1), normal(3, *SHAPE), nn.Conv2d(3, 2, 3)
     measurement = measure(images, blur.double(), 0.0)
-    assert reconstruct(gaussian(), measurement, blur, noise).isfinite().all()
+    assert reconstruct(gaussian(), noise, measurement, blur).isfinite().all()
     check_refused(lambda: measure(images.float(), blur), "Conv2d does not fit .*float32 on cpu")
 
 
@@ -312,7 +312,7 @@ def test_physics_of_another_precision_than_single_reconstruct():
     lambda x: torch.from_numpy(np.sort(x.detach().numpy())), torch.no_grad()(lambda x: x / 2)])
 def test_an_operator_that_cannot_guide_is_told_from_such_a_denoiser(A):
     measurement = measure(normal(4, *SHAPE).clamp(-1, 1), A)
-    check_refused(lambda: reconstruct(gaussian(), measurement, A, normal(4, *SHAPE)),
+    check_refused(lambda: reconstruct(gaussian(), normal(4, *SHAPE), measurement, A),
                   "gradient of A.x., and <lambda> has none: compute it by torch alone")
 
 
@@ -320,14 +320,14 @@ def test_a_gradient_may_be_zero_where_the_operators_is_not():
     """A residual of 0, a constant denoiser, images that saturate after the first step."""
     operator, measurement, noise = problem()
     constant = lambda u, sigma: 0 * u
-    found = reconstruct(constant, measurement, operator, noise)
+    found = reconstruct(constant, noise, measurement, operator)
     assert (found == 0).all()
     dark = measured(torch.zeros(4, *SHAPE), operator, (4, *SHAPE), 0.0)
-    assert (reconstruct(constant, dark, operator, noise) == 0).all()
+    assert (reconstruct(constant, noise, dark, operator) == 0).all()
     clipping = Task("high-dynamic-range", 2).build(4, 8)
     late = lambda u, sigma: u * 0 + (u / 100 if sigma > 50 else 1)
     bright = measure(torch.ones(4, *SHAPE), clipping)
-    assert (reconstruct(late, bright, clipping, noise) == 1).all()
+    assert (reconstruct(late, noise, bright, clipping) == 1).all()
 
 
 # --- clipping and divergence --------------------------------------------------------------------
@@ -339,7 +339,7 @@ def test_clip_holds_in_every_evaluation(name):
     within = lambda u, sigma, labels=None: bright(u, sigma).clamp(-1, 1)
     solver = Solver(name, 5, sigma_min=0.1, sigma_max=3)
     found, expected, free = (
-        reconstruct(model, measurement, operator, noise, Guidance(0.02, solver, clip=clip))
+        reconstruct(model, noise, measurement, operator, Guidance(0.02, solver, clip=clip))
         for model, clip in ((bright, True), (within, False), (bright, False)))
     assert torch.equal(found, expected) and not torch.allclose(found, free, atol=0.1)
 
@@ -347,7 +347,7 @@ def test_clip_holds_in_every_evaluation(name):
 def test_too_large_a_step_is_reported_and_never_an_image():
     operator, measurement, noise = problem()
     with pytest.raises(Diverged, match=r"step [1-6] of 6 .*try zeta=250000 or clip=True") as error:
-        reconstruct(gaussian(), measurement, operator, noise, Guidance(1e6, Solver("heun", 6)))
+        reconstruct(gaussian(), noise, measurement, operator, Guidance(1e6, Solver("heun", 6)))
     assert "\n" not in str(error.value) and isinstance(error.value, UserError)
 
 
@@ -365,7 +365,7 @@ def test_one_bad_number_of_a_denoiser_is_reported_at_its_step(name, bad):
 
     step = 3 if name == "heun" else 4  # Heun evaluates at the end of the step before, too
     with pytest.raises(Diverged, match=f"step {step} of 6") as error:
-        reconstruct(breaks, measurement, operator, noise, Guidance(0.1, solver))
+        reconstruct(breaks, noise, measurement, operator, Guidance(0.1, solver))
     assert "\n" not in str(error.value)
 
 
@@ -393,13 +393,13 @@ def check_refused(call, match: str) -> None:
 def test_another_operator_than_the_one_that_measured_is_refused(change):
     _, measurement, noise = problem()
     other = Task(**vars(HALF) | change).build(4, 8)
-    check_refused(lambda: reconstruct(gaussian(), measurement, other, noise), "another operator")
+    check_refused(lambda: reconstruct(gaussian(), noise, measurement, other), "another operator")
 
 
 @pytest.mark.parametrize("few", [1, 3])
 def test_noises_are_as_many_as_measurements(few):
     operator, measurement, noise = problem()
-    check_refused(lambda: reconstruct(gaussian(), measurement, operator, noise[:few]),
+    check_refused(lambda: reconstruct(gaussian(), noise[:few], measurement, operator),
                   f"measurement of 4 images and {few} noises")
 
 
@@ -418,7 +418,7 @@ def test_guidance_that_cannot_be_is_refused(change, match):
 @pytest.mark.parametrize("batch", [0, -1, 2.5])
 def test_a_batch_is_a_whole_number_of_rows(batch):
     operator, measurement, noise = problem()
-    check_refused(lambda: reconstruct(gaussian(), measurement, operator, noise, batch=batch),
+    check_refused(lambda: reconstruct(gaussian(), noise, measurement, operator, batch=batch),
                   f"batch={batch}: give a whole number of at least 1")
 
 
@@ -434,9 +434,17 @@ def test_what_cannot_be_reconstructed_is_refused(change, match):
     check_refused(lambda: reconstruct(gaussian(), **given), match)
 
 
+def test_arguments_in_another_order_are_refused():
+    operator, measurement, noise = problem()
+    check_refused(lambda: reconstruct(gaussian(), measurement, operator, noise),
+                  "noise is a tensor .* not Measurement")
+    check_refused(lambda: reconstruct(gaussian(), noise, operator, measurement),
+                  "a measurement is what operators.measure makes")
+
+
 def test_a_denoiser_without_a_noise_level_is_refused():
     operator, measurement, noise = problem()
-    check_refused(lambda: reconstruct(lambda u: u, measurement, operator, noise),
+    check_refused(lambda: reconstruct(lambda u: u, noise, measurement, operator),
                   "a denoiser takes u and sigma")
 
 
@@ -445,7 +453,7 @@ def test_a_denoiser_without_a_noise_level_is_refused():
 def test_fresh_noise_is_that_of_its_seed():
     operator, measurement, noise = problem()
     one, again, other, none = (
-        reconstruct(gaussian(), measurement, operator, noise,
+        reconstruct(gaussian(), noise, measurement, operator,
                     Guidance(0.1, Solver("dpm-solver-1", 6), ancestral=seed))
         for seed in (0, 0, 1, None))
     assert torch.equal(one, again)
@@ -475,7 +483,7 @@ def test_stochastic_samples_have_the_variance_of_the_data():
         keep = gain + down / here * (1 - gain)
         variance = keep**2 * variance + there**2 - down**2
     operator, measurement, noise = problem(n)
-    found = reconstruct(denoiser, measurement, operator, noise,
+    found = reconstruct(denoiser, noise, measurement, operator,
                         Guidance(0.0, solver, ancestral=0), batch=n).double()
     error = (2 / found.numel()) ** 0.5
     assert found.var().item() == pytest.approx(variance.item(), rel=4 * error)

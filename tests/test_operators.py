@@ -310,7 +310,7 @@ def test_a_deepinv_physics_object_reconstructs_as_it_is(name):
     denoiser = GaussianDenoiser.fit(data.load("bundled").pixels[:40])
     guidance = Guidance(1.0, Solver("dpm-solver-1", 4, sigma_max=5))
     noise, measurement = normal(*images.shape), measure(images, mine)
-    found, expected = (inverse.reconstruct(denoiser, measurement, operator, noise, guidance)
+    found, expected = (inverse.reconstruct(denoiser, noise, measurement, operator, guidance)
                        for operator in (theirs, mine))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 

@@ -188,8 +188,8 @@ def test_algorithm_1(name, level, ancestral):
     measurement = operators.measure(clean, operator)
     for device in ("toy", "cpu"):
         denoiser = watched(denoiser_of(SPECS["edm"], device), seen)
-        answers.append(inverse.reconstruct(denoiser, measurement, operator, BANK[:2].to(device),
-                                           guidance))
+        answers.append(inverse.reconstruct(denoiser, BANK[:2].to(device), measurement,
+                                           operator, guidance))
     assert close(*answers, 1e-3) and answers[0].device.type == "toy"
     assert seen == 4 * ["toy"] + 4 * ["cpu"]
 
