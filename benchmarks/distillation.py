@@ -27,7 +27,8 @@ def distillation_spec(objective: str, batch: int) -> training.Spec:
                          start="teacher", objective=objective)
     if objective == "progressive":
         return spec
-    return replace(spec, framework=spec.framework + CONSISTENCY, objective_args={"solver": "euler"})
+    return replace(spec, framework=spec.framework + CONSISTENCY, objective_args={"solver": "euler"},
+                   solver=Solver("consistency", 1))
 
 
 def distilled(spec: training.Spec, device: str) -> Ours:

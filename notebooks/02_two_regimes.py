@@ -193,10 +193,10 @@ output.figure(plots.distances_against_sigma(distances, f"Networks of width {widt
 
 # %% [markdown]
 # And how far from the clean image? Mean squared error over that of the Gaussian denoiser of all
-# images on the same noisy ones. Left of the networks of the most images, in the middle of networks of
-# one width and every N, both asked about held-out images, right about the fewest training images.
-# Where the noise is highest no denoiser can do better than the Gaussian one, so that what is above
-# 1 there is error of the network.
+# images on the same noisy ones. Left of the networks of the most images, in the middle of networks
+# of one width and every N, both asked about held-out images, right about images that all of them
+# trained on. Where the noise is highest no denoiser can do better than the Gaussian one, so that
+# what is above 1 there is error of the network.
 
 # %%
 most = regimes.cells(grid)[lambda rows: rows.images == grid.images.max()].sort_values("width")
@@ -214,7 +214,7 @@ errors_ = {"held-out images": regimes.denoising_errors(of_most, rival, device)} 
 output.table(tables.over("asked about", errors_), "tab_denoising_errors", digits=3)
 output.figure(plots.curves(errors_, "network", "sigma", "noise level $\\sigma$", True,
                            "Mean squared error over that of the Gaussian denoiser",
-                           log_y=list(errors_), colours=colours), "fig_denoising_errors")
+                           colours=colours), "fig_denoising_errors")
 
 # %% [markdown]
 # ## Another architecture
@@ -243,12 +243,12 @@ if alike:
     output.table(tables.over("images", alike), "tab_rp_across_architectures")
     output.table(tables.over("images", close), "tab_mae_across_architectures")
     output.table(tables.over("images", nearer), "tab_nearer_than_gaussian")
-    scored = {"RP": alike, "MAE score": close, "nearer than Gaussian": nearer}
+    scored = {"RP": alike, "MAE score": close, "Nearer than Gaussian": nearer}
     maps = {f"{score}, {n:,} images": by_images[n] for n in alike
             for score, by_images in scored.items()}
     output.figure(plots.heatmaps(maps, [*(f"U-Net {w}" for w in widths), "DiT", "Gaussian",
                                         "optimal"], 0.0, columns=3,
-                                 note=f"{sizes.grid_noises} noises; blank: not trained"),
+                                 note=f"{sizes.grid_noises} noises; blank: not trained or asked"),
                   "fig_rp_across_architectures")
 
 # %% [markdown]

@@ -383,13 +383,14 @@ def denoiser_distances(networks: Mapping[int, Denoiser], images: data.Images,
 @exact()
 def denoising_errors(networks: Mapping[str, tuple[Denoiser, Tensor]], reference: Denoiser,
                      device: str = "cpu",
-                     sigmas: Sequence[float] = (0.05, 0.2, 0.5, 1, 2, 5, 10, 20, 80),
+                     sigmas: Sequence[float] = (0.0625, 0.25, 1, 4, 16, 64),
                      resamples: int = 1_000) -> pd.DataFrame:
     """Mean squared error of denoisers over that of a reference, which sees the same noisy images.
 
     networks: name -> denoiser and the images that it is asked about, uint8 [B, 3, H, W]. Columns:
     network, sigma, score, low, high, n, error (mean of |D(x0 + sigma eps) - x0|^2 per pixel, data
-    in [-1, 1]). The interval is of the difference from the reference, image by image.
+    in [-1, 1]). The interval is that of a ratio of means over images (the bootstrap of its linear
+    part), for an image that is hard for one is for the other.
     """
     rows = []
     for (name, (network, pixels)), sigma in product(networks.items(), sigmas):
@@ -398,8 +399,9 @@ def denoising_errors(networks: Mapping[str, tuple[Denoiser, Tensor]], reference:
         noisy, clean = (clean + sigma * eps).to(device), clean.to(device)
         error, other = ((one(noisy, sigma) - clean).double().square().flatten(1).mean(1).cpu()
                         for one in (network, reference))
-        ratio = scores.average(1 + (error - other) / other.mean(), resamples)
-        rows.append(ratio.row(network=name, sigma=sigma) | {"error": error.mean().item()})
+        ratio = error.mean() / other.mean()
+        score = scores.average(ratio + (error - ratio * other) / other.mean(), resamples)
+        rows.append(score.row(network=name, sigma=sigma) | {"error": error.mean().item()})
     return scores.table_of(rows, "network", "sigma", "error")
 
 
