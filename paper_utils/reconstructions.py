@@ -37,7 +37,11 @@ BLOCKS = ("U-Nets", "transformers", "across")
 @dataclass(frozen=True)
 class Problem:
     """A task with a step size. zeta: of 30 steps, each a constant step on the variance-preserving
-    state as in DPS; with other numbers of steps it is scaled to give the same sum."""
+    state as in DPS; with other numbers of steps it is scaled to give the same sum.
+
+    The gradient of a norm has about unit length on images of any size, and images are the longer
+    the more pixels they have, so a zeta is one for 32 x 32: see `of_dps`.
+    """
 
     task: Task
     zeta: float = 2.0
@@ -55,7 +59,19 @@ class Problem:
     def guidance(self, steps: int, **changes) -> Guidance:
         """Algorithm 1 of this problem in `steps` steps. changes: of the Guidance."""
         solver = Solver("dpm-solver-1", steps, "karras", 0.01, 80)
-        return replace(Guidance(30 / steps * self.zeta, solver, "variance-preserving"), **changes)
+        chosen = Guidance(30 / steps * self.zeta, solver, "variance-preserving", "norm", clip=False,
+                          ancestral=None)
+        return replace(chosen, **changes)
+
+
+def of_dps(scale: float, side: int = 256, ours: int = 32) -> tuple[float, float]:
+    """What a step size of DPS is as a zeta of `Problem`: of equal sum, and beside the image's size.
+
+    scale: of each of 1,000 steps on the norm (Chung et al. 2023: .5 for inpainting, .3 for blur and
+    super-resolution, images of 256 x 256). The second is scaled by the sides of the images too.
+    """
+    same = scale * 1_000 / 30
+    return same, same * ours / side
 
 
 INPAINTING, BOX = "random-inpainting", "box-inpainting"
@@ -98,9 +114,8 @@ def restoring(model: Model, problem: Problem, images: data.Images, steps: int,
     changes: of the Guidance.
     """
     guidance, device = problem.guidance(steps, **changes), model.device
-    few = model.trained_diffusion or len(images) < 64
-    few = few and torch.device(device).type == "cpu"
-    batch = inverse.BATCH if few else 64  # the optimal one reads all its images in every step
+    small = torch.device(device).type == "cpu" and (model.trained_diffusion or len(images) < 64)
+    batch = inverse.BATCH if small else 64  # the optimal one reads all its images in every step
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
         operator, measurement = posed(problem, images.pixels[:len(noise)])
@@ -108,8 +123,9 @@ def restoring(model: Model, problem: Problem, images: data.Images, steps: int,
             return inverse.reconstruct(models.denoiser_of(model), noise.to(device), measurement,
                                        operator, guidance, title, batch).cpu()
         except Diverged as error:
-            raise Diverged(f"{model.name}, {problem.name}, {steps} steps: {error}; or take more "
-                           "steps") from None
+            what = str(error).partition("; try")[0]  # its zeta is that of one step
+            raise Diverged(f"{model.name}, {problem.name}, {steps} steps: {what}; try zeta "
+                           f"{problem.zeta / 4:g}, clip=True or more steps") from None
 
     identity = {"model": model.identity, "task": asdict(problem.task), "images": images.hash,
                 "guidance": asdict(guidance), "code": artifacts.code_version(inverse, operators)}
@@ -143,20 +159,29 @@ def restored(found: Mapping[str, Model], problems: Sequence[Problem], images: da
 def _sheet(model: Model, images: data.Images, profile: Profile) -> Tensor | None:
     """[n, problems, 3, H, W], or None where there is none for these sizes.
 
-    Raises UserError for one that was made from other weights.
+    A sheet of more images answers for the first of them. Raises UserError for one that was made
+    from other weights.
     """
     row = zoo.entries(zoo.INVERSE).get(model.name) if profile.shipped else None
-    if row is None or row.problems != question(images, profile.guided_steps):
+    if row is None or row.noises < len(images):
+        return None
+    whole = images if row.noises == len(images) else held_out(replace(profile, measured=row.noises))
+    if (row.problems != question(whole, profile.guided_steps)
+            or whole.first(len(images)).hash != images.hash):
         return None
     if row.start != model.identity.get("weights", ""):
         raise UserError(f"zoo/inverse/{row.sheet} was made from other weights of {model.name}: "
                         f"make it again, `python -m paper_utils.fleet restored {model.name}`")
-    return row.load_sheet(zoo.INVERSE)
+    return row.load_sheet(zoo.INVERSE)[:len(images)]
 
 
 def question(images: data.Images, steps: int) -> str:
-    """A hash of all that decides a sheet but the model: problems, images and steps."""
-    text = json.dumps([[asdict(problem) for problem in PROBLEMS], images.hash, steps])
+    """A hash of what decides a sheet but the model: problems, settings of Algorithm 1, images.
+
+    How the operators and Algorithm 1 work is not in it: tables.check_sheets compares the images.
+    """
+    asked = [[asdict(problem), asdict(problem.guidance(steps))] for problem in PROBLEMS]
+    text = json.dumps([asked, inverse.BATCH, images.hash])
     return artifacts.digest({"question": torch.tensor(list(text.encode()))})
 
 
@@ -243,6 +268,37 @@ def family_gap(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str
     return pd.DataFrame(rows, columns=["block", "difference", "low", "high", "n"])
 
 
+def pixel_gap(problem: Problem, answers: Mapping[str, Tensor],
+              groups: Mapping[str, Sequence[str]], resamples: int = 1_000,
+              frameworks: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """How far models' images are apart inside each family and across, without a threshold.
+
+    answers: uint8 [n, 3, H, W] by model; RMS difference of two models' pixels, of 255, in
+    inpainting of the lost pixels alone; frameworks as in `family_gap`. Columns: block, score, low,
+    high (means over pairs and images, the interval over images), n, and how much farther apart
+    across is, with its interval (same images): farther, farther, low and farther, high.
+    """
+    images = next(iter(answers.values()))
+    seen = measured_entries(posed(problem, images)[0], images)
+    where = torch.ones(images.shape) if seen.all() else 1.0 - seen.float()
+
+    def apart(a: str, b: str) -> Tensor:
+        square = (answers[a].float() - answers[b].float()).square() * where
+        return (square.flatten(1).sum(1) / where.flatten(1).sum(1)).sqrt()
+
+    pairs = pairs_of(groups, frameworks)
+    means = {block: torch.stack([apart(*pair) for pair in pairs[block]]).double().mean(0)
+             for block in filter(pairs.get, BLOCKS)}
+    rows = []
+    for block, values in means.items():
+        row = scores.average(values, resamples).row(block=block)
+        if block != BLOCKS[2]:
+            more = scores.average(means[BLOCKS[2]] - values, resamples)
+            row |= {"farther": more.value, "farther, low": more.low, "farther, high": more.high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def curves(problems: Sequence[Problem], x: Callable[[Problem], float],
            answers: Mapping[str, Mapping[str, Tensor]],
            features: Mapping[str, Mapping[str, Tensor]], truth: data.Images,
@@ -258,14 +314,19 @@ def curves(problems: Sequence[Problem], x: Callable[[Problem], float],
         x(p): pd.concat([block_scores(features[p.name], groups, same, resamples),
                          with_gaussian(features[p.name], groups, same, resamples)])
         for p in problems}).rename(columns={"block": "who"})
-    who = {f"{family}s": names for family, names in groups.items()}
-    who |= {f"{name.capitalize()} denoiser": [name] for name in CLOSED}
+    who = labelled(groups)
     real = descriptors.features(describe, truth.pixels)
     bad = tables.over("x", {
         x(p): errors(p, answers[p.name], features[p.name], truth.pixels, real, who, resamples)
         for p in problems})
     return {"RP": rp} | {quantity: part.drop(columns="quantity")
                          for quantity, part in bad.groupby("quantity", sort=False)}
+
+
+def labelled(groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """What tables and figures call them -> models: each family, and each of CLOSED."""
+    who = {f"{family}s": list(names) for family, names in groups.items()}
+    return who | {f"{name.capitalize()} denoiser": [name] for name in CLOSED}
 
 
 def but_optimal(found: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -276,28 +337,48 @@ def but_optimal(found: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 def errors(problem: Problem, answers: Mapping[str, Tensor], features: Mapping[str, Tensor],
            truth: Tensor, real: Tensor, groups: Mapping[str, Sequence[str]],
            resamples: int = 1_000) -> pd.DataFrame:
-    """How good restored images are: columns who, quantity, score, low, high.
+    """How good restored images are: columns who, quantity, score, low, high, n.
 
-    answers, truth: uint8 [n, 3, H, W]; features, real: their descriptors [n, d]; groups: label ->
-    models to average over. Quantities: `PSNR, dB`; `distance`, 1 - cosine of the descriptors of
-    image and truth, in the place of LPIPS; `residual`, |y - A(x)| on the m entries that are
-    measured, over its expected size at the truth, sigma sqrt(m), so that 1 is consistent. Means
-    over images with 95 % intervals.
+    As `qualities`, of which these are the means over images with 95 % intervals; groups: label ->
+    models to average over.
+    """
+    found = qualities(problem, answers, features, truth, real)
+    rows = [scores.average(_mean(found, names, quantity), resamples).row(who=who, quantity=quantity)
+            for who, names in groups.items() for quantity in QUANTITIES]
+    return pd.DataFrame(rows, columns=["who", "quantity", "score", "low", "high", "n"])
+
+
+def qualities(problem: Problem, answers: Mapping[str, Tensor], features: Mapping[str, Tensor],
+              truth: Tensor, real: Tensor) -> dict[str, dict[str, Tensor]]:
+    """How good every restored image is: model -> quantity -> [n].
+
+    answers, truth: uint8 [n, 3, H, W]; features, real: their descriptors [n, d]. `PSNR, dB`;
+    `distance`, 1 - cosine of the descriptors of image and truth, in the place of LPIPS; `residual`,
+    |y - A(x)| on the m entries that are measured, over its expected size at the truth, sigma
+    sqrt(m): 1 is consistent. Of Algorithm 1's images that is after the last gradient, whose length
+    (about zeta) never shrinks: near the end the residual says by how much a step overshoots or
+    stays behind as much as whether the model can fit y. The r before that gradient is not in a
+    sheet. Of lost pixels y is noise alone, which Algorithm 1 keeps in its r, where it shortens
+    every step; here it is left out.
     """
     operator, measurement = posed(problem, truth)
-    seen = operator.A(torch.ones(truth.shape)) != 0  # lost pixels measure nothing, noise apart
+    seen = measured_entries(operator, truth)
     size = max(measurement.sigma, 1e-6) * seen.flatten(1).sum(1)**0.5
-    found, rows = {}, []
+    found = {}
     for name, images in answers.items():
         gap = (seen * (measurement.y - operator.A(data.to_unit(images)))).flatten(1).norm(dim=1)
         found[name] = {"PSNR, dB": psnr(images, truth), "residual": gap / size,
                        "distance": 1 - descriptors.similarity(features[name], real)}
-    for who, names in groups.items():
-        for quantity in QUANTITIES:
-            values = torch.stack([found[name][quantity].double() for name in names]).mean(0)
-            mean = scores.average(values, resamples)
-            rows.append(mean.row(who=who, quantity=quantity))
-    return pd.DataFrame(rows, columns=["who", "quantity", "score", "low", "high"])
+    return found
+
+
+def _mean(found: Mapping[str, Mapping[str, Tensor]], names: Sequence[str], what: str) -> Tensor:
+    return torch.stack([found[name][what].double() for name in names]).mean(0)
+
+
+def measured_entries(operator: Operator, images: Tensor) -> Tensor:
+    """Which entries of y measure something, bool like y: of lost pixels it has noise alone."""
+    return operator.A(torch.ones(images.shape)) != 0
 
 
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
@@ -327,6 +408,152 @@ def shown_measurement(problem: Problem, truth: Tensor) -> Tensor:
     """The measurement as a picture of the images' size, uint8 [n, 3, H, W]."""
     _, measurement = posed(problem, truth)
     return F.interpolate(data.to_bytes(measurement.y), truth.shape[-2:], mode="nearest")
+
+
+# --- what needs no diffusion --------------------------------------------------------------------
+
+def filled(y: Tensor, mask: Tensor) -> Tensor:
+    """Lost pixels as the mean of all known ones, weighted by 1 / distance^2 (Shepard 1968).
+
+    y: [n, C, H, W], mask: [n, 1, H, W], 1 where a pixel is known.
+    """
+    place = torch.cartesian_prod(*(torch.arange(side) for side in y.shape[-2:])).float()
+    weight = 1 / torch.cdist(place, place).square().clamp(min=1)
+    near = (((mask * y).flatten(2) @ weight) / (mask.flatten(2) @ weight)).view_as(y)
+    return torch.where(mask.bool(), y, near)
+
+
+TRIVIAL = {  # operator -> its name, and the image of (y, level, mask or kernels)
+    "random-inpainting": ("nearby known pixels", lambda y, level, mask: filled(y, mask)),
+    "box-inpainting": ("nearby known pixels", lambda y, level, mask: filled(y, mask)),
+    "super-resolution": ("bicubic upsampling", lambda y, level, none: F.interpolate(
+        y, scale_factor=float(level), mode="bicubic")),
+    "gaussian-blur": ("y itself", lambda y, level, kernels: y),
+    "motion-blur": ("y itself", lambda y, level, kernels: y),
+    "high-dynamic-range": ("y over the gain", lambda y, level, none: y / level),
+}
+
+
+def trivial(problem: Problem, images: Tensor) -> tuple[str, Tensor]:
+    """Its name, and a restoration from the measurement alone, uint8 [n, 3, H, W] as `images`."""
+    operator, measurement = posed(problem, images)
+    name, make = TRIVIAL[problem.task.operator]
+    return name, data.to_bytes(make(measurement.y, problem.task.level, operator.state))
+
+
+def is_linear(operator: Operator, shape: tuple[int, ...]) -> bool:
+    """Whether A(x - 2 z) = A(x) - 2 A(z), for a seeded x and z of that shape, [n, C, H, W]."""
+    x, z = torch.randn(2, *shape, generator=stream("linear"), dtype=torch.float64)
+    return torch.allclose(operator.A(x - 2 * z), operator.A(x) - 2 * operator.A(z), atol=1e-4)
+
+
+def wiener(prior: GaussianDenoiser, problem: Problem, images: data.Images) -> Tensor:
+    """The mean of the posterior under a Gaussian prior, uint8 [n, 3, H, W], an artifact.
+
+    The best restoration in the mean square that means and covariances allow; of fewer training
+    images than pixels these are poor. Raises UserError for an operator that is not linear, and for
+    a measurement without noise.
+    """
+    operator, measurement = posed(problem, images.pixels)
+    if not (is_linear(operator, tuple(images.pixels.shape)) and measurement.sigma > 0):
+        raise UserError(f"{operator.name} with noise {measurement.sigma:g}: the posterior is "
+                        "Gaussian for linear operators and some noise alone")
+    spec = {"task": asdict(problem.task), "images": images.hash,
+            "gaussian": artifacts.digest({"mean": prior.mean, "values": prior.eigenvalues}),
+            "code": artifacts.code_version(operators, posterior_means, conjugate_gradients)}
+    found = artifacts.remember("wiener", spec, lambda: {
+        "images": data.to_bytes(posterior_means(prior, operator, measurement))})
+    return found["images"]
+
+
+def posterior_means(prior: GaussianDenoiser, operator: Operator,
+                    measurement: Measurement) -> Tensor:
+    """E[x | y] of every image, [n, C, H, W] float64; the operator is linear.
+
+    As the mean of `posterior`, without a matrix of the operator: x = mean + V sqrt(L) w with
+
+        (1 + B'B / sigma^2) w = B' (y - A mean) / sigma^2,   B = A V sqrt(L)
+
+    L, V: eigenvalues and eigenvectors of the prior; its diagonal, the preconditioner, is taken from
+    every 12th eigenvector under the operator of the first image.
+    """
+    root, vectors = prior.eigenvalues.double().sqrt(), prior.eigenvectors.double()
+    n, shape = len(measurement.y), prior.mean.shape
+    mean, precision = prior.mean.double().expand(n, *shape), 1 / measurement.sigma**2
+    wide = lambda w: ((w * root) @ vectors.T).view(-1, *shape)
+
+    def back(gap: Tensor) -> Tensor:  # B' gap
+        x = torch.zeros(n, *shape, dtype=torch.float64, requires_grad=True)
+        with torch.enable_grad():
+            gradient, = torch.autograd.grad(operator.A(x), x, gap)
+        return (gradient.flatten(1) @ vectors) * root
+
+    few = vectors.T[::12].reshape(-1, *shape)
+    one = operator.rows(torch.zeros(len(few), dtype=torch.long))
+    share = one.A(few).square().flatten(1).sum(1).repeat_interleave(12)[:len(root)]
+    w = conjugate_gradients(lambda w: w + precision * back(operator.A(wide(w))),
+                            precision * back(measurement.y.double() - operator.A(mean)),
+                            1 + precision * root**2 * share)
+    return mean + wide(w)
+
+
+def conjugate_gradients(matrix: Callable[[Tensor], Tensor], right: Tensor, diagonal: Tensor,
+                        tolerance: float = 1e-5, most: int = 2_000) -> Tensor:
+    """x [n, d] with matrix(x) = right, each row by itself (Hestenes & Stiefel 1952).
+
+    matrix: symmetric and positive, another for each row if need be; diagonal: [d], about its own,
+    which preconditions. Raises UserError where the relative residual is not under the tolerance
+    after `most` steps.
+    """
+    x, gap = torch.zeros_like(right), right
+    step, size = torch.zeros_like(right), torch.ones(len(right), 1).to(right)
+    for _ in range(most):
+        if (gap.norm(dim=1) <= tolerance * right.norm(dim=1)).all():
+            return x
+        ahead, before = gap / diagonal, size
+        size = (gap * ahead).sum(1, keepdim=True)
+        step = ahead + size / before * step
+        image = matrix(step)
+        length = size / (step * image).sum(1, keepdim=True)
+        x, gap = x + length * step, gap - length * image
+    raise UserError(f"the posterior mean was not found in {most} steps: measure with more noise")
+
+
+def beside_baselines(problems: Sequence[Problem], answers: Mapping[str, Mapping[str, Tensor]],
+                     truth: data.Images, groups: Mapping[str, Sequence[str]],
+                     prior: GaussianDenoiser, describe: Descriptor,
+                     resamples: int = 1_000) -> pd.DataFrame:
+    """`qualities` of the families, the closed forms and what needs no diffusion, by task.
+
+    The trivial restoration of each task is named in the table; the Wiener estimate is there where
+    the operator is linear. Columns: task, who, n, over trivial (PSNR minus that of the trivial one,
+    same images) and QUANTITIES, each with its 95 % interval over images.
+    """
+    real, rows = descriptors.features(describe, truth.pixels), []
+    for problem in problems:
+        plain, made = trivial(problem, truth.pixels)
+        every = {**answers[problem.name], plain: made}
+        who = labelled(groups) | {f"trivial: {plain}": [plain]}
+        if is_linear(posed(problem, truth.pixels)[0], tuple(truth.pixels.shape)):
+            every["wiener"] = wiener(prior, problem, truth)
+            who["Wiener estimate"] = ["wiener"]
+        found = qualities(problem, every, features(describe, every), truth.pixels, real)
+        for label, names in who.items():
+            psnrs = _mean(found, names, "PSNR, dB")
+            values = {"over trivial": psnrs - found[plain]["PSNR, dB"].double()}
+            values |= {what: _mean(found, names, what) for what in QUANTITIES}
+            rows.append({"task": problem.task.name, "who": label, "n": len(psnrs),
+                         **_with_intervals(values, resamples)})
+    return pd.DataFrame(rows)
+
+
+def _with_intervals(values: Mapping[str, Tensor], resamples: int) -> dict[str, float]:
+    """Columns of a table: the mean of each of values [n], and its interval as `low` and `high`."""
+    row = {}
+    for what, each in values.items():
+        mean = scores.average(each, resamples)
+        row |= {what: mean.value, f"{what}, low": mean.low, f"{what}, high": mean.high}
+    return row
 
 
 # --- what determinism buys ----------------------------------------------------------------------
@@ -367,8 +594,9 @@ def solvers(model: Model, images: data.Images, describe: Descriptor, evaluations
             problem: Problem) -> pd.DataFrame:
     """Algorithm 1 with every solver at about as many network evaluations.
 
-    Columns: solver, steps, evaluations, PSNR, RP with DPM-Solver-1. The step size is scaled with
-    the number of steps.
+    Columns: solver, steps, evaluations, n, and with their 95 % intervals over images PSNR and RP
+    with DPM-Solver-1. The step size is scaled with the number of steps, so that fewer steps are
+    longer ones: a trade, not a ranking of the orders.
     """
     rows, features, copies = [], {}, scores.copies(describe.threshold)
     for sampler, each in (("dpm-solver-1", 1), ("dpm-solver-2", 2), ("heun", 2),
@@ -378,10 +606,11 @@ def solvers(model: Model, images: data.Images, describe: Descriptor, evaluations
         made = answer(model, problem, images, steps, solver=solver)
         features[sampler] = descriptors.features(describe, made)
         same = copies(features[sampler], features["dpm-solver-1"])
-        rows.append((sampler, steps, solver.evaluations, psnr(made, images.pixels).mean().item(),
-                     same.double().mean().item()))
-    return pd.DataFrame(rows, columns=["solver", "steps", "evaluations", "PSNR",
-                                       "RP with dpm-solver-1"])
+        rp = scores.proportion(same)
+        rows.append({"solver": sampler, "steps": steps, "evaluations": solver.evaluations,
+                     "n": len(made), **_with_intervals({"PSNR": psnr(made, images.pixels)}, 1_000),
+                     "RP with dpm-solver-1": rp.value, "RP, low": rp.low, "RP, high": rp.high})
+    return pd.DataFrame(rows)
 
 
 # --- the paper's explanation: the guided iterate leaves the distribution of x_t -----------------
@@ -439,8 +668,10 @@ def posterior(prior: GaussianDenoiser, matrix: Tensor, y: Tensor, sigma: float) 
 
         mean + K (y - A mean),   C - K A C,   K = C A' (A C A' + sigma^2)^-1,   A: the matrix
 
-    matrix: [m, d]; y: [m]; float64.
+    matrix: [m, d]; y: [m]; float64. Raises UserError for a sigma that is not over 0.
     """
+    if not sigma > 0:
+        raise UserError(f"measurement noise {sigma}: this posterior needs some, give one over 0")
     vectors = prior.eigenvectors.double()
     cov, mean = vectors * prior.eigenvalues.double() @ vectors.T, prior.mean.double().flatten()
     inner = matrix @ cov @ matrix.T + sigma**2 * torch.eye(len(matrix), dtype=torch.float64)
@@ -451,9 +682,14 @@ def posterior(prior: GaussianDenoiser, matrix: Tensor, y: Tensor, sigma: float) 
 
 
 def matrix_of(operator: Operator, image: int, shape: tuple[int, ...]) -> Tensor:
-    """The matrix [m, d] of a linear operator for one image, from its answers to unit images."""
+    """The matrix [m, d] of a linear operator for one image, from its answers to unit images.
+
+    Raises UserError for one that is not linear.
+    """
     units = torch.eye(torch.Size(shape).numel(), dtype=torch.float64).view(-1, *shape)
     one = operator.rows(torch.full((len(units),), image))
+    if not is_linear(one, tuple(units.shape)):
+        raise UserError(f"{operator.name} is not linear: it has no matrix, no Gaussian posterior")
     return one.A(units).flatten(1).T
 
 
@@ -465,7 +701,8 @@ def against_the_posterior(images: data.Images,
 
     The data are N(mean, C) of 8 x 8 thumbnails of `images`, the denoiser is exact. RMS distances:
     `to mean`, the posterior mean; `to flow`, what the exact posterior's own probability-flow ODE
-    makes of the same noise. The rows without zeta are that exact flow and the plain sampler.
+    makes of the same noise; with 95 % intervals over n points. The rows without zeta are that exact
+    flow and the plain sampler.
     """
     small = data.to_bytes(F.interpolate(data.to_unit(images.pixels), (8, 8), mode="area"))
     prior = GaussianDenoiser.fit(small)
@@ -479,8 +716,11 @@ def against_the_posterior(images: data.Images,
     means = torch.stack([part.mean for part in exactly])
     flows = torch.cat([part.flow(80 * noise[k:k + 1], 80, 0) for k, part in enumerate(exactly)])
 
-    def row(what: str, steps: int | None, zeta: float | None, x: Tensor) -> tuple:
-        return what, steps, zeta, scores.rms(x - means), scores.rms(x - flows)
+    def row(what: str, steps: int | None, zeta: float | None, x: Tensor) -> dict:
+        squares = {"to mean": (x - means).square().flatten(1).mean(1),
+                   "to flow": (x - flows).square().flatten(1).mean(1)}
+        found = {name: value**0.5 for name, value in _with_intervals(squares, 1_000).items()}
+        return {"what": what, "steps": steps, "zeta": zeta, "n": count} | found
 
     rows = [row("exact flow of the posterior", None, None, flows),
             row("prior, not guided", None, None, prior.flow(80 * noise, 80, 0))]
@@ -489,4 +729,4 @@ def against_the_posterior(images: data.Images,
             guidance = Problem(task, zeta).guidance(many)
             answer = inverse.reconstruct(prior, noise, measurement, operator, guidance)
             rows.append(row("Algorithm 1", many, zeta, answer.double()))
-    return pd.DataFrame(rows, columns=["what", "steps", "zeta", "to mean", "to flow"])
+    return pd.DataFrame(rows)

@@ -15,6 +15,7 @@ from paper_utils.descriptors import Descriptor
 from paper_utils.errors import UserError
 from paper_utils.models import BANK
 from paper_utils.reconstructions import MAIN, PROBLEMS, TASKS, Problem
+from paper_utils.samplers import Solver
 from paper_utils.training import Spec
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -51,6 +52,23 @@ def test_the_step_size_has_the_same_sum_over_any_number_of_steps():
     for steps in (10, 30, 300):
         assert steps * problem.guidance(steps).zeta == pytest.approx(30 * 3.0)
         assert problem.guidance(steps).solver.steps == steps
+
+
+def test_step_sizes_of_dps_on_the_scale_of_a_problem():
+    same, beside = inverse.of_dps(0.5)
+    assert same == pytest.approx(1_000 * 0.5 / 30) and beside == pytest.approx(same / 8)
+
+
+def test_algorithm_1_is_asked_with_settings_of_its_own_and_no_defaults():
+    guidance = Problem(MAIN.task, 3.0).guidance(15)
+    assert guidance == inverse.Guidance(6.0, Solver("dpm-solver-1", 15, "karras", 0.01, 80),
+                                        "variance-preserving", "norm", False, None)
+    assert [problem.zeta for problem in inverse.ZETAS] == [0.5, 1, 2, 4, 8]
+
+
+def test_a_step_size_that_diverges_is_named_as_the_problem_has_it(model, truth):
+    with pytest.raises(inverse.Diverged, match="tiny, box.*6 steps: .*; try zeta 1e.11, clip=True"):
+        inverse.restoring(model, replace(MAIN, zeta=4e11), truth, 6).generate(BANK[:6])
 
 
 def test_noise_k_restores_image_k_whatever_else_is_restored(model, truth):
@@ -93,6 +111,56 @@ def test_block_scores_count_the_pairs_of_each_block():
     assert gaps.difference["transformers"] == pytest.approx(0.25)
 
 
+def test_chance_counts_the_pairs_whose_images_are_mixed():
+    same = directions(1).expand(8, -1)  # one image for all noises
+    table = inverse.block_scores(dict.fromkeys("abcd", same), GROUPS, copies)
+    assert (table["other images"] == 1).all()
+
+
+def test_pixel_gaps_are_of_the_pairs_of_each_block(truth):
+    grey = torch.full_like(truth.pixels, 100)
+    answers = {"a": grey, "b": grey + 3, "c": grey, "d": grey + 5}
+    table = inverse.pixel_gap(TASKS[2], answers, GROUPS).set_index("block")
+    assert table.score.to_dict() == pytest.approx(
+        {"U-Nets": 3, "transformers": 5, "across": (0 + 5 + 3 + 2) / 4})
+    assert table.farther["U-Nets"] == pytest.approx(-0.5) and table.n["across"] == 6
+    assert table.farther["transformers"] == table["farther, low"]["transformers"] == -2.5
+    frameworks = dict(a="vp", b="vp", c="v", d="f")
+    apart = inverse.pixel_gap(TASKS[2], answers, GROUPS, frameworks=frameworks)
+    assert apart.block.tolist() == ["transformers", "across"]
+
+
+def test_pixel_gaps_of_inpainting_are_of_lost_pixels(truth):
+    kept = inverse.posed(MAIN, truth.pixels)[0].state.bool()
+    grey = torch.full_like(truth.pixels, 100)
+    answers = {"a": grey, "b": torch.where(kept, grey, grey + 8),
+               "c": grey, "d": torch.where(kept, grey + 8, grey)}
+    score = inverse.pixel_gap(MAIN, answers, GROUPS).set_index("block").score
+    assert score["U-Nets"] == 8 and score["transformers"] == 0
+
+
+def test_curves_have_every_problem_and_block_and_their_errors(truth):
+    dark, groups = truth.pixels // 2, {"U-Net": ["a", "b"], "transformer": ["c", "d"]}
+    names = ("a", "b", "c", "d", *inverse.CLOSED)
+    problems = (MAIN, replace(MAIN, zeta=4.0))
+    answers = {MAIN.name: dict.fromkeys(names, truth.pixels),
+               problems[1].name: dict.fromkeys(names, truth.pixels) | {"c": dark, "d": dark}}
+    features = inverse.features(PIXELS, answers)
+    found = inverse.curves(problems, lambda p: 10 * p.zeta, answers, features, truth, groups,
+                           PIXELS)
+    assert set(found) == {"RP", *inverse.QUANTITIES}
+    rp = found["RP"].set_index(["x", "who"]).score
+    same = (scores.copies(0.9)(PIXELS(truth.pixels), PIXELS(dark))).double().mean().item()
+    assert rp[20, "across"] == rp[40, "U-Nets"] == 1 and same < 1
+    assert rp[40, "across"] == rp[40, "Gaussian / transformers"] == pytest.approx(same)
+    psnr = found["PSNR, dB"].set_index(["x", "who"])
+    assert psnr.score[40, "transformers"] == pytest.approx(
+        inverse.psnr(dark, truth.pixels).mean().item())
+    assert psnr.score[40, "Optimal denoiser"] == psnr.score[20, "transformers"] > 70
+    assert (psnr.n == 6).all()
+    assert "Optimal denoiser" not in set(inverse.but_optimal(found)["residual"].who)
+
+
 def test_errors_of_the_truth_are_none_and_its_residual_is_one(truth):
     problem = Problem(inverse.Task("random-inpainting", 0.5, sigma=0.5))
     worse = (truth.pixels.short() + 51).clamp(0, 255).byte()
@@ -132,6 +200,105 @@ def test_errors_of_a_group_are_the_mean_of_its_models(truth):
         mean = (each.score["a", row.quantity] + each.score["b", row.quantity]) / 2
         assert row.who == "all" and row.score == pytest.approx(mean)
         assert row.low <= row.score <= row.high
+
+
+# --- what needs no diffusion --------------------------------------------------------------------
+
+def test_lost_pixels_are_filled_from_the_nearest():
+    y, mask = torch.full((2, 3, 8, 8), 0.25), torch.ones(2, 1, 8, 8)
+    mask[:, :, 2:5, 2:5] = 0
+    noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(inverse.filled(torch.where(mask.bool(), y, noise), mask), y)
+    y[:, :, :, 4:], mask = 1.0, torch.zeros(2, 1, 8, 8)
+    mask[:, :, :, (0, 7)] = 1
+    found = inverse.filled(y, mask)[0, 0, 4]
+    assert found[0] == 0.25 and found[7] == 1 and (found.diff() > 0).all()
+
+
+@pytest.mark.parametrize("problem", TASKS)
+def test_every_task_has_a_trivial_restoration_near_the_truth(problem, truth):
+    name, made = inverse.trivial(problem, truth.pixels)
+    assert name and made.dtype == torch.uint8 and made.shape == truth.pixels.shape
+    shuffled = inverse.psnr(made.roll(1, 0), truth.pixels)
+    assert (inverse.psnr(made, truth.pixels) > shuffled).all()
+
+
+LINEAR = ("random-inpainting", "box-inpainting", "super-resolution", "gaussian-blur", "motion-blur")
+
+
+@pytest.mark.parametrize("operator, level", zip(LINEAR, (0.5, 3, 2, 0.9, 3)))
+def test_the_posterior_mean_is_that_of_its_matrix(operator, level):
+    small = torch.nn.functional.interpolate(data.load("bundled").pixels.float(), (8, 8))
+    prior = GaussianDenoiser.fit(small.byte())
+    task = inverse.Task(operator, level)
+    op = task.build(3, 8)
+    measurement = inverse.operators.measure(data.to_unit(small[:3].byte()), op, task.sigma)
+    found = inverse.posterior_means(prior, op, measurement)
+    for k in range(3):
+        matrix = inverse.matrix_of(op, k, (3, 8, 8))
+        exact = inverse.posterior(prior, matrix, measurement.y[k].flatten(), task.sigma)
+        assert torch.allclose(found[k], exact.mean, atol=5e-3)  # under a level of 255
+    with pytest.raises(UserError, match="needs some"):
+        inverse.posterior(prior, matrix, measurement.y[2].flatten(), 0.0)
+
+
+def test_the_known_posterior_is_that_of_the_noise_in_the_measurement():
+    images = data.load("bundled")
+    row = inverse.against_the_posterior(images, zetas=(), count=3).iloc[0]
+    small = data.to_bytes(torch.nn.functional.interpolate(data.to_unit(images.pixels), (8, 8),
+                                                          mode="area"))
+    prior = GaussianDenoiser.fit(small)
+    vectors, squares = prior.eigenvectors, []
+    normal = torch.randn(3, 192, generator=inverse.stream("truth")).double()
+    truth, op = prior.points(normal @ vectors), inverse.Task("random-inpainting", 0.5).build(3, 8)
+    y = inverse.operators.measure(truth, op, 0.05).y.flatten(1)
+    inverse_of_prior = vectors / prior.eigenvalues @ vectors.T
+    for k in range(3):  # in the form of precisions
+        mask = op.state[k].expand(3, -1, -1).flatten().double()
+        values, axes = torch.linalg.eigh(torch.linalg.inv(inverse_of_prior + mask.diag() / 0.05**2))
+        mean = axes * values @ axes.T @ (
+            inverse_of_prior @ prior.mean.flatten().double() + mask * y[k] / 0.05**2)
+        start = 80 * BANK[k][:, :8, :8].double().flatten() - mean
+        squares.append(((start @ axes) * (values / (values + 80**2)).sqrt()).square().mean())
+    assert row["to mean"] == pytest.approx(torch.stack(squares).mean().sqrt().item(), rel=1e-3)
+    assert row["to mean, low"] < row["to mean"] < row["to mean, high"] and row.n == 3
+
+
+def test_a_posterior_that_is_not_gaussian_is_refused(truth):
+    clipped = inverse.Task("high-dynamic-range", 2)
+    assert not inverse.is_linear(clipped.build(6), (6, 3, 32, 32))
+    with pytest.raises(UserError, match="high dynamic range.*not linear"):
+        inverse.matrix_of(clipped.build(1, 8), 0, (3, 8, 8))
+    prior = GaussianDenoiser.fit(truth.pixels)
+    for task in (clipped, replace(MAIN.task, sigma=0.0)):
+        with pytest.raises(UserError, match="linear operators and some noise alone"):
+            inverse.wiener(prior, Problem(task), truth)
+
+
+def test_a_system_without_a_solution_is_not_answered():
+    matrix = torch.diag(torch.logspace(0, 12, 50, dtype=torch.float64))
+    ones = torch.ones(2, 50, dtype=torch.float64)
+    with pytest.raises(UserError, match="not found in 5 steps"):
+        inverse.conjugate_gradients(lambda x: x @ matrix, ones, ones[0], most=5)
+    found = inverse.conjugate_gradients(lambda x: x @ matrix, ones, matrix.diag(), 1e-12)
+    assert torch.allclose(found @ matrix, ones)
+
+
+def test_restorations_stand_beside_the_trivial_one_and_the_wiener_estimate():
+    truth = data.load("bundled").first(6)  # of the images that the prior is fitted to
+    names = ("a", "b", "c", "d", *inverse.CLOSED)
+    answers = {p.name: dict.fromkeys(names, inverse.trivial(p, truth.pixels)[1]) for p in TASKS}
+    prior = GaussianDenoiser.fit(data.load("bundled").pixels)
+    table = inverse.beside_baselines(TASKS, answers, truth, GROUPS, prior, PIXELS)
+    for problem in TASKS:
+        part = table[table.task == problem.task.name].set_index("who")
+        plain = f"trivial: {inverse.trivial(problem, truth.pixels)[0]}"
+        assert (part["over trivial"].drop("Wiener estimate", errors="ignore") == 0).all()
+        assert part["PSNR, dB"]["U-Nets"] == part["PSNR, dB"][plain]
+        assert ("Wiener estimate" in part.index) == (problem.task.operator in LINEAR)
+        assert (part["residual, low"] <= part.residual).all() and (part.n == 6).all()
+    best = table[table.who == "Wiener estimate"]
+    assert (best["over trivial"] > 0).all() and (best.residual < 1.1).all()
 
 
 def test_measurements_are_shown_at_the_size_of_the_images(truth):
@@ -215,10 +382,31 @@ def test_the_sheet_answers_the_problems_it_was_made_for(shelf, model):
 
 def test_other_sizes_are_restored_here(shelf, model):
     sizes, truth, images = shelf
-    for changed, some in ((replace(sizes, guided_steps=3), truth), (sizes, truth.first(5))):
+    others = data.load("bundled").first(6)
+    for changed, some in ((replace(sizes, guided_steps=3), truth), (sizes, others)):
         found = inverse.restored({"tiny": model}, [MAIN], some, changed)[MAIN.name]["tiny"]
         again = inverse.restoring(model, MAIN, some, changed.guided_steps)
         assert torch.equal(found, data.to_bytes(again.generate(BANK[:len(some)])))
+
+
+def test_a_sheet_answers_for_the_first_of_its_images(shelf, model, monkeypatch):
+    sizes, truth, images = shelf
+    monkeypatch.setattr(inverse, "held_out", lambda profile: truth.first(profile.measured))
+    found = inverse.restored({"tiny": model}, [MAIN], truth.first(4), replace(sizes, measured=4))
+    assert torch.equal(found[MAIN.name]["tiny"], images[:4, 0])
+
+
+def test_a_sheet_is_of_all_settings_of_algorithm_1(truth, monkeypatch):
+    asked = {inverse.question(truth, 2), inverse.question(truth, 3),
+             inverse.question(truth.first(5), 2)}
+    monkeypatch.setattr(inverse.inverse, "BATCH", 8)
+    asked.add(inverse.question(truth, 2))
+    usual = Problem.guidance
+    monkeypatch.setattr(Problem, "guidance", lambda self, steps: usual(self, steps, clip=True))
+    asked.add(inverse.question(truth, 2))
+    monkeypatch.setattr(inverse, "PROBLEMS", (MAIN,))
+    asked.add(inverse.question(truth, 2))
+    assert len(asked) == 6
 
 
 def test_a_sheet_of_other_weights_is_refused(shelf, model):
@@ -254,7 +442,9 @@ def test_the_shipped_sheets_are_of_the_shipped_weights_and_all_models():
     for name, row in rows.items():
         assert row.start == (shelf[name].weights_sha256 if name in laptop.families else "")
         assert (row.noises, row.classes) == (laptop.measured, len(PROBLEMS))
-    assert len({row.problems for row in rows.values()}) == 1
+    truth = data.load("bundled", "test").first(laptop.measured)  # the first of CIFAR-10
+    asked = inverse.question(truth, laptop.guided_steps)
+    assert {row.problems for row in rows.values()} == {asked}
 
 
 # --- claims -------------------------------------------------------------------------------------
