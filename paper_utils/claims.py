@@ -759,17 +759,19 @@ def leaves_the_distribution(guided: Mapping[str, Mapping[float, pd.DataFrame]],
     shares = {name: {zeta: (part.low > real.high).mean() for zeta, part in by.items()}
               for name, by in guided.items()}
     most = {name: by[max(by)] for name, by in shares.items()}
-    every = min(share for by in shares.values() for zeta, share in by.items() if zeta)
+    sizes = [zeta for zeta in next(iter(shares.values())) if zeta]
+    outside = [zeta for zeta in sizes if min(by[zeta] for by in shares.values()) > 0.5]
     plain = {name: by[0.0] for name, by in shares.items()}
     least, highest = min(most, key=most.get), max(plain, key=plain.get)
     verdict = ("not decided: without guidance it is outside too" if max(plain.values()) > 0.5 else
-               "reproduced" if every > 0.5 else
-               "partly: at the largest step size alone" if min(most.values()) > 0.5 else
+               "reproduced" if outside == sizes else
+               "partly: at zeta " + " and ".join(f"{zeta:g}" for zeta in outside) + " alone"
+               if min(most.values()) > 0.5 else
                "partly: for some models" if max(most.values()) > 0.5 else "not reproduced")
     return Claim("Inverse problems: the guided iterate leaves the distribution of x_t" + RECALLED,
                  "at every step size the lower quartile of the energy is above the upper one of "
                  "real noised images at more than half of the noise levels for every model, and "
-                 "without guidance for none; partly where that is so at the largest alone",
+                 "without guidance for none; partly where that is so at the largest",
                  "; ".join(f"{name}: " + ", ".join(f"zeta {zeta:g} at {share:.0%}" for zeta, share
                                                    in by.items()) for name, by in shares.items()),
                  verdict, **UNSEEN,

@@ -275,23 +275,25 @@ def pixel_gap(problem: Problem, answers: Mapping[str, Tensor],
 
     answers: uint8 [n, 3, H, W] by model; RMS difference of two models' pixels, of 255, in
     inpainting of the lost pixels alone; frameworks as in `family_gap`. Columns: block, score, low,
-    high (means over pairs and images, the interval over images), n, and how much farther apart
-    across is, with its interval (same images): farther, farther, low and farther, high.
+    high (means over pairs and images, the interval over images), n, other images (the same with the
+    second model's images mixed: chance), and how much farther apart across is, with its interval
+    (same images): farther, farther, low and farther, high.
     """
     images = next(iter(answers.values()))
     seen = measured_entries(posed(problem, images)[0], images)
     where = torch.ones(images.shape) if seen.all() else 1.0 - seen.float()
 
-    def apart(a: str, b: str) -> Tensor:
-        square = (answers[a].float() - answers[b].float()).square() * where
-        return (square.flatten(1).sum(1) / where.flatten(1).sum(1)).sqrt()
+    mixed = {name: scores.shuffled(part) for name, part in answers.items()}
 
-    pairs = pairs_of(groups, frameworks)
-    means = {block: torch.stack([apart(*pair) for pair in pairs[block]]).double().mean(0)
-             for block in filter(pairs.get, BLOCKS)}
-    rows = []
+    def apart(pairs: Sequence[tuple[str, str]], other: Mapping[str, Tensor]) -> Tensor:
+        gaps = torch.stack([answers[a].float() - other[b].float() for a, b in pairs]) * where
+        return (gaps.square().flatten(2).sum(2) / where.flatten(1).sum(1)).sqrt().double().mean(0)
+
+    pairs = {block: some for block, some in pairs_of(groups, frameworks).items() if some}
+    means, rows = {block: apart(some, answers) for block, some in pairs.items()}, []
     for block, values in means.items():
         row = scores.average(values, resamples).row(block=block)
+        row["other images"] = apart(pairs[block], mixed).mean().item()
         if block != BLOCKS[2]:
             more = scores.average(means[BLOCKS[2]] - values, resamples)
             row |= {"farther": more.value, "farther, low": more.low, "farther, high": more.high}

@@ -124,10 +124,18 @@ def test_pixel_gaps_are_of_the_pairs_of_each_block(truth):
     assert table.score.to_dict() == pytest.approx(
         {"U-Nets": 3, "transformers": 5, "across": (0 + 5 + 3 + 2) / 4})
     assert table.farther["U-Nets"] == pytest.approx(-0.5) and table.n["across"] == 6
+    assert table["other images"].tolist() == pytest.approx(table.score.tolist())  # all are grey
     assert table.farther["transformers"] == table["farther, low"]["transformers"] == -2.5
     frameworks = dict(a="vp", b="vp", c="v", d="f")
     apart = inverse.pixel_gap(TASKS[2], answers, GROUPS, frameworks=frameworks)
     assert apart.block.tolist() == ["transformers", "across"]
+
+
+def test_pixel_gaps_have_the_level_of_other_images(truth):
+    table = inverse.pixel_gap(TASKS[2], dict.fromkeys("abcd", truth.pixels), GROUPS)
+    gap = (truth.pixels.float() - truth.pixels.roll(3, 0).float()).square().flatten(1).mean(1)
+    assert (table.score == 0).all()
+    assert table["other images"].tolist() == pytest.approx([gap.sqrt().mean().item()] * 3)
 
 
 def test_pixel_gaps_of_inpainting_are_of_lost_pixels(truth):
@@ -513,7 +521,10 @@ def test_the_iterate_leaves_the_distribution_where_it_is_above_real_images():
         {"a": {0.0: inside, 8.0: outside}, "b": {0.0: inside, 8.0: outside}}, real)
     assert claim.verdict == "reproduced" and "zeta 8 at 100%" in claim.measured
     usual = claims.leaves_the_distribution({"a": {0.0: inside, 2.0: inside, 8.0: outside}}, real)
-    assert usual.verdict == "partly: at the largest step size alone"
+    assert usual.verdict == "partly: at zeta 8 alone"
+    larger = claims.leaves_the_distribution(
+        {"a": {0.0: inside, 2.0: inside, 4.0: outside, 8.0: outside}}, real)
+    assert larger.verdict == "partly: at zeta 4 and 8 alone"
     some = claims.leaves_the_distribution(
         {"a": {0.0: inside, 8.0: outside}, "b": {0.0: inside, 8.0: inside}}, real)
     assert some.verdict == "partly: for some models"
