@@ -31,8 +31,11 @@ CPUINFO = Path("/proc/cpuinfo")
 RECALLED = " (recalled from the paper, not seen in a source)"
 RULES = ("Each verdict is computed by the rule that its claim states. Rules were written before "
          "their claim first ran, but for that of the architecture families, which followed a "
-         "trial; what was changed after numbers had been seen made a rule stricter, or gave it "
-         "better intervals (Wilson's and Newcombe's).")
+         "trial, and nearness to each other in section 3, a second control; what was changed "
+         "after numbers had been seen made a rule stricter, or gave it better intervals "
+         "(Wilson's and Newcombe's), or asks in more places (the mixture, which was asked at new "
+         "points alone) or of every pair (the Gaussian control of section 3, which was of the "
+         "lowest pair), where the verdict says in how many it holds.")
 MARGIN = 0.1  # RP that counts as lost; settled before any of these scores was seen
 
 
