@@ -1,6 +1,7 @@
 """The one exception a user's mistake raises, and how the command lines report it and are ended."""
 
 import contextlib
+import os
 import signal
 import sys
 from argparse import ArgumentTypeError
@@ -68,10 +69,13 @@ def exit_code(command: Callable[[], int | None], *failures: type[Exception],
     """Run a command line's work: what it returns, or 0; 2 for a user's mistake, 1 for a file, a
     package that is not installed or one of `failures`, 130 for Ctrl-C.
 
-    An exception becomes one line on stderr.
+    An exception becomes one line on stderr, and of a pipe that nobody reads any more none.
     """
     try:
         return command() or 0
+    except BrokenPipeError:  # who reads the output has seen enough, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        return 128 + signal.SIGPIPE
     except (UserError, OSError, *failures) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, UserError) else 1

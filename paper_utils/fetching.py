@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from paper_utils.errors import UserError
-from paper_utils.files import FULL, locked
+from paper_utils.files import FULL, locked, sweep
 from paper_utils.paths import cache_dir
 from paper_utils.progress import progress
 
@@ -72,6 +72,7 @@ def keep(name: str, source: Callable[[Path], Arrays]) -> None:
     cache = cache_dir()
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        sweep(cache, "fetch-*")
         with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as scratch:
             for split, arrays in source(Path(scratch)).items():
                 part = Path(scratch) / f"{split}.npz"

@@ -2,9 +2,12 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
+import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -13,6 +16,7 @@ from paper_utils.errors import UserError
 from paper_utils.paths import cache_dir
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, of one's share of it
+LEFT = 3600.0    # seconds after which an unfinished file or folder is one that a killed run left
 LIFETIME = 60.0  # seconds that a lock which nobody refreshes is waited for
 POLL = 0.2       # seconds between two looks of one who waits
 PATIENCE = 5.0   # seconds before that one says whom it waits for
@@ -34,6 +38,7 @@ def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
     part = path.with_name(f".{path.name}.{uuid4().hex}.part")  # process numbers repeat elsewhere
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, f".{glob.escape(path.name)}.*.part")
         with part.open("wb") as file:
             file.write(content)
             file.flush()
@@ -50,6 +55,14 @@ def replace_file(path: Path, content: bytes, keep: Path | None = None) -> None:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def sweep(folder: Path, pattern: str) -> None:
+    """Remove what killed runs left: files and folders of that pattern, unchanged for LEFT."""
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # another process may be doing the same
+            if time.time() - path.stat().st_mtime > LEFT:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def check_writable(folder: Path) -> None:

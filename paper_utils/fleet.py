@@ -172,7 +172,7 @@ def _contrast(spec: contrast.Spec, images: data.Images, path: Path, device: str)
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train options.models, options.at_once of them at a time, each in a process of its own.
+    """Train the named models, --at-once of them at a time, each in a process of its own.
 
     They share the cores, on which a wide network alone trains 1.5 times as fast on two as on one.
     Ctrl-C, SIGTERM and SIGHUP end every training after its step, with a checkpoint; a second one
@@ -298,6 +298,13 @@ def _check_replaced(name: str, folder: Path, spec: training.Spec | contrast.Spec
                         "--replace to put this one in its place")
 
 
+def _check_noises(noises: int, name: str, folder: Path) -> None:
+    row = zoo.added(folder).get(name)
+    if row and noises < row.noises:
+        raise UserError(f"{folder.name}/ has {row.noises} noises of {name}: give --noises as many, "
+                        "or leave it out")
+
+
 def closed(options: argparse.Namespace) -> None:
     """Sample the sheets of closed forms of the laptop profile's training images."""
     from paper_utils import conditional  # with pandas, which `train` does without
@@ -310,6 +317,7 @@ def closed(options: argparse.Namespace) -> None:
         model = known[choose(name, known, "closed form")]
         section = next(s for s in sections() if not model.classes or s.folder == zoo.CONDITIONAL)
         folder, noises = section.folder, options.noises or section.noises
+        _check_noises(noises, name, folder)
         samples = data.to_bytes(model.generate(BANK[:noises], name))
         zoo.add(name, "closed form", samples, BANK, f"{model.architecture}; {model.solver}",
                 folder=folder)
@@ -326,6 +334,7 @@ def guided(options: argparse.Namespace) -> None:
         one = found[choose(name, found, "conditional model")]
         for model in (conditional.guided(one, w) for w in conditional.WEIGHTS if w != 1):
             noises = options.noises or section_of(name).noises
+            _check_noises(noises, model.name, zoo.CONDITIONAL)
             samples = data.to_bytes(model.generate(BANK[:noises], model.name))
             zoo.add(model.name, "guided", samples, BANK, f"{name}; {model.solver}",
                     folder=zoo.CONDITIONAL, start=one.identity["weights"])

@@ -4,16 +4,24 @@ import os
 import re
 from pathlib import Path
 
+from paper_utils.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def cache_dir() -> Path:
     """Where downloads and computed artifacts live, outside the repository.
 
-    PAPER_UTILS_CACHE if set, else paper_utils below XDG_CACHE_HOME or ~/.cache.
+    PAPER_UTILS_CACHE if set, else paper_utils below XDG_CACHE_HOME, where that is an absolute path,
+    or ~/.cache. Raises UserError where there is no such home.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("PAPER_UTILS_CACHE") or Path(home) / "paper_utils").expanduser()
+    given, base = (os.environ.get(name, "") for name in ("PAPER_UTILS_CACHE", "XDG_CACHE_HOME"))
+    path = Path(given or Path(base if os.path.isabs(base) else "~/.cache") / "paper_utils")
+    try:
+        return path.expanduser()
+    except RuntimeError:  # of a user whom the machine does not know
+        raise UserError(f"{path} has no home directory: set PAPER_UTILS_CACHE to the whole path of "
+                        "a folder") from None
 
 
 def folder_name(profile: str, **chosen: object) -> str:

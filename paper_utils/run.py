@@ -64,23 +64,38 @@ class Parameter:
 
 
 def parameters(source: str) -> dict[str, Parameter]:
-    """The parameters that the source of a cell declares, one plain literal each."""
+    """The parameters that the source of a cell declares, one plain literal each, or UserError."""
     found = {}
     for node in ast.parse(source).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and node.value is not None:
-            found[target.id] = Parameter(target.id, ast.literal_eval(node.value))
+            try:
+                found[target.id] = Parameter(target.id, ast.literal_eval(node.value))
+            except (ValueError, TypeError):
+                raise UserError(f"parameter {target.id!r} of the notebook is no plain value but "
+                                f"{ast.unparse(node.value)}: write it out") from None
     return found
 
 
 def declared(notebook: Path) -> dict[str, Parameter]:
     """The parameters of a notebook: those of its cell tagged `parameters`, or none."""
-    import nbformat
-
-    for cell in nbformat.read(notebook, as_version=4).cells:
+    for cell in read_notebook(notebook).cells:
         if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
             return parameters(cell.source)
     return {}
+
+
+def read_notebook(path: Path) -> Any:
+    """The notebook, of nbformat's version 4. Raises UserError for a file that is none."""
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, KeyError,
+            UnicodeDecodeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:80]
+        raise UserError(f"{short(path)} is no notebook ({reason}): open it in JupyterLab, or get it "
+                        "back from git") from None
 
 
 def values(given: Mapping[str, str], valid: Mapping[str, Parameter]) -> dict[str, Any]:
@@ -118,7 +133,7 @@ def _executed_cells() -> list[str]:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return text
 
 
@@ -259,7 +274,7 @@ def _explain(error: Any, notebook: Path, kept: Path) -> Exception:
     if error.ename == "UserError":
         kept.unlink(missing_ok=True)
         return UserError(f"{notebook.stem}: {message[0]}")
-    where = f"cell {error.exec_count}: {error.ename}: {message[0]}"
+    where = f"cell {error.cell_index + 1}: {error.ename}: {message[0]}"
     return NotebookFailed(f"{notebook.stem} failed in {where} (see {short(kept)})")
 
 
@@ -268,7 +283,8 @@ def _drop_particulars(executed: Path) -> None:
     import nbformat
 
     book = nbformat.read(executed, as_version=4)
-    book.metadata = {"kernelspec": book.metadata["kernelspec"]}
+    kernel = book.metadata.get("kernelspec")
+    book.metadata = {"kernelspec": kernel} if kernel else {}
     for cell in book.cells:
         tags = cell.metadata.get("tags", [])
         cell.metadata = {"tags": tags} if tags else {}
@@ -382,6 +398,9 @@ def _one(options: argparse.Namespace) -> int:
         raise UserError(f"{output} is a folder: give the name of a file in it")
     if os.path.exists(output) and output.samefile(notebook):
         raise UserError(f"{output} is the notebook itself: give --output another file")
+    for other, what in ((notebook, "the notebook"), (output, "its output")) if options.log else ():
+        if options.log.resolve() == other.resolve():
+            raise UserError(f"{options.log} is {what}: give --log another file")
     say(notebook.stem, "started")
     with _log(options.log) as log:
         seconds = execute(notebook, output, chosen, log)

@@ -272,6 +272,23 @@ def test_cache_dir_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("PAPER_UTILS_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_dir() == tmp_path / "xdg" / "paper_utils"
+    monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")  # not a whole path: ignored, as XDG has it
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / ".cache" / "paper_utils"
+
+
+def test_without_a_home_the_cache_is_where_it_is_told(tmp_path, monkeypatch):
+    def homeless(self):
+        if str(self).startswith("~"):
+            raise RuntimeError("Could not determine home directory.")
+        return self
+
+    monkeypatch.setattr("pathlib.Path.expanduser", homeless)
+    assert cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("PAPER_UTILS_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(UserError, match="no home directory: set PAPER_UTILS_CACHE"):
+        cache_dir()
 
 
 # --- bytes and floats ---------------------------------------------------------------------------

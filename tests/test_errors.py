@@ -27,6 +27,16 @@ def test_every_end_but_success_is_one_line(error, code, said, capsys):
     assert capsys.readouterr().err == said
 
 
+def test_a_reader_who_has_seen_enough_is_told_nothing():
+    code = ("import sys\nfrom paper_utils import errors\ndef work():\n"
+            "    for k in range(100_000): print(k, flush=True)\nsys.exit(errors.exit_code(work))")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 141 and process.stderr.read() == ""
+
+
 def test_success_is_silent_and_a_defect_keeps_its_traceback(capsys):
     assert errors.exit_code(lambda: None) == 0 and errors.exit_code(lambda: 3) == 3
     assert capsys.readouterr() == ("", "")

@@ -75,6 +75,21 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_killed_runs_left_is_removed_once_it_is_old(tmp_path):
+    old, new, other = (tmp_path / name for name in (".f[1].aa.part", ".f[1].bb.part", ".g.cc.part"))
+    for path in (old, new, other):
+        path.write_bytes(b"x")
+    for path in (old, other):
+        os.utime(path, (1e9, 1e9))
+    files.replace_file(tmp_path / "f[1]", b"y")
+    assert {path.name for path in tmp_path.iterdir()} == {"f[1]", new.name, other.name}
+    (tmp_path / "fetch-a").mkdir()
+    (tmp_path / "fetch-a" / "half").write_bytes(b"x")
+    os.utime(tmp_path / "fetch-a", (1e9, 1e9))
+    files.sweep(tmp_path, "fetch-*")
+    assert not (tmp_path / "fetch-a").exists()
+
+
 def test_whether_a_folder_can_be_written_is_asked_before_the_work(tmp_path):
     files.check_writable(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -320,3 +321,12 @@ def test_cifar10_travels_as_sheets(tmp_path, monkeypatch, capsys):
     found = data.load("cifar10")
     assert found.hash == here
     assert json.loads(json.dumps(found.labels[:3].tolist())) == [6, 9, 9]
+
+
+def test_a_shipped_sheet_is_not_replaced_by_a_smaller_one(monkeypatch, tmp_path):
+    row = SimpleNamespace(noises=128)
+    monkeypatch.setattr(zoo, "added", lambda folder: {"edm-cond@w2": row})
+    fleet._check_noises(128, "edm-cond@w2", tmp_path)
+    fleet._check_noises(1, "new", tmp_path)
+    with pytest.raises(UserError, match="has 128 noises of edm-cond@w2: give --noises as many"):
+        fleet._check_noises(127, "edm-cond@w2", tmp_path)

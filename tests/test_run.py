@@ -75,6 +75,43 @@ def test_a_notebook_is_never_written_over_itself(tmp_path, capsys):
     assert path.read_bytes() == before and names(tmp_path) == ["link.ipynb", "tiny.ipynb"]
 
 
+@pytest.mark.parametrize("log, said", [("tiny.ipynb", "the notebook"), ("out.ipynb", "its output")])
+def test_a_log_takes_nobodys_place(tmp_path, capsys, log, said):
+    path = notebook(tmp_path / "tiny.ipynb", "raise SystemExit")
+    before = path.read_bytes()
+    words = ["--output", str(tmp_path / "out.ipynb"), "--log", str(tmp_path / log)]
+    assert run.main([str(path), *words]) == 2
+    assert f"{log} is {said}: give --log another file" in capsys.readouterr().err
+    assert path.read_bytes() == before and names(tmp_path) == ["tiny.ipynb"]
+
+
+@pytest.mark.parametrize("content", [b"<<<<<<< HEAD\n{}", b"", b"[]", b"\xff\xfe", b"{}"])
+def test_what_is_no_notebook_is_one_line(tmp_path, capsys, content):
+    (tmp_path / "torn.ipynb").write_bytes(content)
+    assert run.main([str(tmp_path / "torn.ipynb"), "--output", str(tmp_path / "out.ipynb")]) in (1, 2)
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and "torn.ipynb is no notebook" in said.err
+    assert names(tmp_path) == ["torn.ipynb"]
+
+
+@pytest.mark.slow
+def test_a_notebook_without_a_kernelspec_keeps_its_output(tmp_path):
+    path = notebook(tmp_path / "tiny.ipynb", "print(noises)")
+    book = nbformat.read(path, 4)
+    book.metadata = {"language_info": {"name": "python"}}
+    nbformat.write(book, path)
+    done = cli(path, "--output", tmp_path / "out.ipynb")
+    assert (done.returncode, names(tmp_path)) == (0, ["out.ipynb", "tiny.ipynb"]), done.stderr
+
+
+def test_parameters_that_are_no_plain_values_are_a_mistake():
+    with pytest.raises(UserError, match=r"parameter 'x' .* no plain value but 10 \*\* \(-3\): write"):
+        run.parameters("x = 10 ** -3")
+    number = run.Parameter("x", 1)
+    with pytest.raises(UserError, match="takes int"):
+        number.parse("{[]: 1}")
+
+
 def test_a_pipe_or_a_device_is_no_output(tmp_path, capsys):
     path, pipe = notebook(tmp_path / "tiny.ipynb", "raise SystemExit"), tmp_path / "pipe"
     os.mkfifo(pipe)
