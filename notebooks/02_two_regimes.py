@@ -208,7 +208,8 @@ of_most |= {"DiT": (found[row.model].denoiser(), asked) for row in transformers.
 seen = training.pixels[:min(grid.images)]
 by_size = {what: {f"{n:,} images": (network, pixels) for n, network in networks.items()}
            for what, pixels in (("held-out", asked), ("training", seen))}
-errors_ = {"held-out images": regimes.denoising_errors(of_most, rival, device)} | {
+name = f"{grid.images.max():,} images, held-out images"
+errors_ = {name: regimes.denoising_errors(of_most, rival, device)} | {
     f"width {width}, {what} images": regimes.denoising_errors(part, rival, device)
     for what, part in by_size.items()}
 output.table(tables.over("asked about", errors_), "tab_denoising_errors", digits=3)
