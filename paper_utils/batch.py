@@ -37,7 +37,8 @@ PATIENCE = 60.0  # seconds between two looks at what other shares have done
 @dataclass(frozen=True)
 class Batch:
     """What to run and where. device: '' is the profile's own; shard: '2/8', or '' for all;
-    with_report: whether the site is built at the end."""
+    with_report: whether the site is built at the end; tour: 'alone' for the tour with what there is
+    of the other notebooks, without waiting for them."""
 
     profile: str
     device: str = ""
@@ -47,10 +48,13 @@ class Batch:
     with_report: bool = False
     longest: int = 0         # minutes that SLURM allows a job; 0: any
     retries: int = 0         # 0: as the profile of Snakemake says
+    tour: str = ""
 
     @property
     def target(self) -> str:
         """The rule of the Snakefile that is asked for."""
+        if self.tour:
+            return graph.TOUR
         return "shard" if self.shard else "report" if self.with_report else "figures"
 
     @property
@@ -60,8 +64,8 @@ class Batch:
 
     def command(self, *more: str) -> list[str]:
         """Snakemake's command line."""
-        config = [f"{key}={value}" for key in ("profile", "device", "partition", "longest", "shard")
-                  if (value := getattr(self, key))]
+        keys = ("profile", "device", "partition", "longest", "shard", "tour")
+        config = [f"{key}={value}" for key in keys if (value := getattr(self, key))]
         return [sys.executable, "-m", "snakemake", self.target, "--snakefile", str(SNAKEFILE),
                 "--directory", str(ROOT), "--profile",
                 str(ROOT / "workflow" / "profiles" / self.on), "--config", *config,
@@ -150,8 +154,7 @@ def execute(batch: Batch) -> int:
         if batch.shard:
             return _share(batch, known, lock)
         before = {output: _modified(output) for output in outputs}
-        code = _snakemake(batch, lock)
-    late = {name for job in known.values() if not job.marker.exists() for name in job.notebooks}
+        late = _late(batch, lock, {output.stem for output in outputs})
     for output in outputs:
         if before[output] and before[output] == _modified(output):
             state = "not up to date" if output.stem in late else "up to date"
@@ -161,11 +164,24 @@ def execute(batch: Batch) -> int:
     if batch.with_report and any(output.exists() for output in outputs):
         from paper_utils import report
 
-        say("report", short(report.build(batch.profile) if code else report.page(batch.profile)))
+        say("report", short(report.build(batch.profile) if late else report.page(batch.profile)))
     missing = [output.stem for output in outputs if output.stem in late or not output.exists()]
     result = f"not finished: {', '.join(missing)}" if missing else "all done"
     say(batch.profile, result, duration(time.monotonic() - started), short(batch.folder.parent))
-    return 1 if code or missing else 0
+    return 1 if missing else 0
+
+
+def _late(batch: Batch, lock: int, names: set[str]) -> set[str]:
+    """Bring the target up to date; what of it, by name, is not. The tour is, with what there is.
+
+    names: of the notebooks. Raises UserError where Snakemake cannot resolve the graph.
+    """
+    if not _snakemake(batch, lock):
+        return set()
+    late = {Path(path).stem for path in _pending(batch)}
+    if late & names - {graph.TOUR} and not _snakemake(replace(batch, tour="alone"), lock):
+        late -= {graph.TOUR}
+    return late
 
 
 def _fetch(profile: str) -> None:
@@ -195,6 +211,7 @@ def _share(batch: Batch, known: dict[str, Job], lock: int) -> int:
                    and name not in _hopeless(known, _given_up(known))]:
         if tried := set(left) & set(graph.share(known, batch.shard)):
             if _snakemake(batch, lock):
+                _pending(batch)  # says so if the graph itself is at fault
                 for name in tried & set(graph.failed(known)) or tried:
                     files.replace_file(known[name].given_up, b"")
             continue
@@ -368,9 +385,18 @@ def plan(batch: Batch) -> Iterator[str]:
 
 def _pending(batch: Batch) -> set[str]:
     """The files that Snakemake would make."""
-    asked = subprocess.run(batch.command("--summary", *_again(batch)), cwd=ROOT,
-                           capture_output=True, text=True)
+    words = batch.command("--summary", "--quiet", "host", "progress", "rules", *_again(batch))
+    asked = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     if asked.returncode:
-        raise UserError(f"Snakemake cannot resolve the graph: {graph.last_line(asked.stderr)}")
+        raise UserError(f"Snakemake cannot resolve the graph: {_reason(asked.stderr)}")
     rows = csv.DictReader(asked.stdout.splitlines(), delimiter="\t")
     return {row["output_file"] for row in rows if row["plan"] != "no update"}
+
+
+def _reason(said: str) -> str:
+    """What Snakemake said was wrong, in one line: the last of a traceback, else all of it."""
+    if "Traceback" in said:
+        return graph.last_line(said)
+    words = [line.strip() for line in said.splitlines()
+             if not line.startswith(("Using profile", "Building DAG"))]
+    return graph.last_line(" ".join(words))

@@ -20,6 +20,7 @@ from paper_utils.paths import cache_dir
 
 SPEED = {"cpu": 5e10, "cuda": 4e13}  # FLOP/s that a job keeps up; that of a GPU was never measured
 BASE = 3.0  # GiB of a process that has loaded torch and the dataset
+TOUR = "00_start_here"  # the notebook that shows what all others found
 
 
 @dataclass(frozen=True)

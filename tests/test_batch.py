@@ -88,19 +88,29 @@ def executed(folder: Path) -> list[str]:
 # --- the graph at work --------------------------------------------------------------------------
 
 def test_a_model_that_fails_fails_its_notebook_only_and_is_tried_again(folder):
+    """And the tour, which shows what all notebooks found, but not the tour alone."""
     assert ends(start(folder, FAIL="1")) == 1
     jobs = graph.load("smoke")
-    assert executed(folder) == [name for name in NOTEBOOKS if name != "05_fine_tuning"]
+    assert executed(folder) == [name for name in NOTEBOOKS
+                                if name not in ("00_start_here", "05_fine_tuning")]
+    tour = Batch("smoke", tour="alone").command("--directory", str(folder))
+    for _ in range(2):  # the second time it is up to date
+        assert subprocess.run(tour, cwd=folder).returncode == 0
+        assert calls(folder).count("00_start_here") == 1
+    (folder / "figures" / "smoke" / "claims.json").write_text("{}")
+    assert subprocess.run(tour, cwd=folder).returncode == 0
+    assert calls(folder)[-2:] == ["00_start_here"] * 2
     assert graph.failed(jobs) == {"train-fine_tuning-group-1": "error: it diverged"}
     assert set(jobs) - set(graph.done(jobs)) == {"train-fine_tuning-group-1",
                                                  "sample-fine_tuning-group-1"}
     first = calls(folder)
-    assert sorted(first) == sorted(set(first))
+    assert sorted(set(first)) == sorted(first[:-1])
     assert ends(start(folder)) == 0
     again = calls(folder)[len(first):]
-    assert again == ["train-fine_tuning-group-1", "sample-fine_tuning-group-1", "05_fine_tuning"]
+    assert again == ["train-fine_tuning-group-1", "sample-fine_tuning-group-1", "05_fine_tuning",
+                     "00_start_here"]
     assert executed(folder) == NOTEBOOKS and graph.failed(jobs) == {}
-    assert ends(start(folder)) == 0 and len(calls(folder)) == len(first) + 3
+    assert ends(start(folder)) == 0 and len(calls(folder)) == len(first) + 4
 
 
 def test_a_job_runs_after_what_it_needs_and_the_tour_last(folder):
@@ -110,9 +120,10 @@ def test_a_job_runs_after_what_it_needs_and_the_tour_last(folder):
     for name, job in jobs.items():
         assert all(order.index(other) < order.index(name) for other in job.after)
         assert all(order.index(name) < order.index(notebook) for notebook in job.notebooks)
-    # and a notebook again when that is asked, alone
+    assert order[-1] == "00_start_here"
+    # and a notebook again when that is asked, alone but for the tour
     assert ends(start(folder, "smoke", "--forcerun", "03_conditional")) == 0
-    assert calls(folder)[len(order):] == ["03_conditional"]
+    assert calls(folder)[len(order):] == ["03_conditional", "00_start_here"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
@@ -185,6 +196,7 @@ def shares(tmp_path, monkeypatch):
             return code
 
         monkeypatch.setattr(batch, "_snakemake", snakemake)
+        monkeypatch.setattr(batch, "_pending", lambda wanted: set())
         monkeypatch.setattr(batch.time, "sleep", lambda seconds: meanwhile())
         return batch._share(Batch("smoke", shard=share), CHAIN, 0)
 
@@ -288,6 +300,7 @@ def test_what_failed_is_said_with_its_reason_and_the_report_is_built(elsewhere, 
         return 1
 
     monkeypatch.setattr(batch, "_snakemake", fails)
+    monkeypatch.setattr(batch, "_pending", lambda wanted: {"02_b.ipynb", "report/index.html"})
     monkeypatch.setattr(report, "build", lambda profile: Path(f"{profile}/index.html"))
     assert batch.execute(Batch("smoke", with_report=True)) == 1
     said = capsys.readouterr().out
@@ -307,14 +320,8 @@ def test_what_is_up_to_date_is_said(elsewhere, monkeypatch, capsys):
 
 def test_what_an_old_run_left_is_not_up_to_date_where_a_model_failed(elsewhere, monkeypatch,
                                                                      capsys):
-    jobs = graph.load("smoke")
-    failing = replace(jobs["train-conditional-group-1"], notebooks=("02_b",))
-    others = {name: replace(job, notebooks=("01_a",)) for name, job in jobs.items()}
-    monkeypatch.setattr(graph, "load", lambda profile: others | {failing.name: failing})
     monkeypatch.setattr(batch, "_snakemake", lambda wanted, lock: 1)
-    for job in others.values():
-        files.replace_file(job.marker, b'{"weights": []}')
-    failing.marker.unlink()
+    monkeypatch.setattr(batch, "_pending", lambda wanted: {"train-a.json", "02_b.ipynb"})
     wanted = Batch("smoke")
     wanted.folder.mkdir(parents=True)
     write(wanted, "01_a", "02_b")
@@ -323,6 +330,42 @@ def test_what_an_old_run_left_is_not_up_to_date_where_a_model_failed(elsewhere, 
     assert re.search(r"^01_a +up to date", said, re.M)
     assert re.search(r"^02_b +not up to date", said, re.M)
     assert "not finished: 02_b" in said and "all done" not in said
+
+
+def test_words_and_exit_code_agree_where_only_the_site_failed(elsewhere, monkeypatch, capsys):
+    monkeypatch.setattr(batch, "_snakemake", lambda *words: writes_all(*words) or 1)
+    monkeypatch.setattr(batch, "_pending", lambda wanted: {"report/index.html"})
+    monkeypatch.setattr(report, "build", lambda profile: Path(f"{profile}/index.html"))
+    assert batch.execute(Batch("smoke", with_report=True)) == 0
+    assert "all done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("pending", "asked", "late"), [
+    (["02_b"], ["", "alone"], {"02_b"}), ([], [""], {"00_start_here"})])
+def test_the_tour_shows_what_there_is_where_another_notebook_failed(monkeypatch, pending, asked,
+                                                                    late):
+    seen = []
+    monkeypatch.setattr(batch, "_snakemake",
+                        lambda wanted, lock: seen.append(wanted.tour) or not wanted.tour)
+    monkeypatch.setattr(batch, "_pending", lambda wanted: {
+        f"executed/{name}.ipynb" for name in (graph.TOUR, *pending)})
+    assert batch._late(Batch("smoke"), 0, {"00_start_here", "02_b"}) == late and seen == asked
+
+
+@pytest.mark.parametrize("said", ["Missing input files .* zoo/copy_detection.csv$",
+                                  "FileExistsError: .*/.snakemake'$"])
+def test_what_is_wrong_with_the_graph_itself_is_one_line(folder, monkeypatch, said):
+    if "zoo" in said:
+        (folder / "zoo").unlink()
+    else:
+        (folder / ".snakemake").touch()
+    known = Batch.command
+    monkeypatch.setattr(Batch, "command", lambda self, *more: known(
+        self, "--directory", str(folder), *more))
+    monkeypatch.setattr(batch, "_snakemake", lambda wanted, lock: 1)
+    with pytest.raises(UserError, match=f"cannot resolve the graph: .*{said}") as error:
+        batch._late(Batch("smoke"), 0, set())
+    assert "\n" not in str(error.value) and "Using profile" not in str(error.value)
 
 
 @pytest.mark.parametrize("gone", ["fig_01_a.png", "fig_01_a.pdf", "tab_01_a.csv", "tab_01_a.tex",
