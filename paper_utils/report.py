@@ -25,7 +25,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from paper_utils import claims, graph, levels, profiles
+from paper_utils import claims, files, graph, levels, profiles
 from paper_utils.errors import UserError, choose, exit_code
 from paper_utils.graph import Job
 from paper_utils.paths import ROOT
@@ -285,13 +285,14 @@ def _sphinx(source: Path, site: Path) -> None:
 
 def _replace(target: Path, site: Path) -> Path:
     new, old = (target.with_name(f".report.{word}") for word in ("new", "old"))
-    for left in (new, old):
-        shutil.rmtree(left, ignore_errors=True)
-    shutil.copytree(site, new, ignore=shutil.ignore_patterns(".doctrees", ".buildinfo"))
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    with files.locked(target):
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+        shutil.copytree(site, new, ignore=shutil.ignore_patterns(".doctrees", ".buildinfo"))
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
     return target
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -196,3 +197,14 @@ def test_a_browser_has_nothing_to_complain_of(page, site, tmp_path):
                           timeout=120)
     assert "</html>" in done.stdout
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_two_processes_that_build_it_replace_it_in_turn(tmp_path):
+    (tmp_path / "site").mkdir()
+    for k in range(50):
+        (tmp_path / "site" / f"{k}.html").write_text("x")
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: report._replace(tmp_path / "report", tmp_path / "site"),
+                             range(4)))
+    assert len(done) == 4 and len(list((tmp_path / "report").iterdir())) == 50
+    assert {path.name for path in tmp_path.iterdir()} == {"report", "site"}
