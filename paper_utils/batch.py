@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,6 +94,15 @@ def _check_names(batch: Batch) -> None:
     choose(graph.kind_of(batch.device or "cpu"), graph.SPEED, "device")
     if batch.shard:
         graph.share({}, batch.shard)
+        if profiles.PROFILES[batch.profile].shipped:
+            raise UserError(f"the profile {batch.profile} ships its models, there is nothing to "
+                            "share: leave --shard out")
+        if batch.with_report:
+            raise UserError("a share makes no report: ask for that without --shard when all shares "
+                            "are done")
+    if {*"{}"} & {*str(cache_dir())}:
+        raise UserError("a brace in PAPER_UTILS_CACHE is a wildcard to Snakemake: give a folder "
+                        "without one")
     if batch.partition and batch.on != "slurm":
         raise UserError("a partition is SLURM's: give --on slurm with it")
 
@@ -150,7 +159,8 @@ def execute(batch: Batch) -> int:
         for left_by_a_kill in batch.folder.glob(".*.partial.ipynb"):
             left_by_a_kill.unlink()
         known = graph.load(batch.profile)
-        _forget(known)
+        for job in _stale(known):
+            job.marker.unlink(missing_ok=True)
         if batch.shard:
             return _share(batch, known, lock)
         before = {output: _modified(output) for output in outputs}
@@ -207,8 +217,9 @@ def _share(batch: Batch, known: dict[str, Job], lock: int) -> int:
     mine, waiting = graph.share(known, batch.shard, ready=False), ""
     for name in mine:
         known[name].given_up.unlink(missing_ok=True)
+    old = _given_up(known)  # maybe by an earlier launch; then its share may be about to try again
     while left := [name for name in mine if not known[name].marker.exists()
-                   and name not in _hopeless(known, _given_up(known))]:
+                   and name not in _hopeless(known, _given_up(known) - old)]:
         if tried := set(left) & set(graph.share(known, batch.shard)):
             if _snakemake(batch, lock):
                 _pending(batch)  # says so if the graph itself is at fault
@@ -221,6 +232,7 @@ def _share(batch: Batch, known: dict[str, Job], lock: int) -> int:
             say(f"shard {batch.shard}", f"waiting for other shards: {needed}")
         waiting = needed
         time.sleep(PATIENCE)
+        old = set()
     undone = {name for name in mine if not known[name].marker.exists()}
     causes = sorted(name for name in _given_up(known) if _hopeless(known, {name}) & undone)
     for name, why in graph.failed({name: known[name] for name in causes}).items():
@@ -245,24 +257,25 @@ def _hopeless(known: dict[str, Job], failed: set[str]) -> set[str]:
     return found
 
 
-def _forget(known: dict[str, Job]) -> None:
-    """Forget that jobs are done whose weights have gone from the store, or whose marker is damaged.
-    """
-    store = cache_dir() / "artifacts"
+def _stale(known: dict[str, Job]) -> list[Job]:
+    """Jobs that are marked as done, but whose weights have gone from the store, or whose marker is
+    damaged."""
+    store, found = cache_dir() / "artifacts", []
     for job in known.values():
-        took = graph.read(job.marker)
-        if took is None or not all((store / name).exists() for name in took.get("weights", [])):
-            job.marker.unlink(missing_ok=True)
+        if job.marker.exists():
+            took = graph.read(job.marker)
+            if took is None or not all((store / name).exists() for name in took.get("weights", [])):
+                found.append(job)
+    return found
 
 
-def _again(batch: Batch) -> list[str]:
-    """Have Snakemake execute the notebooks again that did run but whose figures, tables or verdicts
-    are not there any more."""
-    if batch.shard:  # which has no notebook
-        return []
-    folder, gone = batch.folder.parent, []
+def _again(batch: Batch, stale: Iterable[Job] = ()) -> list[str]:
+    """Have Snakemake do these jobs again, and the notebooks that did run but whose figures, tables
+    or verdicts are not there any more."""
+    folder, gone = batch.folder.parent, [str(job.marker) for job in stale]
     verdicts = graph.read(folder / "claims.json") or {}
-    for path in sorted((ROOT / "notebooks").glob("0*.ipynb")):
+    names = f"{graph.TOUR}.ipynb" if batch.tour else "0*.ipynb"
+    for path in [] if batch.shard else sorted((ROOT / "notebooks").glob(names)):
         names, sections = _written(path)
         there = all((folder / name).exists() for name in names) and verdicts.keys() >= sections
         if (batch.folder / path.name).exists() and not there:
@@ -330,9 +343,13 @@ def _one_at_a_time(batch: Batch) -> Iterator[int]:
     It guards the folder against a second run on this machine; jobs of two machines are kept apart
     by the locks of the store.
     """
-    batch.folder.mkdir(parents=True, exist_ok=True)
     name = f".lock.{batch.shard.replace('/', '-of-')}" if batch.shard else ".lock"
-    with open(batch.folder / name, "w") as file:
+    try:
+        batch.folder.mkdir(parents=True, exist_ok=True)
+        file = open(batch.folder / name, "w")
+    except OSError as error:
+        raise files.unwritable(batch.folder, error) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -359,8 +376,8 @@ def plan(batch: Batch) -> Iterator[str]:
 
     _check_names(batch)
     device, known = _device(batch), graph.load(batch.profile)
-    _forget(known)
-    pending = _pending(batch)
+    mine = graph.share(known, batch.shard, ready=False) if batch.shard else known
+    pending = _pending(batch, _stale({name: known[name] for name in mine}))
     todo = [job for job in known.values() if str(job.marker) in pending]
     pages = [page for page in report.pages(batch.folder.parent)
              if any(path.endswith(f"/{page.name}.ipynb") for path in pending)]
@@ -383,9 +400,10 @@ def plan(batch: Batch) -> Iterator[str]:
                + ("two cores keep up" if kind == "cpu" else "was never measured"))
 
 
-def _pending(batch: Batch) -> set[str]:
-    """The files that Snakemake would make."""
-    words = batch.command("--summary", "--quiet", "host", "progress", "rules", *_again(batch))
+def _pending(batch: Batch, stale: Iterable[Job] = ()) -> set[str]:
+    """The files that Snakemake would make, with those of these jobs."""
+    words = batch.command("--summary", "--quiet", "host", "progress", "rules",
+                          *_again(batch, stale))
     asked = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     if asked.returncode:
         raise UserError(f"Snakemake cannot resolve the graph: {_reason(asked.stderr)}")

@@ -129,9 +129,10 @@ def load(profile: str) -> dict[str, Job]:
 def read(path: Path) -> dict | None:
     """What a JSON file holds; None where it is missing or damaged, to be made again."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def share(jobs: Mapping[str, Job], text: str, ready: bool = True) -> list[str]:

@@ -314,7 +314,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--marker", type=Path, help="written when all is done")
     options = parser.parse_args(arguments)
     os.environ.setdefault("PAPER_UTILS_PROGRESS", "lines")
-    name = options.marker.stem.rpartition("-")[0] if options.marker else options.kind
+    stem = options.marker.stem if options.marker else options.kind
+    name = stem.rpartition("-")[0] or stem
 
     def work() -> None:
         say(name, "started")

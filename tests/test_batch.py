@@ -145,7 +145,7 @@ def test_a_run_that_was_killed_goes_on(folder, how):
     assert len(again) == len(set(again))
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"weights": ["gone.safetensors"]}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"weights": ["gone.safetensors"]}'])
 def test_damaged_files_of_the_jobs_are_made_again(folder, text):
     known = graph.load("smoke")
     kept, = graph.folder().glob("graph-smoke-*.json")
@@ -155,8 +155,7 @@ def test_damaged_files_of_the_jobs_are_made_again(folder, text):
     job.marker.write_text(text)
     other.marker.write_text('{"weights": [], "minutes": 1.5}')
     assert other.name in graph.done(known)
-    batch._forget(known)
-    assert set(graph.done(known)) == {other.name} and not job.marker.exists()
+    assert batch._stale(known) == [job]
 
 
 def test_a_share_runs_nothing_of_the_others(folder):
@@ -236,13 +235,25 @@ def test_a_share_does_not_wait_for_what_failed_in_another(shares, capsys):
     assert shares("2/2", failing="c", meanwhile=lambda: CHAIN["a"].marker.write_text("{}")) == 3
     CHAIN["a"].marker.unlink()
     capsys.readouterr()
-    assert shares("1/2", meanwhile=lambda: pytest.fail("it waits")) == 3
+    waits: list[int] = []  # once: it may be mended, and about to be tried again
+    assert shares("1/2", meanwhile=lambda: waits.append(1)) == 3 and waits == [1]
     said = capsys.readouterr().out
     assert "c" in said and "failed in another shard: error: it diverged" in said
     assert "1 of 2 jobs done" in said and CHAIN["a"].marker.exists()
     # mended: the second share tries again, and the first then finds what it needs
     assert shares("2/2", meanwhile=lambda: CHAIN["d"].marker.write_text("{}")) == 0
     assert shares("1/2", meanwhile=lambda: pytest.fail("it waits")) == 0
+
+
+def test_what_failed_in_an_earlier_launch_may_be_tried_again(shares):
+    """The second share starts a moment later than the first, which needs c of it."""
+    assert shares("2/2", failing="c", meanwhile=lambda: CHAIN["a"].marker.write_text("{}")) == 3
+
+    def tried_again():
+        CHAIN["c"].given_up.unlink()
+        CHAIN["c"].marker.write_text("{}")
+
+    assert shares("1/2", meanwhile=tried_again) == 0
 
 
 @pytest.mark.parametrize(("config", "said"), [
@@ -386,6 +397,7 @@ def test_what_was_deleted_is_made_again(elsewhere, gone):
     assert batch._again(wanted) == ["--forcerun", *expected]
     (wanted.folder / "01_a.ipynb").unlink()  # Snakemake sees that by itself
     assert batch._again(wanted) == (["--forcerun", "02_b"] if gone == "claims.json" else [])
+    assert batch._again(replace(wanted, tour="alone")) == []
 
 
 def test_what_every_notebook_writes_is_seen():
@@ -532,6 +544,8 @@ def test_a_cluster_that_does_not_answer_is_said(elsewhere, monkeypatch):
     (Batch("smoke", on="slum"), "unknown place to run on 'slum': did you mean 'slurm'"),
     (Batch("smoke", partition="gpu"), "a partition is SLURM's"),
     (Batch("smoke", shard="2"), "shard '2' is none"),
+    (Batch("laptop", shard="1/2"), "laptop ships its models, there is nothing to share"),
+    (Batch("smoke", shard="1/2", with_report=True), "a share makes no report"),
     (Batch("smoke", device="gpu"), "unknown device 'gpu'"),
     (Batch("smoke", on="slurm"), "there is no SLURM here"),
 ])
@@ -550,6 +564,20 @@ def test_a_store_that_cannot_be_written_is_one_line(elsewhere, monkeypatch, caps
     assert "set PAPER_UTILS_CACHE to a folder" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("do", [batch.execute, lambda wanted: next(batch.plan(wanted))])
+def test_a_brace_in_the_path_of_the_store_is_refused(elsewhere, monkeypatch, do):
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(elsewhere / "a{b"))
+    with pytest.raises(UserError, match="a brace in PAPER_UTILS_CACHE"):
+        do(Batch("smoke"))
+
+
+def test_figures_that_cannot_be_written_are_one_line(elsewhere, capsys):
+    (elsewhere / "figures").touch()
+    assert run.main(["--all", "--profile", "smoke"]) == 2
+    error = capsys.readouterr().err
+    assert "give a path where you can write" in error and error.count("\n") == 1
+
+
 # --- the plan -----------------------------------------------------------------------------------
 
 def test_the_plan_of_the_paper_says_hours_and_figures(folder):
@@ -566,3 +594,12 @@ def test_the_plan_of_the_paper_says_hours_and_figures(folder):
     assert f"{len(jobs) - 1} of {len(jobs)} jobs" in next(batch.plan(Batch("paper")))
     first.marker.write_text('{"weights": ["gone.safetensors"]}')
     assert f"{len(jobs)} of {len(jobs)} jobs" in next(batch.plan(Batch("paper")))
+    assert first.marker.exists()  # a plan changes nothing
+
+
+def test_the_plan_of_a_share_has_its_own_jobs_only(folder):
+    jobs = graph.load("smoke")
+    for job in jobs.values():
+        job.marker.write_text("[]")
+    plans = [next(batch.plan(Batch("smoke", shard=f"{k}/2"))) for k in (1, 2)]
+    assert sum(int(plan.split()[1]) for plan in plans) == len(jobs)

@@ -316,6 +316,11 @@ def test_a_mistake_is_one_line_and_leaves_no_marker(store, words, said, capsys):
     assert said in error and error.count("\n") == 1 and not marker.exists()
 
 
+def test_a_marker_of_one_word_is_named(tmp_path, capsys):
+    assert run_command("train", "gan-9", "--marker", tmp_path / "m") == 2
+    assert capsys.readouterr().out.split() == ["m", "started"]
+
+
 def test_a_model_of_another_section_is_refused(capsys):
     words = ["sample", "gan-8", "--section", "inverse", "--profile", "smoke"]
     assert jobs.main(words) == 2
