@@ -363,7 +363,7 @@ def test_the_tour_shows_what_there_is_where_another_notebook_failed(monkeypatch,
     assert batch._late(Batch("smoke"), 0, {"00_start_here", "02_b"}) == late and seen == asked
 
 
-@pytest.mark.parametrize("said", ["Missing input files .* zoo/copy_detection.csv$",
+@pytest.mark.parametrize("said", ["Missing input files .* zoo/copy_detection.csv",
                                   "FileExistsError: .*/.snakemake'$"])
 def test_what_is_wrong_with_the_graph_itself_is_one_line(folder, monkeypatch, said):
     if "zoo" in said:
