@@ -109,7 +109,7 @@ output.figure(plots.heatmaps(maps, list(rows), 0.0, f"{len(shared)} noises"),
 # |---|---|---|---|---|---|
 # | `01_unconditional` | section 2: do models agree, and with what? | 20 s | 5 min | 11 h | 749 h |
 # | `02_two_regimes` | section 3: memorization and generalization | 20 s | 4 min | 2 h | 2417 h |
-# | `03_conditional` | appendix D: class-conditional models | 15 s | 30 s | 13 h | 554 h |
+# | `03_conditional` | appendix D: class-conditional models | 15 s | 30 s | 14 h | 567 h |
 # | `04_inverse_problems` | appendix F: deterministic DPS | 20 s | 2 min | 9 h | 415 h |
 # | `05_fine_tuning` | appendix G: fine-tuning some parameters | 10 s | 30 s | 1 h | 1648 h |
 # | `06_distillation` | students of one or few steps | 15 s | 1 min | 9 h | 757 h |

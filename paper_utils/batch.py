@@ -20,13 +20,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nbformat
 
 from paper_utils import fetching, files, graph, profiles, recipes
 from paper_utils.errors import UserError, check_device, choose, raise_lost
 from paper_utils.graph import Job
 from paper_utils.paths import ROOT, cache_dir
-from paper_utils.run import duration, say, short
+from paper_utils.run import duration, read_notebook, say, short
 
 SNAKEFILE = ROOT / "workflow" / "Snakefile"
 PLACES = ("local", "slurm")
@@ -290,7 +289,7 @@ def _written(notebook: Path) -> tuple[set[str], set[str]]:
     """
     kinds = {"output.figure": ("fig_", "pdf", "png"), "output.table": ("tab_", "csv", "tex")}
     names, sections = set(), set()
-    for cell in nbformat.read(notebook, as_version=4).cells:
+    for cell in read_notebook(notebook).cells:
         body = []
         with contextlib.suppress(SyntaxError):
             body = ast.parse(cell.source).body if cell.cell_type == "code" else []

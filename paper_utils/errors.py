@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import select
 import signal
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from types import FrameType
+from typing import TextIO
 
 SHOWN = 30  # names in a message; all of a grid of models would be hundreds
 
@@ -73,10 +75,9 @@ def exit_code(command: Callable[[], int | None], *failures: type[Exception],
     """
     try:
         return command() or 0
-    except BrokenPipeError:  # who reads the output has seen enough, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
-        return 128 + signal.SIGPIPE
     except (UserError, OSError, *failures) as error:
+        if isinstance(error, BrokenPipeError) and _unread(sys.stdout):
+            return 128 + signal.SIGPIPE
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, UserError) else 1
     except ModuleNotFoundError as error:
@@ -86,6 +87,16 @@ def exit_code(command: Callable[[], int | None], *failures: type[Exception],
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr, flush=True)
         return 130
+
+
+def _unread(output: TextIO) -> bool:
+    """Whether nobody reads it any more, as in `... | head`; it then goes nowhere."""
+    asked = select.poll()
+    with contextlib.suppress(OSError):  # of a stream that is no file
+        asked.register(output.fileno(), 0)
+    if broken := bool(asked.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())  # for the flush at the end
+    return broken
 
 
 _asked: list[int] = []  # the signals that came

@@ -9,6 +9,7 @@ import torch
 
 from paper_utils import augmentation, data, denoisers, networks, noise, profiles, recipes, training
 from paper_utils.errors import UserError
+from paper_utils.samplers import Solver
 
 IDENTITY = torch.zeros(8)
 FLIP_X, FLIP_Y, SCALED, TURNED, AXIS, STRETCHED, SHIFTED_X, SHIFTED_Y = range(8)
@@ -150,7 +151,7 @@ def test_what_the_network_is_told_changes_its_answer_and_none_is_all_zeros():
     (dict(network_args={**SPEC.network_args, "augment_dim": 0}), "augment_dim=9"),
     (dict(network="dit", network_args={}), "augment_dim=9"),
     (dict(augmentation=1.5), "from 0 to 1"),
-    (dict(objective="ct"), "denoising"),
+    (dict(objective="ct", solver=Solver("consistency", 1)), "denoising"),
 ])
 def test_what_does_not_go_together_is_refused(changes, says):
     with pytest.raises(UserError, match=says):

@@ -204,7 +204,8 @@ def test_it_moves_over_what_the_models_make_of_the_plane(tmp_path, monkeypatch):
     spy = models.Model("spy", "U-Net", "", "", "", 1, 0, 0, 0, {"test": "explore"},
                        lambda noise, title="": noise / 4)
     plane = models.hyperplane_samples(spy, GRID)
-    maps = {"spy": scores.hyperplane_map(*(part.flatten(1).float() for part in plane))}
+    maps = {"spy": scores.hyperplane_map(*(torch.nn.functional.normalize(part.flatten(1).float())
+                                           for part in plane))}
     for k, (alpha, beta) in enumerate([(0, 0), (1, 0), (0, 1)]):
         _, shown = arrays(explore.hyperplane_at({"spy": plane}, maps, alpha, beta))
         assert (shown == hwc(plane[0][k])).all()
