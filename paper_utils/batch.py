@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-
 from paper_utils import fetching, files, graph, profiles, recipes
 from paper_utils.errors import UserError, check_device, choose, raise_lost
 from paper_utils.graph import Job

@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from paper_utils import batch, files, graph, recipes, report, run
+from paper_utils import batch, graph, recipes, report, run
 from paper_utils.batch import Batch
 from paper_utils.errors import UserError, ended_by_signals
 from paper_utils.graph import Job
