@@ -202,16 +202,16 @@ output.figure(plots.distances_against_sigma(distances, f"Networks of width {widt
 most = regimes.cells(grid)[lambda rows: rows.images == grid.images.max()].sort_values("width")
 rival = models.gaussian(training)
 asked = held_out.pixels[:64]
-of_most = {f"width {row.width}": (found[row.model].denoiser(), asked) for row in most.itertuples()}
-of_most |= {"DiT": (found[row.model].denoiser(), asked) for row in transformers.itertuples()
+of_most = {f"width {row.width}": found[row.model].denoiser() for row in most.itertuples()}
+of_most |= {"DiT": found[row.model].denoiser() for row in transformers.itertuples()
             if row.images == grid.images.max()}
+by_size = {f"{n:,} images": network for n, network in networks.items()}
 seen = training.pixels[:min(grid.images)]
-by_size = {what: {f"{n:,} images": (network, pixels) for n, network in networks.items()}
-           for what, pixels in (("held-out", asked), ("training", seen))}
-name = f"{grid.images.max():,} images, held-out images"
-errors_ = {name: regimes.denoising_errors(of_most, rival, device)} | {
-    f"width {width}, {what} images": regimes.denoising_errors(part, rival, device)
-    for what, part in by_size.items()}
+panels = {f"{grid.images.max():,} images, held-out images": (of_most, asked),
+          f"width {width}, held-out images": (by_size, asked),
+          f"width {width}, training images": (by_size, seen)}
+errors_ = {name: regimes.denoising_errors(part, pixels, rival, device)
+           for name, (part, pixels) in panels.items()}
 output.table(tables.over("asked about", errors_), "tab_denoising_errors", digits=3)
 output.figure(plots.curves(errors_, "network", "sigma", "noise level $\\sigma$", True,
                            "Mean squared error over that of the Gaussian denoiser",

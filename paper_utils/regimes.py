@@ -381,24 +381,27 @@ def denoiser_distances(networks: Mapping[int, Denoiser], images: data.Images,
 
 @torch.no_grad()
 @exact()
-def denoising_errors(networks: Mapping[str, tuple[Denoiser, Tensor]], reference: Denoiser,
+def denoising_errors(networks: Mapping[str, Denoiser], pixels: Tensor, reference: Denoiser,
                      device: str = "cpu",
                      sigmas: Sequence[float] = (0.0625, 0.25, 1, 4, 16, 64),
                      resamples: int = 1_000) -> pd.DataFrame:
-    """Mean squared error of denoisers over that of a reference, which sees the same noisy images.
+    """Mean squared error of denoisers over that of a reference, on the same noisy images.
 
-    networks: name -> denoiser and the images that it is asked about, uint8 [B, 3, H, W]. Columns:
-    network, sigma, score, low, high, n, error (mean of |D(x0 + sigma eps) - x0|^2 per pixel, data
-    in [-1, 1]). The interval is that of a ratio of means over images (the bootstrap of its linear
-    part), for an image that is hard for one is for the other.
+    pixels: the images that all are asked about, uint8 [B, 3, H, W]. Columns: network, sigma, score,
+    low, high, n, error (mean of |D(x0 + sigma eps) - x0|^2 per pixel, data in [-1, 1]). The
+    interval is that of a ratio of means over images (the bootstrap of its linear part), for an
+    image that is hard for one is for the other.
     """
-    rows = []
-    for (name, (network, pixels)), sigma in product(networks.items(), sigmas):
-        clean = data.to_unit(pixels)
-        eps = torch.randn(clean.shape, generator=stream("denoising errors"))
-        noisy, clean = (clean + sigma * eps).to(device), clean.to(device)
-        error, other = ((one(noisy, sigma) - clean).double().square().flatten(1).mean(1).cpu()
-                        for one in (network, reference))
+    clean, rows = data.to_unit(pixels).to(device), []
+    eps = torch.randn(clean.shape, generator=stream("denoising errors")).to(device)
+
+    def errors(denoiser: Denoiser, sigma: float) -> Tensor:
+        gap = denoiser(clean + sigma * eps, sigma) - clean
+        return gap.double().square().flatten(1).mean(1).cpu()
+
+    others = {sigma: errors(reference, sigma) for sigma in sigmas}
+    for (name, network), (sigma, other) in product(networks.items(), others.items()):
+        error = errors(network, sigma)
         ratio = error.mean() / other.mean()
         score = scores.average(ratio + (error - ratio * other) / other.mean(), resamples)
         rows.append(score.row(network=name, sigma=sigma) | {"error": error.mean().item()})

@@ -235,11 +235,11 @@ def test_a_denoising_error_is_over_that_of_the_reference():
     pixels = data.load("bundled").pixels[:6]
     clean = data.to_unit(pixels)
     off = lambda by: lambda u, sigma: clean.to(u) + by
-    found = regimes.denoising_errors({"twice": (off(0.2), pixels), "same": (off(0.1), pixels)},
-                                     off(0.1), sigmas=(0.1, 3.0))
+    found = regimes.denoising_errors({"twice": off(0.2), "same": off(0.1)}, pixels, off(0.1),
+                                     sigmas=(0.1, 3.0))
     assert found.score.tolist() == pytest.approx([4, 4, 1, 1])
     assert found.error.tolist() == pytest.approx([0.04, 0.04, 0.01, 0.01]) and set(found.n) == {6}
-    noisy = regimes.denoising_errors({"identity": (lambda u, sigma: u, pixels)}, off(1.0),
+    noisy = regimes.denoising_errors({"identity": lambda u, sigma: u}, pixels, off(1.0),
                                      sigmas=(0.5,))
     assert noisy.error.item() == pytest.approx(0.25, rel=0.05)
 
