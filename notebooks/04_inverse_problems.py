@@ -227,7 +227,8 @@ drops, boxes = (inverse.curves(problems, lambda p: p.task.level, answers, featur
                                describe, sizes.resamples) for problems in (DROPS, BOXES))
 output.table(tables.over("quantity", drops), "tab_drop_rate")
 output.table(tables.over("quantity", boxes), "tab_box_size")
-look = {"log_y": ["residual"], "columns": 2, "level": "of the truth", "levels": {"residual": 1}}
+look = {"log_y": ["residual"], "columns": 2, "level": "residual of the truth",
+        "levels": {"residual": 1}}
 output.figure(plots.curves(inverse.but_optimal(drops), "who", "x", "share of pixels lost",
                            title="Pixels lost at random", **look), "fig_drop_rate")
 output.figure(plots.curves(inverse.but_optimal(boxes), "who", "x", "side of the lost box, pixels",
