@@ -120,19 +120,15 @@ beside = inverse.beside_baselines(TASKS, answers, truth, groups, models.gaussian
 output.table(beside, "tab_restorations")
 
 # %% [markdown]
-# On `laptop`, at these step sizes, the models restore **worse than the trivial restoration on all
-# six tasks**, by .7 to 4.1 dB. One step size for all operators does not fit them all:
-# super-resolution and high dynamic range end far from their measurements. So RP below compares
-# answers that agree, not answers that are good.
+# A model worse than the trivial restoration has *over trivial* below 0. Where it is so, RP below
+# compares answers that agree, not answers that are good. One step size does not fit all operators,
+# as *residual* shows.
 #
 # What the residual measures: the image after the last gradient, whose length is about $\zeta$ and
 # never shrinks, so it says by how much the last steps overshoot or stay behind as much as whether a
-# model can fit *y*. Before that gradient (box inpainting, zeta 2, 16 images restored once more, for
-# the sheets hold the last images alone) it is .67 (`edm`) and .78 (`dit`), after it .17 and .33;
-# PSNR is the same. And Algorithm 1 here also sees the entries of *y* where pixels are lost, which
-# hold noise alone: they stay in *r* and so shorten every step. Without them (zeta 4) the residual
-# rises from .29 to .84 (`edm`) and from .34 to .99 (`dit`); the images change little, by .03 and
-# .04 RMS on [-1, 1], and lose .1 and .2 dB.
+# model can fit *y*. And Algorithm 1 here also sees the entries of *y* where pixels are lost, which
+# hold noise alone: they stay in *r* and so shorten every step. How much both are on `laptop`, by
+# restoring some images once more, says `figures/laptop/README.md`.
 
 # %% [markdown]
 # ## RP inside and across families
