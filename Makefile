@@ -32,9 +32,10 @@ figures: $(READY)
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
 
+# without restarts: xdist waits for ever when a worker died in the middle of a file
 test: $(TESTS)
 	PAPER_UTILS_PROGRESS=off $(RUN) -m pytest -m "not slurm" -n auto --maxprocesses 4 --dist loadfile \
-	  --nbval --nbval-sanitize-with tests/nbval.cfg
+	  --max-worker-restart 0 --nbval --nbval-sanitize-with tests/nbval.cfg
 
 # as root, on a machine without SLURM: it is installed, started and stopped
 test-slurm: $(TESTS)

@@ -4,6 +4,8 @@ torchvision."""
 
 import os
 import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = str(Path(__file__).resolve().parents[1])
@@ -15,6 +17,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
+from tqdm import TMonitor
 
 import paper_utils  # noqa: F401
 
@@ -41,6 +44,17 @@ def cache(tmp_path, monkeypatch):
     """A cache of this test's own; the user's is never written."""
     monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left() -> Iterator[None]:
+    """A thread that goes on meets what later tests put in the place of functions it calls."""
+    before = {*threading.enumerate()}
+    yield
+    left = {thread for thread in threading.enumerate() if not isinstance(thread, TMonitor)} - before
+    for thread in left:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in left), f"threads that go on: {left}"
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -196,7 +197,7 @@ def shares(tmp_path, monkeypatch):
 
         monkeypatch.setattr(batch, "_snakemake", snakemake)
         monkeypatch.setattr(batch, "_pending", lambda wanted: set())
-        monkeypatch.setattr(batch.time, "sleep", lambda seconds: meanwhile())
+        monkeypatch.setattr(batch, "time", SimpleNamespace(sleep=lambda seconds: meanwhile()))
         return batch._share(Batch("smoke", shard=share), CHAIN, 0)
 
     run.ran = ran

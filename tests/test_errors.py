@@ -44,10 +44,12 @@ def test_success_is_silent_and_a_defect_keeps_its_traceback(capsys):
         errors.exit_code(lambda: 1 / 0)
 
 
-def test_ipython_shows_the_line_of_a_mistake_and_no_frames(capsys):
+def test_ipython_shows_the_line_of_a_mistake_and_no_frames(tmp_path, capsys):
     from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
 
-    shell = InteractiveShell()
+    without_history = Config({"HistoryManager": {"enabled": False}})
+    shell = InteractiveShell(config=without_history, ipython_dir=str(tmp_path))
     shell.user_ns["UserError"] = UserError
     shell.run_cell("def deep():\n    raise UserError('give 1 to 4')\ndeep()")
     assert capsys.readouterr().out.strip() == "UserError: give 1 to 4"

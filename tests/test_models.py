@@ -322,7 +322,7 @@ def test_a_killed_training_goes_on(images, cache, monkeypatch, stop):
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "train", killed)
-    monkeypatch.setattr(models.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(models, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     with pytest.raises(KeyboardInterrupt):
         models.train(TINY, images)
     model, _ = models.train(TINY, images)

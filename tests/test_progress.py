@@ -1,6 +1,7 @@
 """What a long computation says of itself."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +19,7 @@ def in_lines(monkeypatch):
     monkeypatch.setenv("PAPER_UTILS_PROGRESS", "lines")
     monkeypatch.setattr(module, "EVERY", -1.0)
     now = iter(range(100))  # a second from look to look
-    monkeypatch.setattr(module.time, "monotonic", lambda: 60.0 * next(now))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(now)))
 
 
 def test_plain_lines_count_and_say_how_long(in_lines, capsys):

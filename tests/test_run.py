@@ -273,12 +273,13 @@ def runs(pid: str, seconds: float = 10) -> bool:
 def test_an_interruption_is_not_lost_inside_papermill(tmp_path, monkeypatch, ends):
     """What a signal raises in a callback goes nowhere, and the notebook would go on."""
     kernel = subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True)
+    over = threading.Event()
 
     def deaf(*_, kernel_manager_class, **__):
         kernel_manager_class().provisioner = SimpleNamespace(process=kernel)
-        while kernel.poll() is None or not ends:
+        while kernel.poll() is None or not (ends or over.is_set()):
             with contextlib.suppress(BaseException):
-                time.sleep(0.05)
+                over.wait(0.05)
 
     monkeypatch.setattr("papermill.execute_notebook", deaf)
     monkeypatch.setattr(run, "PATIENCE", 2.0)
@@ -289,6 +290,7 @@ def test_an_interruption_is_not_lost_inside_papermill(tmp_path, monkeypatch, end
             run.execute(notebook(tmp_path / "n.ipynb"), tmp_path / "out" / "n.ipynb", {}, log)
     finally:
         kernel.kill()
+        over.set()
     assert kernel.wait() == -signal.SIGKILL and not (tmp_path / "out").exists()
 
 

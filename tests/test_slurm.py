@@ -15,7 +15,7 @@ from paper_utils.run import ROOT
 CLUSTER = ROOT / "tests" / "one_node_slurm.sh"
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("0*.ipynb"))
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
