@@ -28,14 +28,18 @@ from paper_utils.scores import CONTROL, Hits
 def trained(profile: Profile, images: data.Images, device: str = "cpu") -> dict[str, Model]:
     """The models of section 3 by name; from zoo/regimes/ for the laptop profile, else trained now.
 
-    A model of zoo/regimes/ that is not there is left out, as is one of which a sheet alone ships,
-    of fewer images than profile.grid_noises. Raises UserError where one is that was trained on
+    A model of zoo/regimes/ that is not there is left out. So are, with a line that says it, those
+    of which a sheet alone ships, of fewer images than profile.grid_noises. Raises UserError where one is that was trained on
     other images or by another recipe than its name says.
     """
     specs = recipes.regime_specs(profile.name)
     found = models.shipped_or_trained(specs, zoo.REGIMES, profile, images, device)
-    return {name: model for name, model in found.items() if not model.sheet_alone
-            or profile.grid_noises <= zoo.entry(name, zoo.REGIMES).noises}
+    noises = {name: zoo.entry(name, zoo.REGIMES).noises for name, model in found.items()
+              if model.sheet_alone}
+    if short := [name for name, n in noises.items() if n < profile.grid_noises]:
+        print(f"left out, since their weights do not ship, only {max(noises[n] for n in short)} "
+              f"images of each, and grid_noises is {profile.grid_noises}: {', '.join(short)}")
+    return {name: model for name, model in found.items() if name not in short}
 
 
 def samples(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:

@@ -289,6 +289,19 @@ def test_what_was_trained_is_loaded_and_the_rest_is_missing(shipped):
     assert not torch.equal(sheets["unet-8-n32"], sheets["unet-8-n32@64"])
 
 
+def test_sheets_without_weights_that_are_too_short_are_left_out_and_named(shipped, monkeypatch,
+                                                                          capsys):
+    images, load = data.load("bundled"), models.shipped_or_trained
+    monkeypatch.setattr(models, "shipped_or_trained", lambda *asked: {
+        name: replace(model, sheet_alone="@" in name) for name, model in load(*asked).items()})
+    assert len(regimes.trained(replace(shipped, grid_noises=5), images)) == 3
+    assert capsys.readouterr().out == ""
+    assert list(regimes.trained(replace(shipped, grid_noises=6), images)) == ["unet-8-n32"]
+    assert capsys.readouterr().out == (
+        "left out, since their weights do not ship, only 5 images of each, and grid_noises is 6: "
+        "unet-8-n32@64, unet-8-n32@256\n")
+
+
 def test_a_snapshot_is_the_run_that_stopped_there(shipped):
     spec = recipes.regime_specs("laptop")["unet-8-n32@64"]
     for run in training.train(spec, spec.subset(data.load("bundled"))):
