@@ -110,13 +110,14 @@ output.figure(plots.heatmaps({"RP score": rp, "MAE score": mae}, diffusion + clo
 
 # %% [markdown]
 # Is that more than what each of them shares with the Gaussian denoiser? A point is a pair of models
-# of many steps; above the diagonal they agree more with each other than either does with it.
+# of many steps; above the diagonal they agree more with each other than either does with it, and
+# are counted as more or less where the intervals are apart.
 
 # %%
 beside = {name: claims.among(pairs, [*many_steps, "gaussian"])
           for name, pairs in {"RP": rp, "MAE score": mae}.items()}
 title = f"Every two models, and each with the Gaussian denoiser; {sizes.noises} noises"
-output.figure(plots.against_control(beside, "gaussian", "the Gaussian", title),
+output.figure(plots.against_control(beside, "gaussian", "the Gaussian denoiser", title),
               "fig_beside_control")
 
 # %% [markdown]

@@ -139,7 +139,8 @@ ours = {name: features[name] for name in found}
 winners = conditional.winning_classes(plain, ours, twin, data.CLASSES, sizes.resamples)
 output.table(winners, "tab_winning_classes")
 output.figure(plots.shares(winners, "class", "model", 1 / len(data.CLASSES), "share of noises",
-                           f"Class most similar to the unconditional image, {note}"),
+                           "Class most similar to the unconditional image, "
+                           f"{sizes.class_noises} noises"),
               "fig_winning_classes")
 
 # %%
@@ -150,9 +151,9 @@ output.table(same, "tab_same_winning_class")
 # ## Guidance
 #
 # Classifier-free guidance at several weights: 1 is the conditional model, 0 the same network
-# without a class. Noise *k* has class *k* modulo 10. Right: every model with the control, the
-# Gaussian denoisers of the class and of all images under the same guidance (up to weight 2: beyond,
-# many of its pixels leave their range).
+# without a class. Noise *k* has class *k* modulo 10. Dashed is the control, the Gaussian denoisers
+# of the class and of all images under the same guidance, with the one of the two models that is
+# nearer to it (up to weight 2: beyond, many of its pixels leave their range).
 
 # %%
 guided = conditional.guided_samples(found, {name: images[name] for name in found}, sizes)
@@ -168,9 +169,9 @@ with_control = conditional.with_guided_gaussian(described, {
     weight: descriptors.features(describe, models.samples(one, sizes.class_noises))
     for weight, one in closed_guided.items()}, copies, sizes.resamples)
 output.table(with_control, "tab_guidance_with_gaussian")
-panels = {"RP_cond": guidance, "RP with the control": with_control}
-output.figure(plots.curves(panels, "pair", "guidance", "guidance weight",
-                           title=f"Under guidance, {sizes.class_noises} noises of one class each"),
+beside = conditional.guidance_beside_control(guidance, with_control)
+output.figure(plots.curves(beside, "what", "guidance", "guidance weight", columns=3,
+                           ylabel="RP_cond", title="Under guidance, noises of one class each"),
               "fig_guidance")
 
 # %%

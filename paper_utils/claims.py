@@ -9,7 +9,7 @@ import platform
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,7 +31,7 @@ CPUINFO = Path("/proc/cpuinfo")
 RECALLED = " (recalled from the paper, not seen in a source)"
 RULES = ("Each verdict is computed by the rule that its claim states. Rules were written before "
          "their claim first ran, but for that of the architecture families, which followed a "
-         "trial, and nearness to each other in section 3, a second control; what was changed "
+         "trial, and nearness to each other, a second control; what was changed "
          "after numbers had been seen made a rule stricter, or gave it better intervals "
          "(Wilson's and Newcombe's), or asks in more places (the mixture, which was asked at new "
          "points alone) or of every pair (the Gaussian control of section 3, which was of the "
@@ -410,18 +410,20 @@ def more_than_gaussian(alike: Mapping[int, pd.DataFrame],
     return [more_than(f"RP of U-Nets and a transformer of {most:,} images",
                       among(alike[most], nets), across(alike[most], nets, ["Gaussian"]),
                       "the Gaussian denoiser"),
-            nearer_to_each_other(nearer[most], most)]
+            nearer_to_each_other(f"U-Nets and a transformer of {most:,} images", nearer[most])]
 
 
-def nearer_to_each_other(pairs: pd.DataFrame, images: int) -> Claim:
-    """pairs: scores.nearer_than the Gaussian denoiser, of networks of so many images."""
+def nearer_to_each_other(what: str, pairs: pd.DataFrame) -> Claim:
+    """Our control without a threshold. pairs: scores.nearer_than the Gaussian denoiser."""
+    statement = (f"{what} are nearer to each other than either is to the Gaussian denoiser (our "
+                 "control, without a threshold)")
+    rule = ("on more than half of the noises for every pair, by the descriptor, its interval too "
+            "(a third if the three had nothing more in common)")
+    if pairs.empty:
+        return Claim(statement, rule, "no pair", "not decided: not trained yet")
     more = int((pairs.low > 1 / 2).sum())
-    return Claim(f"U-Nets and a transformer of {images:,} images are nearer to each other than "
-                 "either is to the Gaussian denoiser (our control, without a threshold)",
-                 "on more than half of the noises for every pair, by the descriptor, its interval "
-                 "too (a third if the three had nothing more in common)",
-                 "; ".join(f"{row.model}, {row.other} {row.score:.2f}"
-                           for row in pairs.itertuples()),
+    return Claim(statement, rule,
+                 f"{_range(pairs)}, median {pairs.score.median():.2f}",
                  "yes" if more == len(pairs) else f"for {more} of {len(pairs)} pairs",
                  **_ours((_least(pairs, pairs.score), "{model}, {other}"),
                          (_least(pairs, -pairs.score), "{model}, {other}")))
@@ -573,17 +575,19 @@ def conditional(rp_cond: pd.DataFrame, mae_cond: pd.DataFrame, gaps: pd.DataFram
 
 # --- section 4: fine-tuning ---------------------------------------------------------------------
 
-def partial_with_few(rp: pd.DataFrame, gl: pd.DataFrame, with_base: pd.DataFrame,
-                     bases: Score, way: str = "attention") -> Claim:
+def partial_with_few(pairs: pd.DataFrame, gl: pd.DataFrame, with_base: pd.DataFrame,
+                     bases: Score) -> Claim:
     """With few images, partial fine-tuning lowers RP and raises GL, compared with scratch.
 
-    with_base: RP of each way with the network it started from; bases: RP of the two of those.
+    pairs: RP of two runs of each way; with_base: of each with the network it started from; bases:
+    of the two of those.
     """
+    way = "attention"
     statement = "Partial fine-tuning lowers RP and raises GL when data are few" + RECALLED
     rule = (f"at the fewest images: RP of '{way}' is under that of 'scratch' and its GL above, "
             "intervals apart; partly if one of them; not decided where its RP with the network it "
-            f"started from is within {MARGIN} of 1")
-    pairs = rp[rp.pair == "different starts"]
+            f"started from is within {MARGIN} of 1, and that of 'scratch', which was never there, "
+            "is not")
     n = pairs.images.min()
     pairs, copied, still = (table[table.images == n].set_index("way")
                             for table in (pairs, gl, with_base))
@@ -591,7 +595,7 @@ def partial_with_few(rp: pd.DataFrame, gl: pd.DataFrame, with_base: pd.DataFrame
         return Claim(statement, rule, "not trained yet", "not decided: not trained yet", **UNSEEN)
     lower = pairs.high[way] < pairs.low["scratch"]
     higher = copied.low[way] > copied.high["scratch"]
-    stayed = still.score[way] > 1 - MARGIN
+    stayed = still.score[way] > 1 - MARGIN >= still.score["scratch"]
     verdict = (f"not decided: '{way}' did not leave the network it started from" if stayed else
                "reproduced" if lower and higher else "partly: only RP is lower" if lower else
                "partly: only GL is higher" if higher else "not reproduced")
@@ -605,22 +609,31 @@ def partial_with_few(rp: pd.DataFrame, gl: pd.DataFrame, with_base: pd.DataFrame
                            for which in (way, "scratch"))))
 
 
-def shared_start(gain: pd.DataFrame) -> Claim:
+def shared_start(gain: pd.DataFrame, with_base: pd.DataFrame) -> Claim:
     """Does a shared start explain the agreement of fine-tuned models?
 
-    gain: fine_tuning.shared_start, a row per way and number of images.
+    gain: fine_tuning.shared_start, a row per way and number of images; with_base: RP of each with
+    the network it started from.
     """
     statement = ("Two fine-tunings of one pre-trained model agree more than those of two (our "
                  "question)")
-    rule = "the interval of the difference, on the same noises, is above 0"
+    rule = ("the interval of the difference, on the same noises, is above 0; where RP with the "
+            f"network they started from is within {MARGIN} of 1 they did not leave it, and do not "
+            "count")
     if gain.empty:
         return Claim(statement, rule, "no pair", "not decided: not trained yet")
+    every = gain.merge(with_base[["way", "images", "score"]])
+    gain = every[every.score <= 1 - MARGIN]
+    if gain.empty:
+        return Claim(statement, rule, f"{len(every)} ways and sizes",
+                     "not decided: none left the network it started from")
     more, less = int((gain.low > 0).sum()), int((gain.high < 0).sum())
     verdict = ("yes, everywhere" if more == len(gain) else
                f"more at {more}, less at {less} of {len(gain)} ways and sizes" if more or less
                else "no difference seen")
     widest = gain.loc[gain.difference.idxmax()]
     return Claim(statement, rule,
+                 f"of {len(every)} ways and sizes {len(gain)} left the network they started from; "
                  f"differences {gain.difference.min():+.2f} to {gain.difference.max():+.2f}; the "
                  f"largest: {widest.way} on {widest.images} images, {widest.same:.2f} and "
                  f"{widest.different:.2f}", verdict,
@@ -655,12 +668,26 @@ def ways_beyond_gaussian(pairs: pd.DataFrame, gaussian: pd.DataFrame) -> Claim:
                          (_least(forms, -forms.score), "{way} with the Gaussian denoiser")))
 
 
+def ways_nearer(nearer: pd.DataFrame, bases: Score) -> Claim:
+    """Our control without a threshold, at the most images.
+
+    nearer: scores.nearer_than the Gaussian denoiser, of two runs of each way; bases: of the two
+    pre-trained networks.
+    """
+    pairs = nearer[nearer.images == nearer.images.max()]
+    pairs = pairs.assign(model=pairs.way, other="two runs")
+    claim = nearer_to_each_other("With the most images two fine-tunings of a way", pairs)
+    return replace(claim, measured=f"{claim.measured}; the two pre-trained networks {bases}")
+
+
 def fine_tuning(rp: pd.DataFrame, gl: pd.DataFrame, gain: pd.DataFrame, with_base: pd.DataFrame,
-                bases: Score, gaussian: pd.DataFrame) -> list[Claim]:
-    """The claims of appendix G, from the tables of `fine_tuning`."""
-    different = rp[rp.pair == "different starts"]
-    return [partial_with_few(rp, gl, with_base, bases), shared_start(gain),
-            ways_beyond_gaussian(different, gaussian)]
+                bases: Score, gaussian: pd.DataFrame, nearer: pd.DataFrame,
+                bases_nearer: Score) -> list[Claim]:
+    """The claims of appendix G, from the tables of `fine_tuning`; nearer, bases_nearer: see
+    `ways_nearer`."""
+    rp, nearer = (table[table.pair == "different starts"] for table in (rp, nearer))
+    return [partial_with_few(rp, gl, with_base, bases), shared_start(gain, with_base),
+            ways_beyond_gaussian(rp, gaussian), ways_nearer(nearer, bases_nearer)]
 
 
 # --- section 4: inverse problems ----------------------------------------------------------------
@@ -813,59 +840,51 @@ def progressive_agrees(pairs: pd.DataFrame) -> Claim:
                  **_ours((_least(pairs, pairs.score), "{model}, {other}")))
 
 
-def consistency_agrees_less(ct: pd.DataFrame, progressive: pd.DataFrame) -> Claim:
+def consistency_agrees_less(ct: pd.DataFrame, progressive: pd.DataFrame,
+                            improved: bool = False) -> Claim:
     """RP of consistency training and of the progressive student with the same models, in one order.
+
+    improved: by the later recipe (Song & Dhariwal 2024), of which the paper says nothing.
     """
     numbers, theirs = ([value for other, value in _paper_rp(one).items() if other != two]
                        for one, two in (("CT", "Progressivev1"), ("Progressivev1", "CT")))
     lower = [a.high < b.low for a, b in zip(ct.itertuples(), progressive.itertuples())]
     higher = [a.low > b.high for a, b in zip(ct.itertuples(), progressive.itertuples())]
-    verdict = ("reproduced" if all(lower) else
+    yes, no = ("yes", "no") if improved else ("reproduced", "not reproduced")
+    verdict = (yes if all(lower) else
                f"partly: lower with {sum(lower)}, higher with none of {len(lower)}"
                if any(lower) and not any(higher) else
-               f"not reproduced: lower with {sum(lower)}, higher with {sum(higher)} of {len(lower)}"
-               )
-    return Claim("Consistency training agrees less with models of many steps than progressive "
-                 "distillation does",
-                 f"lower RP with every model, intervals apart (the paper: {min(numbers):.2f} to "
-                 f"{max(numbers):.2f}); partly if with some, and higher with none",
-                 f"ct {_range(ct)}, progressive {progressive.score.min():.2f} to "
-                 f"{progressive.score.max():.2f}", verdict,
-                 f"{_span(numbers)}, progressive {_span(theirs)}", "S",
-                 **_ours(*((_least(table, progressive.low - ct.high), "{model}, {other}")
-                           for table in (ct, progressive))))
+               f"{no}: lower with {sum(lower)}, higher with {sum(higher)} of {len(lower)}")
+    claim = Claim("Consistency training agrees less with models of many steps than progressive "
+                  "distillation does",
+                  f"lower RP with every model, intervals apart (the paper: {min(numbers):.2f} to "
+                  f"{max(numbers):.2f}); partly if with some, and higher with none",
+                  f"{'ict' if improved else 'ct'} {_range(ct)}, progressive "
+                  f"{progressive.score.min():.2f} to {progressive.score.max():.2f}", verdict,
+                  f"{_span(numbers)}, progressive {_span(theirs)}", "S",
+                  **_ours(*((_least(table, progressive.low - ct.high), "{model}, {other}")
+                            for table in (ct, progressive))))
+    return claim if not improved else replace(
+        claim, statement=f"Improved {claim.statement[0].lower()}{claim.statement[1:]} (our "
+        "question)", rule="as for consistency training", paper="", grade="")
 
 
 def students_of_each_other(rp: pd.DataFrame, others: Sequence[str]) -> Claim:
     """Consistency training agrees with the other method's student more than with any model of many
     steps."""
-    both = across(rp, ["ct"], ["progressive-1"]).iloc[0]
-    ct = across(rp, ["ct"], others)
-    verdict = ("reproduced" if both.low > ct.score.max() else
-               "partly: highest, intervals overlap" if both.score > ct.score.max() else
-               "not reproduced")
-    return Claim("Of all models, consistency training agrees most with the progressive student "
-                 "(.91 in the paper)",
-                 "RP of ct and progressive-1 is above that of ct with every model of many steps, "
-                 "its interval too; partly if the number alone is",
+    both, ct = across(rp, ["ct"], ["progressive-1"]).iloc[0], across(rp, ["ct"], others)
+    highest = _least(ct, -ct.score)
+    verdict = ("reproduced" if both.low > highest.score else
+               "not reproduced" if both.high < highest.score else
+               "not decided: intervals overlap")
+    return Claim("Of the progressive student and the models of many steps, consistency training "
+                 "agrees most with the student (.91 in the paper)",
+                 "RP of ct and progressive-1, its interval too, is above that of ct with every "
+                 "model of many steps; not where one of those is above that interval",
                  f"{both.score:.2f} [{both.low:.2f}, {both.high:.2f}]; ct with the others "
                  f"{ct.score.min():.2f} to {ct.score.max():.2f}", verdict,
                  _span([_paper_rp("CT")["Progressivev1"]]), "S",
-                 **_ours((both, "{model}, {other}"), (_least(ct, -ct.score), "{model}, {other}")))
-
-
-def distilling_helps(with_teacher: pd.DataFrame, undistilled: str) -> Claim:
-    """Our control: models of one step against one step of the teacher without distillation."""
-    one = with_teacher[with_teacher.steps == 1].set_index("series")
-    plain, students = one.loc[undistilled], one.drop(index=undistilled)
-    better = int((students.low > plain.high).sum())
-    verdict = "yes" if better == len(students) else f"{better} of {len(students)}"
-    return Claim("Models of one step agree with the teacher more than the teacher's own one step "
-                 "(our control)", "RP with the teacher's samples, intervals apart",
-                 f"without distillation {plain.score:.2f}; " + ", ".join(
-                     f"{name} {score:.2f}" for name, score in students.score.items()), verdict,
-                 **_ours((_least(students.reset_index(), students.low), "{series}"),
-                         (plain, "without distillation")))
+                 **_ours((both, "{model}, {other}"), (highest, "{model}, {other}")))
 
 
 def nearer_than_gaussian(name: str, pairs: pd.DataFrame, control: pd.DataFrame) -> Claim:
@@ -893,71 +912,78 @@ def several_steps(fresh: pd.DataFrame) -> Claim:
     fresh: RP, of students.with_fresh_noise.
     """
     several = fresh[fresh.steps > 1].pivot(index="steps", columns="what")
-    own, closed, form, lost = (several.xs(what, axis=1, level="what") for what in (
-        "each other", "the teacher", "the Gaussian", "the teacher's own image"))
+    own, closed, lost = (several.xs(what, axis=1, level="what") for what in (
+        "each other", "the teacher", "the teacher's own image"))
     same = (own.low > lost.high).all() and (closed.low > lost.high).all()
-    beyond = (own.low > form.high).all() and (closed.low > form.high).all()
-    verdict = ("no" if not same else "yes, and more than with the Gaussian denoiser" if beyond else
-               "yes, but no more than with the Gaussian denoiser")
     rows = fresh[fresh.steps == several.index.max()]
     return Claim("Consistency models of several steps make one image from the same noise, the new "
                  "noise between the steps included (our question)",
                  "at every number of steps over one: RP with each other, and with the teacher "
                  "given the same new noise, is above RP with the teacher's own image, intervals "
-                 "apart; and above RP with the Gaussian denoiser given that noise",
+                 "apart; whether it is more than the Gaussian denoiser's, the next two ask",
                  "; ".join(f"{steps} steps: each other {own.score[steps]:.2f}, teacher "
-                           f"{closed.score[steps]:.2f}, Gaussian denoiser {form.score[steps]:.2f}, "
-                           f"the teacher's own image {lost.score[steps]:.2f}"
-                           for steps in several.index), verdict,
+                           f"{closed.score[steps]:.2f}, the teacher's own image "
+                           f"{lost.score[steps]:.2f}" for steps in several.index),
+                 "yes" if same else "no",
                  **_ours(*((rows[rows.what == what].iloc[0], f"{{steps}} steps, {what}")
-                           for what in ("each other", "the Gaussian"))))
+                           for what in ("each other", "the teacher's own image"))))
 
 
 def blur_explains(gains: pd.DataFrame, sharp: Mapping[str, float]) -> Claim:
     """Is the students' agreement an artefact of their blur?
 
-    gains: students.gain_over_teacher; sharp: sharpness of each over that of real images.
+    gains: students.beyond_blur; sharp: sharpness of each over that of real images.
     """
-    plain, widest = (gains[gains.width == width].set_index("who")
-                     for width in (gains.width.min(), gains.width.max()))
-    ahead = plain.index[plain.low > 0]
-    kept = [name for name in ahead if widest.low[name] > 0]
-    first = plain.low.idxmax()
-    verdict = ("nothing to explain: no student agrees more than its teacher" if not len(ahead) else
-               "yes" if not kept else "no" if len(kept) == len(ahead) else
-               f"for {len(ahead) - len(kept)} of {len(ahead)}")
+    blurry = gains[gains.width > 0]
+    beyond, below = int((blurry.low > 0).sum()), int((blurry.high < 0).sum())
+    verdict = ("nothing to explain: no student is blurrier than its teacher" if blurry.empty else
+               "no" if beyond == len(blurry) else
+               f"not decided: beyond it for {beyond}, less for {below} of {len(blurry)}")
     return Claim("The students' agreement with the other models is an artefact of their blur (our "
                  "question)",
-                 "a student agrees with them more than its teacher does (interval of the "
-                 "difference), and no longer once both sides are low-passed with the widest filter",
-                 "; ".join(f"{name}: {plain.difference[name]:+.2f} unfiltered, "
-                           f"{widest.difference[name]:+.2f} at {gains.width.max():g} pixels, "
-                           f"sharpness {sharp[name]:.2f}" for name in plain.index)
+                 "no where each student blurrier than its teacher agrees with the models it never "
+                 "saw more than the teacher does after a low-pass filter to the student's "
+                 "sharpness (interval of the difference, same noises)",
+                 "; ".join(f"{row.who} (sharpness {sharp[row.who]:.2f}): {row.student:.2f}, teacher "
+                           f"as sharp {row.blurred:.2f}, difference {row.difference:+.2f}"
+                           for row in gains.itertuples())
                  + f"; teacher's sharpness {sharp['teacher']:.2f}", verdict,
-                 **_ours((plain.loc[first], f"{first}, unfiltered"),
-                         (widest.loc[first], f"{first}, {{width:g}} pixels"), columns=DIFFERENCE))
+                 **_ours((_least(blurry, blurry.low), "{who} minus its teacher as sharp"),
+                         columns=DIFFERENCE))
 
 
-def distillation(rp: pd.DataFrame, mae: pd.DataFrame, others: Sequence[str],
-                 with_teacher: pd.DataFrame, undistilled: str, fresh: pd.DataFrame,
+def distillation(rp: pd.DataFrame, mae: pd.DataFrame, nearer: pd.DataFrame, others: Sequence[str],
+                 fresh: pd.DataFrame, fresh_pairs: Mapping[int, pd.DataFrame],
                  gains: pd.DataFrame, sharp: Mapping[str, float]) -> list[Claim]:
     """The claims on distilled students; others: models of many steps that no student saw.
 
-    rp, mae: pairs of all these, the teacher and the Gaussian denoiser (see students.check); fresh:
-    RP, of students.with_fresh_noise.
+    rp, mae, nearer (scores.nearer_than the Gaussian denoiser): pairs of all these, the teacher and,
+    in the former two, the Gaussian denoiser (see students.check); fresh, fresh_pairs: RP, of
+    students.with_fresh_noise and students.fresh_pairs.
     """
-    progressive, ct = (_in_order(across(rp, [name], others), others)
-                       for name in ("progressive-1", "ct"))
     names = [name for name in sharp if name != "teacher"]
-    return [progressive_agrees(progressive), consistency_agrees_less(ct, progressive),
+    progressive, *trained = (_in_order(across(rp, [name], others), others)
+                             for name in ("progressive-1", "ct", "ict")
+                             if name in ("progressive-1", "ct", *names))
+    control = "the Gaussian denoiser"
+    return [progressive_agrees(progressive),
+            *(consistency_agrees_less(ct, progressive, bool(k)) for k, ct in enumerate(trained)),
             students_of_each_other(rp, others),
             more_than("RP of students", across(rp, names, others),
-                      across(rp, [*names, *others], ["gaussian"]), "the Gaussian denoiser"),
-            distilling_helps(with_teacher, undistilled),
+                      across(rp, [*names, *others], ["gaussian"]), control),
+            nearer_to_each_other("Students and models they never saw",
+                                 across(nearer, names, others)),
             *(nearer_than_gaussian(score, across(table, ["teacher"], names),
                                    across(table, ["teacher"], ["gaussian"]))
               for score, table in (("RP", rp), ("MAE score", mae))),
-            several_steps(fresh), blur_explains(gains, sharp)]
+            nearer_to_each_other("Students of one step and their teacher",
+                                 across(nearer, ["teacher"], names)),
+            several_steps(fresh),
+            *(more_than(f"RP of {steps} steps, the teacher among them, with the same new noise",
+                        pairs[(pairs.model != "gaussian") & (pairs.other != "gaussian")],
+                        pairs[(pairs.model == "gaussian") | (pairs.other == "gaussian")],
+                        f"{control} given it") for steps, pairs in fresh_pairs.items()),
+            blur_explains(gains, sharp)]
 
 
 def _in_order(pairs: pd.DataFrame, others: Sequence[str]) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from paper_utils.errors import UserError
 from paper_utils.models import Model
 from paper_utils.noise import stream
 from paper_utils.profiles import Profile
-from paper_utils.scores import Hits
+from paper_utils.scores import CONTROL, Hits
 
 CONTROLLED = (0.0, 1.0, 1.5, 2.0)  # beyond, many pixels of the guided control leave their range
 WEIGHTS = (*CONTROLLED, 4.0)  # of guidance; 1 is none, 0 the model without a class
@@ -305,6 +305,23 @@ def with_guided_gaussian(rows: Mapping[float, Mapping[str, Tensor]],
             guidance=weight, pair=name.replace("-cond", ""))
         for weight, part in rows.items() if weight in control for name, mine in part.items()],
         "guidance", "pair")
+
+
+def guidance_beside_control(rp: pd.DataFrame, control: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """A table per pair of models: RP_cond at each weight, and RP with the control of the one of the
+    two that has more of it, under the name CONTROL + 'the nearer of the two'.
+
+    rp: of `over_guidance`; control: of `with_guided_gaussian`. Columns what, guidance, score, low,
+    high, n.
+    """
+    found = {}
+    for pair, own in rp.groupby("pair", sort=False):
+        theirs = control[control.pair.isin(pair.split(" / "))].sort_values("score")
+        nearer = theirs.drop_duplicates("guidance", keep="last")
+        found[pair] = pd.concat([own.assign(what="with each other"),
+                                 nearer.assign(what=f"{CONTROL}the nearer of the two")])
+        found[pair] = found[pair][["what", "guidance", "score", "low", "high", "n"]]
+    return found
 
 
 def over_guidance(rows: Mapping[float, Mapping[str, Tensor]], hits: Hits,

@@ -156,6 +156,14 @@ def generalization(table: pd.DataFrame, features: Mapping[str, Tensor], known: T
     return scores.table_of(rows, "images", "way", "held-out")
 
 
+def beside_held_out(gl: pd.DataFrame) -> pd.DataFrame:
+    """GL of every way, and of the held-out images as one more way; gl: of `generalization`."""
+    real = gl.drop_duplicates("images")
+    real = real.assign(way="held-out images", score=real["held-out"], low=float("nan"),
+                       high=float("nan"))
+    return pd.concat([gl, real], ignore_index=True)
+
+
 def agreement_of_bases(features: Mapping[str, Tensor], hits: Hits,
                        resamples: int = 1_000) -> scores.Score:
     """RP of the two pre-trained networks, before any fine-tuning."""

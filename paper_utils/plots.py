@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -28,9 +28,10 @@ FIGURES = ROOT / "figures"
 CORNERS = ("#0072B2", "#D55E00", "#009E73")  # Okabe & Ito: told apart by colour-blind readers
 STYLE = {"font.size": 9, "axes.titlesize": 10, "figure.dpi": 100, "savefig.dpi": 200,
          "pdf.fonttype": 42, "font.family": "DejaVu Sans"}
-PAGE = 15.0     # inches, the widest that a row of heat maps becomes
+PAGE = 11.0     # inches, the widest that a row of heat maps becomes
 PICTURE = 0.64  # inches of a picture in a grid: two screen pixels for one of 32, four in a file
 MARKERS = "os^Dv*"
+REFERENCES = ("Gaussian denoiser", "held-out images")  # curves of these look as controls do
 COUNTS = ("n", "images", "steps", "generated again", "largest difference")  # columns of tables
 
 
@@ -218,23 +219,32 @@ def against_control(pairs: Mapping[str, pd.DataFrame], control: str, named: str,
     """A point per pair of models: their score, against the higher of their two with `control`.
 
     pairs: name of a score -> scores.pairwise, the control among the models; named: what to call it.
-    Above the diagonal two models agree more with each other than either does with the control.
+    Above the diagonal two models agree more with each other than either does with the control;
+    coloured where the intervals of all three are apart, as claims.more_than counts.
     """
     with _panels(len(pairs), (3.6 * len(pairs) + 0.3, 3.7), title=title) as (figure, axes):
         for axis, (name, table) in zip(axes.flat, pairs.items()):
             with_it = (table.model == control) | (table.other == control)
-            form = {frozenset((row.model, row.other)) - {control}: row.score
-                    for row in table[with_it].itertuples()}
+            form = pd.concat([table[with_it].set_index(side) for side in ("model", "other")])
             own = table[~with_it]
-            higher = [max(form[frozenset([one])] for one in (row.model, row.other))
-                      for row in own.itertuples()]
+            theirs = [form.loc[[row.model, row.other]] for row in own.itertuples()]
+            more = own.low > [one.high.max() for one in theirs]
+            less = own.high < [one.low.min() for one in theirs]
+            own = own.assign(higher=[one.score.max() for one in theirs])
             axis.plot([0, 1], [0, 1], color="0.55", lw=1, ls="--")
-            axis.vlines(higher, own.low, own.high, color=CORNERS[0], lw=0.8, alpha=0.35)
-            axis.plot(higher, own.score, "o", color=CORNERS[0], ms=4, mec="white", mew=0.4)
+            looks = {"more": (more, CORNERS[0], "o"), "less": (less, CORNERS[1], "s"),
+                     "intervals overlap": (~(more | less), "0.55", "^")}
+            for label, (which, colour, marker) in looks.items():
+                part = own[which]
+                axis.vlines(part.higher, part.low, part.high, color=colour, lw=0.8, alpha=0.35)
+                axis.plot(part.higher, part.score, marker, color=colour, ms=4, mec="white",
+                          mew=0.4, label=f"{label}: {len(part)}")
             axis.set(title=name, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal",
-                     xlabel=f"the higher with {named}", ylabel="with each other")
-            for x, y, words in ((0.24, 0.29, "more with each other"),
-                                (0.27, 0.22, f"more with {named}")):
+                     xlabel=f"with {named}, the higher of the two", ylabel="with each other")
+            axis.legend(frameon=False, fontsize=7.5, ncols=3, loc="upper center",
+                        bbox_to_anchor=(0.5, -0.17), handletextpad=0.1, columnspacing=1)
+            for x, y, words in ((0.3, 0.36, "more with each other"),
+                                (0.36, 0.3, f"more with {named}")):
                 axis.text(x, y, words, fontsize=7.5, color="0.35", rotation=45, ha="center",
                           va="center")
     return figure
@@ -247,7 +257,7 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
                    paper: Mapping[str, pd.DataFrame] | None = None,
                    labels: Mapping[str, str] | None = None, title: str = "",
                    shaded: bool = False, xlabel: str = "", colours: Sequence[str] = (),
-                   columns: int = 0) -> Figure:
+                   columns: int = 0, over: str = "noises") -> Figure:
     """Curves of a score with its intervals, a panel per table, a curve per value of column `by`.
 
     x: the column on the horizontal axis (powers of two); xlabel: its name there. paper: panel ->
@@ -255,11 +265,11 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
     axis. shaded: mark the paper's two regimes. colours: names of curves in the order of the
     colours, for figures that are to look alike. columns: panels a row, by default all. What was not
     measured is not drawn, nor bridged by its neighbours where another curve of the panel was. A
-    colour means the same curve in every panel.
+    colour means the same curve in every panel. over: what the intervals are over.
     """
     columns = columns or len(panels)
     rows = -(-len(panels) // columns)
-    with _panels(columns, (4.1 * columns + 0.3, 4.0 * rows), rows, title) as (figure, axes):
+    with _panels(columns, (3.5 * columns + 0.3, 3.8 * rows), rows, title) as (figure, axes):
         looks = _looks([*colours, *(_named(by, key) for table in panels.values()
                                     for key in table.get(by, ()))])
         for axis, (name, table) in zip(axes.flat, panels.items()):
@@ -283,8 +293,17 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
             axis.set_title(name, pad=14 if shaded else None)
             axis.set_ylabel((labels or {}).get(name, "score"))
             axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
-                        bbox_to_anchor=(0.5, -0.19))
+                        bbox_to_anchor=(0.5, -0.21))
+        figure.supxlabel(_intervals(panels.values(), over), fontsize=7.5)
     return figure
+
+
+def _intervals(tables: Iterable[pd.DataFrame], over: str) -> str:
+    """What the bands are, if there are any, and by column n over how many noises or images."""
+    found = [table for table in tables if {"low", "high"} <= set(table)]
+    counts = sorted({int(n) for table in found for n in table.get("n", ()) if n == n})
+    many = " to ".join(f"{n:,}" for n in dict.fromkeys((counts[0], counts[-1]))) if counts else ""
+    return f"bands and bars: 95 % intervals{f' over {many} {over}' if many else ''}" if found else ""
 
 
 def _named(by: str, key: object) -> str:
@@ -301,13 +320,14 @@ def _size(k: int, points: int) -> float:
 def _looks(keys: Iterable) -> dict[str, tuple[str, str]]:
     """Colour and style of every curve; of more than there are colours, another pair for each.
 
-    The control of X, CONTROL + X, has the colour and marker of X and is dashed; it is grey where
-    there is no X.
+    The control of X, CONTROL + X, has the colour and marker of X and is dashed; it is dark grey
+    where there is no X, and so are the REFERENCES.
     """
     count, shown = len(MODEL_COLOURS), [str(key) for key in dict.fromkeys(keys)]
-    order, looks = [key for key in shown if not key.startswith(CONTROL)], {}
+    order = [key for key in shown if not key.startswith(CONTROL) and key not in REFERENCES]
+    looks = {}
     for key in shown:
-        looks[key] = "0.35", "o--"
+        looks[key] = "0.2", "o--"
         if (name := key.removeprefix(CONTROL)) in order:
             k, line = order.index(name), "-" if name == key else "--"
             looks[key] = MODEL_COLOURS[k % count], MARKERS[(k + k // count) % count] + line
@@ -340,8 +360,9 @@ def _regimes(axis, ticks: Sequence[int]) -> None:
     for name, start, stop, colour in spans:
         if low <= start < stop <= high:
             axis.axvspan(start, stop, color=colour, alpha=0.55, lw=0, zorder=0)
-            axis.text((start * stop) ** 0.5, 1.01, f"paper: {name}", ha="center", va="bottom",
-                      transform=axis.get_xaxis_transform(), fontsize=6.5, color="0.35")
+            side, x = ("left", start) if start == low else ("right", stop)
+            axis.text(x, 1.01, f"paper: {name}", ha=side, va="bottom",
+                      transform=axis.get_xaxis_transform(), fontsize=7, color="0.35")
 
 
 def _power_axis(axis, ticks: Sequence[int], xlabel: str) -> None:
@@ -366,16 +387,22 @@ def _ticks(axis, ticks: Sequence[float], log: bool = False) -> None:
 
 def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log_x: bool = False,
            title: str = "", log_y: Collection[str] = (), columns: int = 0,
-           colours: Sequence[str] = (), level: str = "",
-           levels: Mapping[str, float] | None = None) -> Figure:
+           colours: Sequence[str] = (), shades: Sequence[str] = (), ylabel: str = "",
+           levels: Mapping[str, Mapping[str, float]] | None = None, over: str = "noises") -> Figure:
     """Panels, each a quantity with its intervals against x, a curve per value of `by`.
 
-    panels: vertical axis -> table with columns by, x, score and, for intervals, low, high. A value
-    of `by` has the same colour and marker in every panel, named once below. log_y: panels with a
-    logarithmic axis. columns: panels a row, by default all. colours: as in `scores_against`.
-    levels: vertical axis -> where `level`, which does not depend on x, is drawn across.
+    panels: vertical axis, or with ylabel title -> table with columns by, x, score and, for
+    intervals, low, high. A value of `by` has the same colour and marker in every panel, named once
+    below. log_y: panels with a logarithmic axis. columns: panels a row, by default all. colours,
+    over: as in `scores_against`. shades: curves in an order of their own, from dark to light.
+    levels: panel -> name -> height of what does not depend on x, drawn across.
     """
-    looks = _looks([*colours, *(key for table in panels.values() for key in table[by])])
+    looks = _looks([*colours, *(key for table in panels.values() for key in table[by]
+                                if key not in shades)])
+    looks |= {key: (shade, f"{MARKERS[k % len(MARKERS)]}-") for k, (key, shade) in enumerate(
+        zip(shades, sns.color_palette("viridis", len(shades)).as_hex()))}
+    across = dict.fromkeys(name for heights in (levels or {}).values() for name in heights)
+    styles = dict(zip(across, cycle(("--", ":", "-."))))
     shown, columns = {}, columns or len(panels)
     rows = -(-len(panels) // columns)
     with _panels(columns, (3.3 * columns + 0.2, 3.1 * rows), rows, title) as (figure, axes):
@@ -383,10 +410,12 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
             for k, (key, curve) in enumerate(table.groupby(by, sort=False)):
                 _curve(axis, curve.sort_values(x), x, str(key), *looks[str(key)],
                        size=_size(k, len(curve)))
-            if label in (levels or {}):
-                axis.axhline(levels[label], color="0.35", lw=1.2, ls="--", zorder=1, label=level)
-            _ticks(axis, sorted(set(table[x])), log_x)
-            axis.set(xlabel=xlabel, ylabel=label)
+            for name, height in (levels or {}).get(label, {}).items():
+                axis.axhline(height, color="0.2", lw=1.2, ls=styles[name], zorder=1, label=name)
+            if len(places := sorted(set(table[x]))) < 9:
+                _ticks(axis, places, log_x)
+            axis.set(xlabel=xlabel, **{"title": label, "ylabel": ylabel} if ylabel else
+                     {"ylabel": label})
             if label in log_y:
                 axis.set_yscale("log", base=2)
                 axis.yaxis.set_major_formatter("{x:g}")
@@ -394,7 +423,8 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
                 axis.set_ylim(-0.03, 1.03)
             shown |= dict(zip(*reversed(axis.get_legend_handles_labels())))
         figure.legend(shown.values(), shown, frameon=False, fontsize=7.5, ncols=2 * columns,
-                      loc="outside lower center")
+                      loc="outside lower center", title_fontsize=7.5,
+                      title=_intervals(panels.values(), over) or None)
     return figure
 
 
@@ -409,8 +439,10 @@ def bands(panels: Mapping[str, Mapping[str, pd.DataFrame]], ylabel: str,
                  sharey=True) as (figure, axes):
         for axis, (name, curves_) in zip(axes.flat, panels.items()):
             rows = {reference[0]: reference[1], **curves_}
-            for colour, (label, part) in zip(("0.35", *MODEL_COLOURS), rows.items()):
-                axis.plot(part.sigma, part["median"], color=colour, lw=1.5, label=label)
+            looks = zip(("0.2", *MODEL_COLOURS), ("--", *(f"{mark}-" for mark in MARKERS)))
+            for (colour, style), (label, part) in zip(looks, rows.items()):
+                axis.plot(part.sigma, part["median"], style, color=colour, lw=1.5, ms=4,
+                          markevery=3, label=label)
                 axis.fill_between(part.sigma, part.low, part.high, color=colour, alpha=0.18, lw=0)
             axis.set(xscale="log", title=name, xlabel="noise level $\\sigma$")
             axis.set_yscale("log", base=2)
@@ -418,18 +450,21 @@ def bands(panels: Mapping[str, Mapping[str, pd.DataFrame]], ylabel: str,
             axis.invert_xaxis()
             axis.legend(frameon=False, fontsize=7.5)
         axes.flat[0].set_ylabel(ylabel)
+        figure.supxlabel("lines: medians, bands: quartiles", fontsize=7.5)
     return figure
 
 
-def against_known_posterior(table: pd.DataFrame) -> Figure:
+def against_known_posterior(table: pd.DataFrame, title: str = "") -> Figure:
     """Distance of Algorithm 1 to the exact answers: of reconstructions.against_the_posterior."""
     panels = {"to mean": "to the posterior mean", "to flow": "to the exact flow, same noise"}
     runs, known = table[table.zeta.notna()], table[table.zeta.isna()].set_index("what")
-    with _panels(len(panels), (7.6, 3.4), sharey=True) as (figure, axes):
+    with _panels(len(panels), (7.6, 3.7), title=title, sharey=True) as (figure, axes):
         for axis, (column, label) in zip(axes.flat, panels.items()):
             for colour, (steps, part) in zip(MODEL_COLOURS, runs.groupby("steps")):
                 axis.plot(part.zeta, part[column], "o-", color=colour, ms=4, lw=1.5,
                           label=f"{steps:.0f} steps")
+                axis.fill_between(part.zeta, part[f"{column}, low"], part[f"{column}, high"],
+                                  color=colour, alpha=0.18, lw=0)
             for style, (what, row) in zip(("--", ":"), known.iterrows()):
                 if row[column] > 0:
                     axis.axhline(row[column], color="0.35", lw=1, ls=style, label=what)
@@ -439,6 +474,8 @@ def against_known_posterior(table: pd.DataFrame) -> Figure:
             axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
                         bbox_to_anchor=(0.5, -0.19))
         axes.flat[0].set_ylabel("RMS distance")
+        measured = table.rename(columns={"to mean, low": "low", "to mean, high": "high"})
+        figure.supxlabel(_intervals([measured], "images"), fontsize=7.5)
     return figure
 
 
@@ -490,7 +527,7 @@ def distances_against_sigma(table: pd.DataFrame, title: str = "") -> Figure:
                           label=f"$2^{{{int(images).bit_length() - 1}}}$ images")
             own = part[part.images == sizes[-1]]
             axis.plot(own.sigma, own.answer, "--", color="0.35", lw=1.1,
-                      label="the form itself")
+                      label="form to mean image")
             axis.set(xscale="log", yscale="log", title=f"{form.capitalize()} denoiser, {what}")
         figure.supxlabel("noise level $\\sigma$", fontsize=9)
         figure.supylabel("RMS difference of denoisers", fontsize=9)
@@ -498,31 +535,42 @@ def distances_against_sigma(table: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
-def mixture_errors(table: pd.DataFrame) -> Figure:
+def mixture_errors(table: pd.DataFrame, crossings: pd.DataFrame) -> Figure:
     """The crossing: error to either truth against the number of points, of mixture.errors.
 
-    A row for the points asked about, a column per sigma; the thin line is D(u) = u.
+    A row for the points asked about, a column per sigma; the thin line is D(u) = u, a vertical line
+    a decided crossing, of mixture.crossings.
     """
     sigmas, asked = sorted(table.sigma.unique()), list(dict.fromkeys(table["asked about"]))
     looks = {"to empirical": ("o-", CORNERS[0], 1.4), "to ground truth": ("s-", CORNERS[1], 1.4),
              "between them": ("--", "0.6", 1.4), "identity to ground truth": ("-", "0.2", 0.6)}
-    size = 2.1 * len(sigmas) + 0.6, 2.5 * len(asked) + 0.4
+    size, found = (1.75 * len(sigmas) + 0.6, 2.4 * len(asked) + 0.4), crossings[crossings.decided]
     with _panels(len(sigmas), size, len(asked), sharex=True, sharey=True) as (figure, axes):
         for axis, (what, sigma) in zip(axes.flat, product(asked, sigmas)):
             part = table[(table["asked about"] == what) & (table.sigma == sigma)]
             part = part.sort_values("points")
             for column, (style, colour, width) in looks.items():
-                label = {"between them": "empirical to ground truth"}.get(column, column)
+                label = {"between them": "empirical to ground truth"}.get(
+                    column, column.replace("to ", "network to ", column.startswith("to ")))
                 axis.plot(part.points, part[column], style, color=colour, ms=3.5, lw=width,
                           label=label)
+                if f"{column} low" in part:
+                    axis.fill_between(part.points, part[f"{column} low"], part[f"{column} high"],
+                                      color=colour, alpha=0.18, lw=0)
+            here = found[(found["asked about"] == what) & (found.sigma == sigma)]
+            for crossing in here.crossing.dropna():
+                axis.axvline(crossing, color="0.2", lw=0.8, ls=":", label="decided crossing")
             axis.set(yscale="log", title=f"$\\sigma$ = {sigma:g}, {what} points")
             axis.set_xscale("log", base=2)
             axis.set_xticks(sorted(part.points)[::2])
             axis.minorticks_off()
         figure.supxlabel("number of training points", fontsize=9)
         figure.supylabel("RMS error per coordinate", fontsize=9)
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center",
-                      ncols=len(looks), frameon=False, fontsize=7.5)
+        shown = {}
+        for axis in axes.flat:
+            shown |= dict(zip(*reversed(axis.get_legend_handles_labels())))
+        figure.legend(shown.values(), shown, loc="outside upper center", ncols=len(shown),
+                      frameon=False, fontsize=7.5)
     return figure
 
 

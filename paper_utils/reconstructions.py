@@ -31,6 +31,7 @@ ELSEWHERE = 100_000  # first noise of the runs from other noises
 CLOSED = ("gaussian", "optimal")  # the references
 KNOWN = 8_192  # images of the optimal one, which reads them all in every step
 QUANTITIES = ("PSNR, dB", "distance", "residual")
+AXES = {"distance": "1 - cosine with the truth", "residual": "residual over the truth's"}
 BLOCKS = ("U-Nets", "transformers", "across")
 
 
@@ -331,9 +332,11 @@ def labelled(groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return who | {f"{name.capitalize()} denoiser": [name] for name in CLOSED}
 
 
-def but_optimal(found: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The tables of `curves` without the optimal denoiser, whose errors dwarf all others."""
-    return {what: table[table.who != "Optimal denoiser"] for what, table in found.items()}
+def drawn(found: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The tables of `curves` by the names of AXES, without the optimal denoiser, whose errors dwarf
+    all others."""
+    return {AXES.get(what, what): table[table.who != "Optimal denoiser"]
+            for what, table in found.items()}
 
 
 def errors(problem: Problem, answers: Mapping[str, Tensor], features: Mapping[str, Tensor],

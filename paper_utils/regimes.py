@@ -29,8 +29,8 @@ def trained(profile: Profile, images: data.Images, device: str = "cpu") -> dict[
     """The models of section 3 by name; from zoo/regimes/ for the laptop profile, else trained now.
 
     A model of zoo/regimes/ that is not there is left out. So are, with a line that says it, those
-    of which a sheet alone ships, of fewer images than profile.grid_noises. Raises UserError where one is that was trained on
-    other images or by another recipe than its name says.
+    of which a sheet alone ships, of fewer images than profile.grid_noises. Raises UserError where
+    one is that was trained on other images or by another recipe than its name says.
     """
     specs = recipes.regime_specs(profile.name)
     found = models.shipped_or_trained(specs, zoo.REGIMES, profile, images, device)
@@ -161,7 +161,7 @@ def copied_by_control(gaussian: Mapping[int, Tensor], known: Tensor, threshold: 
     """
     return pd.DataFrame([
         scores.gl(rows, known[:n], threshold, resamples).row(
-            images=n, pair=f"{CONTROL}training images") for n, rows in gaussian.items()])
+            images=n, pair="Gaussian denoiser") for n, rows in gaussian.items()])
 
 
 def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],

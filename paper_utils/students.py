@@ -24,25 +24,29 @@ from paper_utils.samplers import Solver
 from paper_utils.scores import Hits
 
 TEACHER = "teacher"
-UNDISTILLED = "teacher, DDIM"
+UNDISTILLED, FAST = "teacher, DDIM", "teacher, DPM-Solver++"
 CONSISTENT = ("cd", "ct", "ict")
 FEW = (2, 4)  # steps that consistency models are sampled with, beside one
-WIDTHS = (0.0, 0.5, 1.0, 1.5, 2.0)  # of the low-pass filters, in pixels
+FASTEST = (2, 4, 8)  # steps of the teacher's own fast solver
+WIDTHS = (0.0, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.5)  # of the low-pass filters, in pixels
 
 Groups = Mapping[str, Sequence[str]]
 
 
 def runs(found: Mapping[str, Model], profile: Profile) -> dict[str, Model]:
-    """Every student with its steps, and the teacher by Heun and by DDIM with as few, by run.
+    """Every student with its steps, and the teacher by Heun, and with as few by DDIM and by a
+    multistep solver of second order (Lu et al. 2022), by run.
 
     found: of models.distilled. Only what is there.
     """
     made, stages = {}, recipes.DISTILLATIONS[profile.name].steps
     if TEACHER in found:
         ddim = [Solver("ddim", 2**k, "cosine") for k in reversed(range(stages.bit_length()))]
+        fast = [Solver("dpm-multistep-2", steps) for steps in FASTEST]
         made = {TEACHER: found[TEACHER]} | {
-            name: models.resolved(found[TEACHER], solver, name)
-            for solver in ddim for name in [f"{UNDISTILLED} {solver.steps}"]}
+            f"{series} {solver.steps}": models.resolved(found[TEACHER], solver,
+                                                        f"{series} {solver.steps}")
+            for series, solvers in ((UNDISTILLED, ddim), (FAST, fast)) for solver in solvers}
     made |= {name: model for name, model in found.items() if name.startswith("progressive")}
     for name in filter(found.get, CONSISTENT):
         made[name] = found[name]
@@ -90,7 +94,8 @@ def partners(found: Mapping[str, Model], unseen: Mapping[str, Model]) -> dict[st
               "other students": [name for name in CONSISTENT if name in found]}
     for family, label in (("U-Net", "U-Nets"), ("transformer", "transformers")):
         groups[label] = [name for name, model in unseen.items() if model.family == family]
-    return {label: names for label, names in groups.items() if names} | {"Gaussian": ["gaussian"]}
+    found = {label: names for label, names in groups.items() if names}
+    return found | {"Gaussian denoiser": ["gaussian"]}
 
 
 def sheets(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
@@ -118,6 +123,19 @@ def with_teacher(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
     return scores.table_of(found, "series", "steps", "shuffled")
 
 
+def fresh_pairs(rows: Mapping[str, Tensor], hits: Hits,
+                resamples: int = 1_000) -> dict[int, pd.DataFrame]:
+    """Number of steps (FEW) -> scores.pairwise of the consistency models, the teacher and the
+    Gaussian denoiser, which all get the same fresh noise.
+
+    rows: as of `with_fresh_noise`.
+    """
+    every = (*CONSISTENT, TEACHER, "gaussian")
+    return {steps: scores.pairwise({name: rows[f"{name} {steps}"] for name in every
+                                    if f"{name} {steps}" in rows}, hits, resamples)
+            for steps in FEW}
+
+
 def with_fresh_noise(rows: Mapping[str, Tensor], hits: Hits,
                      resamples: int = 1_000) -> pd.DataFrame:
     """Agreement of consistency models of one and of FEW steps, which all get the same fresh noise.
@@ -135,7 +153,7 @@ def with_fresh_noise(rows: Mapping[str, Tensor], hits: Hits,
         mine = [run(name) for name in CONSISTENT if run(name) in rows]
         kinds = {"each other": list(combinations(mine, 2)),
                  "the teacher": [(name, run(TEACHER)) for name in mine],
-                 "the Gaussian": [(name, run("gaussian")) for name in mine],
+                 "Gaussian denoiser": [(name, run("gaussian")) for name in mine],
                  "the teacher's own image": [(name, TEACHER) for name in mine],
                  "teacher and Gaussian": [(run(TEACHER), run("gaussian"))] * bool(mine)}
         for what, names in kinds.items():
@@ -213,46 +231,53 @@ def sharpness(images: Tensor, width: float = 1.0) -> float:
 
 # --- is it blur? --------------------------------------------------------------------------------
 
-def filtered(images: Mapping[str, Tensor], describe: Descriptor,
-             widths: Sequence[float] = WIDTHS) -> dict[float, dict[str, Tensor]]:
-    """Features of the low-passed images of every model, by width."""
-    return {width: {name: descriptors.features(describe, low_pass(rows, width))
-                    for name, rows in images.items()} for width in widths}
+def by_sharpness(images: Mapping[str, Tensor], names: Sequence[str], others: Sequence[str],
+                 describe: Descriptor, real: Tensor, hits: Hits,
+                 resamples: int = 1_000) -> pd.DataFrame:
+    """Mean RP with other models against sharpness (over that of real images): of the teacher after
+    low-pass filters of WIDTHS, and of each of `names` as it is.
 
-
-def after_low_pass(features: Mapping[float, Mapping[str, Tensor]], names: Sequence[str],
-                   others: Sequence[str], hits: Hits, resamples: int = 1_000) -> pd.DataFrame:
-    """Mean RP of each of `names` with the others, both sides low-passed; and that of the others
-    among themselves.
-
-    Columns who, width, score, low, high, n, shuffled.
+    images: by name, uint8. Columns who, width (of the filter), sharpness, score, low, high, n.
     """
-    found = []
-    for width, rows in features.items():
-        for name in names:
-            pairs = [(rows[name], rows[other]) for other in others]
-            score, chance = scores.mean_agreement(pairs, hits, resamples)
-            found.append(score.row(who=name, width=width, shuffled=chance))
-        pairs = list(combinations((rows[name] for name in others), 2))
-        score, chance = scores.mean_agreement(pairs, hits, resamples)
-        found.append(score.row(who="the others among themselves", width=width,
-                               shuffled=chance))
-    return scores.table_of(found, "who", "width", "shuffled")
+    theirs, found = [descriptors.features(describe, images[name]) for name in others], []
+    rows = [(f"{TEACHER}, low-passed", width, low_pass(images[TEACHER], width)) for width in WIDTHS]
+    for who, width, mine in [*rows, *((name, 0.0, images[name]) for name in names)]:
+        own = descriptors.features(describe, mine)
+        score = scores.proportion(scores.over_pairs([(own, other) for other in theirs], hits),
+                                  resamples)
+        found.append(score.row(who=who, width=width, sharpness=sharpness(mine) / sharpness(real)))
+    return scores.table_of(found, "who", "width", "sharpness")
 
 
-def gain_over_teacher(features: Mapping[float, Mapping[str, Tensor]], names: Sequence[str],
-                      others: Sequence[str], hits: Hits,
-                      resamples: int = 1_000) -> pd.DataFrame:
-    """RP of each student with the others minus that of its teacher with them, same noises, by
-    width of the low-pass filter.
+def as_sharp(images: Tensor, sharp: float) -> tuple[float, Tensor]:
+    """Width of the filter after which images are that sharp, and the filtered ones.
 
-    Columns who, width, difference, low, high, n.
+    0 and the images as they are where they are no sharper. By bisection, up to 8 pixels.
     """
-    found = []
-    for width, rows in features.items():
-        agreed = {name: scores.over_pairs([(rows[name], rows[o]) for o in others], hits)
-                  for name in (TEACHER, *names)}
-        for name in names:
-            gap = scores.paired_difference(agreed[name], agreed[TEACHER], resamples)
-            found.append(gap.row("difference", who=name, width=width))
-    return pd.DataFrame(found, columns=["who", "width", "difference", "low", "high", "n"])
+    low, high = 0.0, 8.0
+    if sharpness(images) <= sharp:
+        return low, images
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sharpness(low_pass(images, middle)) > sharp else (low, middle)
+    return high, low_pass(images, high)
+
+
+def beyond_blur(images: Mapping[str, Tensor], names: Sequence[str], others: Sequence[str],
+                describe: Descriptor, hits: Hits, resamples: int = 1_000) -> pd.DataFrame:
+    """RP of each student with other models, less that of its teacher blurred to its sharpness.
+
+    images: by name, the TEACHER's among them. Columns who, width (of the teacher's filter; 0 where
+    the student is no blurrier), student, blurred, difference (on the same noises), low, high, n.
+    """
+    theirs, found = [descriptors.features(describe, images[name]) for name in others], []
+    for name in names:
+        width, plain = as_sharp(images[TEACHER], sharpness(images[name]))
+        own, form = (scores.over_pairs([(descriptors.features(describe, rows), other)
+                                        for other in theirs], hits)
+                     for rows in (images[name], plain))
+        gap = scores.paired_difference(own, form, resamples)
+        found.append(gap.row("difference", who=name, width=width,
+                             student=own.double().mean().item(),
+                             blurred=form.double().mean().item()))
+    return scores.table_of(found, "who", "width", "student", "blurred", "difference")

@@ -218,6 +218,12 @@ def test_every_model_is_held_against_the_guided_gaussian():
     table = conditional.with_guided_gaussian(rows, {1.0: one, 2.0: other}, scores.copies(0.75))
     assert table[["guidance", "pair", "score"]].values.tolist() == [
         [1.0, "a", 1.0], [1.0, "b", 0.5], [2.0, "a", 0.0], [2.0, "b", 0.5]]
+    rp = conditional.over_guidance(rows, scores.copies(0.75))
+    found = conditional.guidance_beside_control(rp, table)["a / b"]
+    assert found[["what", "guidance", "score"]].values.tolist() == [
+        *(["with each other", w, 0.5] for w in (1.0, 2.0, 4.0)),
+        ["Gaussian / the nearer of the two", 2.0, 0.5],  # of b
+        ["Gaussian / the nearer of the two", 1.0, 1.0]]  # of a
 
 
 # --- specifications -----------------------------------------------------------------------------

@@ -143,14 +143,14 @@ def test_the_tables_of_a_trained_study_decide_the_claim_and_are_drawn():
     assert crossings[["asked about", "sigma"]].values.tolist() == [
         [asked, sigma] for asked in ("training", "new") for sigma in TINY.sigmas]
     assert claims.mixture_crosses(errors, crossings).verdict
-    axes = plots.mixture_errors(errors).axes
+    axes = plots.mixture_errors(errors, crossings).axes
     assert [axis.get_title() for axis in axes] == [
         f"$\\sigma$ = {sigma}, {asked} points" for asked in ("training", "new")
         for sigma in ("0.1", "1")]
     for axis, (at, part) in zip(axes, errors.groupby(["asked about", "sigma"], sort=False)):
         lines = {line.get_label(): line.get_ydata().tolist() for line in axis.get_lines()}
         assert lines["identity to ground truth"] == part["identity to ground truth"].tolist()
-        assert lines["to empirical"] == part["to empirical"].tolist()
+        assert lines["network to empirical"] == part["to empirical"].tolist()
 
 
 def test_the_perceptron_sees_the_noise_level():

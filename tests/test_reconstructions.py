@@ -166,7 +166,7 @@ def test_curves_have_every_problem_and_block_and_their_errors(truth):
         inverse.psnr(dark, truth.pixels).mean().item())
     assert psnr.score[40, "Optimal denoiser"] == psnr.score[20, "transformers"] > 70
     assert (psnr.n == 6).all()
-    assert "Optimal denoiser" not in set(inverse.but_optimal(found)["residual"].who)
+    assert "Optimal denoiser" not in set(inverse.drawn(found)[inverse.AXES["residual"]].who)
 
 
 def test_errors_of_the_truth_are_none_and_its_residual_is_one(truth):

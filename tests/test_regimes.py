@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
 
-from paper_utils import (data, fleet, models, plots, profiles, recipes, regimes, samplers, scores,
+from paper_utils import (claims, data, fleet, models, plots, profiles, recipes, regimes, samplers, scores,
                          training, zoo)
 from paper_utils.denoisers import GaussianDenoiser, OptimalDenoiser
 from paper_utils.errors import UserError
@@ -193,8 +194,8 @@ def test_the_control_of_gl_is_judged_by_the_same_images():
     axis = plots.scores_against({"GL": both}, "pair", colours=["width 32"]).axes[0]
     drawn = {line.get_label(): line for line in axis.get_lines()}
     assert len(drawn) == 4 and drawn["width 32"].get_color() == plots.MODEL_COLOURS[0]
-    assert drawn["Gaussian / training images"].get_linestyle() == "--"
-    assert drawn["Gaussian / training images"].get_color() == "0.35"  # of no width
+    assert drawn["Gaussian denoiser"].get_linestyle() == "--"
+    assert drawn["Gaussian denoiser"].get_color() == "0.2"  # of no width
 
 
 def test_the_nearest_image_is_one_of_the_cells_own():
@@ -454,8 +455,8 @@ def test_an_interval_below_zero_is_inside_its_panel():
 
 def test_what_does_not_depend_on_x_is_drawn_across_its_panel():
     table = pd.DataFrame({"who": "ct", "x": [0, 1], "score": 0.05})
-    figure = plots.curves({"RP": table, "MAE": table}, "who", "x", "x", level="Gaussian",
-                          levels={"MAE": 0.25})
+    figure = plots.curves({"RP": table, "MAE": table}, "who", "x", "x",
+                          levels={"MAE": {"Gaussian": 0.25}})
     across = [{line.get_ydata()[0] for line in axis.get_lines() if line.get_label() == "Gaussian"}
               for axis in figure.axes]
     assert across == [set(), {0.25}]
@@ -466,8 +467,45 @@ def test_pairs_stand_where_their_score_and_their_control_put_them():
     features = {"a": unit(0, 0, 0, 0), "b": unit(0, 0, 90, 0), "control": unit(0, 90, 90, 90)}
     pairs = scores.pairwise(features, copies, 50)
     axis = plots.against_control({"RP": pairs}, "control", "it").axes[0]
-    points = [line for line in axis.get_lines() if line.get_linestyle() == "None"]
-    assert [line.get_xydata().tolist() for line in points] == [[[0.5, 0.75]]]  # of .25 and .5
+    points = {line.get_label(): line.get_xydata().tolist() for line in axis.get_lines()
+              if line.get_linestyle() == "None"}
+    assert points == {"more: 0": [], "less: 0": [],
+                      "intervals overlap: 1": [[0.5, 0.75]]}  # of .25 and .5
+
+
+def test_pairs_are_counted_beside_their_control_as_the_claim_counts_them():
+    rows = [("a", "b", 0.9, 0.8), ("a", "c", 0.3, 0.2), ("b", "c", 0.7, 0.5),
+            ("a", "control", 0.6, 0.5), ("b", "control", 0.6, 0.5), ("c", "control", 0.75, 0.6)]
+    pairs = pd.DataFrame(rows, columns=["model", "other", "score", "low"])
+    pairs = pairs.assign(high=2 * pairs.score - pairs.low, n=9)
+    axis = plots.against_control({"RP": pairs}, "control", "it").axes[0]
+    assert {text.get_text() for text in axis.get_legend().get_texts()} == {
+        "more: 1", "less: 1", "intervals overlap: 1"}
+    models, it = claims.among(pairs, "abc"), claims.across(pairs, "abc", ["control"])
+    assert claims.more_than("RP", models, it, "it").verdict == (
+        "in 1 of 3 pairs; in 1 less than with it")
+
+
+def test_references_are_grey_and_shades_go_from_dark_to_light():
+    table = pd.DataFrame({"who": ["a", "Gaussian denoiser", "few", "many"], "x": 0, "score": 0.5})
+    figure = plots.curves({"RP": table}, "who", "x", "x", shades=("few", "many"))
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert lines["a"].get_color() == plots.MODEL_COLOURS[0]
+    assert lines["Gaussian denoiser"].get_color() == "0.2"
+    assert lines["Gaussian denoiser"].get_linestyle() == "--"
+    few, many = (sum(to_rgb(lines[name].get_color())) for name in ("few", "many"))
+    assert few < many
+
+
+@pytest.mark.parametrize("counts, said", [((64, 64), " over 64 images"), ((8, 256),
+                                          " over 8 to 256 images"), (None, "")])
+def test_what_bands_are_stands_below_them(counts, said):
+    table = pd.DataFrame({"who": "a", "x": [0, 1], "score": 0.5, "low": 0.4, "high": 0.6})
+    table = table if counts is None else table.assign(n=counts)
+    figure = plots.curves({"RP": table}, "who", "x", "x", over="images")
+    assert figure.legends[0].get_title().get_text() == f"bands and bars: 95 % intervals{said}"
+    figure = plots.curves({"RP": table[["who", "x", "score"]]}, "who", "x", "x")
+    assert not figure.legends[0].get_title().get_text()
 
 
 def test_every_bar_has_its_own_interval():

@@ -61,12 +61,14 @@ def test_the_runs_of_everything_that_was_distilled(found):
     assert list(table.itertuples(index=False, name=None)) == [
         ("teacher", "teacher", 18, 35),
         *((f"teacher, DDIM {n}", "teacher, DDIM", n, n) for n in (8, 4, 2, 1)),
+        *((f"teacher, DPM-Solver++ {n}", "teacher, DPM-Solver++", n, n) for n in (2, 4, 8)),
         *((f"progressive-{n}", "progressive", n, n) for n in (4, 2, 1)), *few]
 
 
 @pytest.mark.parametrize("missing, gone", [
     ("progressive-1", ["progressive-1"]), ("cd", ["cd", "cd 2", "cd 4"]),
-    ("teacher", ["teacher", *(f"teacher, DDIM {n}" for n in (8, 4, 2, 1))])])
+    ("teacher", ["teacher", *(f"teacher, DDIM {n}" for n in (8, 4, 2, 1)),
+                 *(f"teacher, DPM-Solver++ {n}" for n in (2, 4, 8))])])
 def test_a_model_that_is_missing_has_no_runs(found, missing, gone):
     fewer = {name: model for name, model in found.items() if name != missing}
     whole = list(students.runs(found, SMOKE))
@@ -106,9 +108,9 @@ def test_partners_are_grouped_by_family():
     assert students.partners(there, unseen) == {
         "first teacher, Heun": ["teacher"], "other students": ["cd", "ict"],
         "U-Nets": ["edm", "vp"],
-        "transformers": ["dit"], "Gaussian": ["gaussian"]}
+        "transformers": ["dit"], "Gaussian denoiser": ["gaussian"]}
     assert list(students.partners({TEACHER: fake("t")}, {"dit": unseen["dit"]})) == [
-        "first teacher, Heun", "transformers", "Gaussian"]
+        "first teacher, Heun", "transformers", "Gaussian denoiser"]
 
 
 def test_sheets_that_ship_are_read_and_others_made(tmp_path, monkeypatch):
@@ -170,11 +172,21 @@ def test_several_steps_are_compared_at_the_same_fresh_noise():
     found = students.with_fresh_noise(rows, copies, 50).set_index(["what", "steps"])
     assert found.score.to_dict() == {
         ("each other", 1): 0.5, ("the teacher", 1): 0.75,
-        ("the Gaussian", 1): 0.25, ("the teacher's own image", 1): 0.75,
+        ("Gaussian denoiser", 1): 0.25, ("the teacher's own image", 1): 0.75,
         ("teacher and Gaussian", 1): 0.25, ("teacher and Gaussian", 2): 0.25,
         ("each other", 2): 1.0, ("the teacher", 2): 0.75,
-        ("the Gaussian", 2): 0.0, ("the teacher's own image", 2): 0.25}
+        ("Gaussian denoiser", 2): 0.0, ("the teacher's own image", 2): 0.25}
     assert (found.shuffled == 0).all() and (found.n == 40).all()
+
+
+def test_every_two_models_are_compared_at_the_same_fresh_noise():
+    rows = {"cd": ONE, "cd 2": ONE, "ct 2": mixed(20), "teacher 2": mixed(30), "gaussian 2": TWO,
+            "teacher": TWO, "other 2": ONE}
+    found = students.fresh_pairs(rows, copies, 50)
+    assert list(found) == [2, 4] and found[4].empty
+    by = {(row.model, row.other): row.score for row in found[2].itertuples()}
+    assert by == {("cd", "ct"): 0.5, ("cd", "teacher"): 0.75, ("cd", "gaussian"): 0.0,
+                  ("ct", "teacher"): 0.75, ("ct", "gaussian"): 0.5, ("teacher", "gaussian"): 0.25}
 
 
 def test_every_stage_is_held_against_the_stage_before():
@@ -266,42 +278,43 @@ def test_a_wider_filter_leaves_less_sharpness(photos):
     assert left == sorted(left, reverse=True) and left[-1] < 0.25 * left[0]
 
 
-def test_a_filter_makes_images_alike_that_differ_in_detail():
-    slope = torch.arange(32).mul(4).add(64).expand(1, 3, 32, 32)
-    images = {name: (slope + torch.randint(-60, 61, slope.shape)).byte() for name in "ab"}
-    pixels = descriptors.load("pixels")
-    found = students.filtered(images, pixels, (0.0, 2.0))
-    assert torch.equal(found[0.0]["a"], pixels(images["a"]))
-    alike = {width: descriptors.similarity(rows["a"], rows["b"]).item()
-             for width, rows in found.items()}
-    assert alike[0.0] < 0.7 and alike[2.0] > 0.95
+@pytest.mark.parametrize("width", [0.45, 1.3])
+def test_an_image_is_filtered_until_it_is_as_sharp_as_another(photos, width):
+    """`photos` have room for it; what is no sharper than the other stays as it is."""
+    other = students.low_pass(photos, width)
+    found, plain = students.as_sharp(photos, students.sharpness(other))
+    assert found == pytest.approx(width, abs=0.02)
+    assert students.sharpness(plain) == pytest.approx(students.sharpness(other), rel=0.02)
+    found, same = students.as_sharp(other, students.sharpness(photos))
+    assert found == 0 and torch.equal(same, other)
 
 
-FILTERED = {0.0: {TEACHER: mixed(10), "ct": mixed(30), "a": ONE, "b": mixed(10), "c": mixed(30)},
-            1.5: dict.fromkeys([TEACHER, "ct", "a", "b", "c"], ONE)}
+def brightness(images: torch.Tensor) -> torch.Tensor:
+    """As a descriptor: two images agree where they are equally bright, which no filter changes."""
+    angle = 2 * (images.float().mean((1, 2, 3)) / 128).round()
+    return torch.stack([angle.cos(), angle.sin()], 1)
 
 
-def test_agreement_after_each_filter():
-    found = students.after_low_pass(FILTERED, [TEACHER, "ct"], ["a", "b", "c"], copies, 50)
-    by = found.set_index(["width", "who"]).score
-    assert by[0.0].to_dict() == pytest.approx({
-        TEACHER: (0.25 + 1 + 0.5) / 3, "ct": (0.75 + 0.5 + 1) / 3,
-        "the others among themselves": (0.25 + 0.75 + 0.5) / 3})
-    assert (by[1.5] == 1).all() and (found.shuffled == 0).all()
-
-
-def test_what_a_student_gains_is_the_difference_of_the_means():
-    found = students.gain_over_teacher(FILTERED, ["ct"], ["a", "b", "c"], copies)
-    sharp, blurry = found.itertuples()
-    assert (sharp.width, sharp.who, sharp.n) == (0.0, "ct", 40)
-    assert sharp.difference == pytest.approx((0.75 + 0.5 + 1) / 3 - (0.25 + 1 + 0.5) / 3)
-    assert sharp.low < sharp.difference < sharp.high
-    assert (blurry.width, blurry.difference) == (1.5, 0)
-
-
-def test_the_teacher_gains_nothing_over_itself():
-    row, *_ = students.gain_over_teacher(FILTERED, [TEACHER], ["a", "b"], copies).itertuples()
-    assert row.difference == 0 and -row.low == row.high < 0.1  # paired: its own interval is wider
+def test_rp_with_other_models_is_held_against_sharpness_and_a_teacher_as_blurred(photos):
+    """The student is its teacher blurred, three quarters of it in their own order."""
+    describe = descriptors.Descriptor("brightness", 2, 0.9, brightness)
+    flat = torch.tensor([0, 128, 255, 64], dtype=torch.uint8).repeat(10)[:, None, None, None]
+    teacher = (flat.int() + torch.randint(-40, 41, (40, 3, 32, 32))).clamp(0, 255).byte()
+    student = students.low_pass(teacher, 0.8)
+    student[::4] = student[1::4]
+    images = {TEACHER: teacher, "ct": student, "a": teacher.flip(3), "b": teacher.flip(2)}
+    table = students.by_sharpness(images, ["ct"], ["a", "b"], describe, photos, copies, 50)
+    mine = table[table.who == "teacher, low-passed"]
+    assert mine.width.tolist() == list(students.WIDTHS)
+    assert mine.sharpness.is_monotonic_decreasing and mine.sharpness.iloc[0] == pytest.approx(
+        students.sharpness(teacher) / students.sharpness(photos))
+    assert (mine.score == 1).all() and table.score.iloc[-1] == 0.75 and (table.n == 40).all()
+    row, = students.beyond_blur(images, ["ct"], ["a", "b"], describe, copies, 50).itertuples()
+    assert (row.who, row.student, row.blurred, row.difference) == ("ct", 0.75, 1, -0.25)
+    assert row.width == pytest.approx(0.8, abs=0.1) and row.low < -0.25 < row.high < 0
+    sharper = images | {"ct": teacher}
+    row, = students.beyond_blur(sharper, ["ct"], ["a", "b"], describe, copies, 50).itertuples()
+    assert row.width == 0 and row.difference == 0
 
 
 # --- another solver -----------------------------------------------------------------------------
