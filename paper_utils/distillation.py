@@ -11,6 +11,8 @@ like any other: what it answers for u at sigma is where it lands. A teacher is a
 import copy
 import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,14 +41,18 @@ class Batch:
     seed: int = 0
     augment: Tensor | None = None
 
-    def seed_dropout(self) -> None:
-        """Start torch's global stream, from which dropout draws, anew from `seed`.
+    @contextmanager
+    def seeded_dropout(self) -> Iterator[None]:
+        """In here torch's global stream, from which dropout draws, starts anew from `seed`; after
+        it the stream, that of a GPU too, goes on as if nothing had been drawn.
 
         On a CPU that stream alone: torch.manual_seed, for all devices, takes a tenth of the step of
         a small network.
         """
-        seed = torch.manual_seed if self.clean.is_cuda else torch.default_generator.manual_seed
-        seed(self.seed)
+        on_gpu = self.clean.is_cuda
+        with torch.random.fork_rng(devices=[self.clean.device] if on_gpu else []):
+            (torch.manual_seed if on_gpu else torch.default_generator.manual_seed)(self.seed)
+            yield
 
 
 class Objective:
@@ -257,8 +263,8 @@ class Consistency(Objective):
     @staticmethod
     def _seeded(model: nn.Module, u: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
         """The model's answer; two answers of one step have the same dropout."""
-        batch.seed_dropout()
-        return model(u, sigma.flatten(), batch.labels)
+        with batch.seeded_dropout():
+            return model(u, sigma.flatten(), batch.labels)
 
     def follow(self, student: nn.Module, batch: Batch) -> None:
         if self.target is None:

@@ -267,10 +267,9 @@ class Training:
                      noise.seed_of(spec.run, "dropout", self.step), augment)
 
     def _loss(self, batch: Batch) -> Tensor:
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            batch.seed_dropout()
-            with precision.bf16(self.device.type, self.spec.precision == "bf16"):
-                return self.objective(self.denoiser, batch)
+        bf16 = precision.bf16(self.device.type, self.spec.precision == "bf16")
+        with batch.seeded_dropout(), bf16:
+            return self.objective(self.denoiser, batch)
 
     def _average(self) -> None:
         """EMA with a half-life that grows with the run at first (Karras et al. 2022, ramp 0.05)."""

@@ -286,6 +286,16 @@ def test_both_answers_have_the_same_dropout():
     assert len(seen) == 2 and torch.equal(*seen)
 
 
+@pytest.mark.parametrize("seed", [0, 7])
+def test_an_objective_leaves_the_global_stream_as_it_was(seed):
+    """Or a loop that draws its noise there would draw the same in every step."""
+    one = student("edm-consistency")
+    before = torch.get_rng_state()
+    Consistency(one, None, first=4, last=4)(one, Batch(normal(8, 4, 1, 1), normal(8, 4, 1, 1),
+                                                       (torch.arange(8) + 0.5) / 8, seed=seed))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("options, words", [
     (dict(levels="doublng"), "did you mean 'doubling'"), (dict(distance="lpips"), "valid are"),
     (dict(first=1), "2 <= first <= last"), (dict(first=9, last=8), "2 <= first <= last"),
