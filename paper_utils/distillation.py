@@ -5,7 +5,8 @@
                   from a teacher, or trained from data alone
 
 An objective is what `training` minimizes instead of the denoising loss. A student is a denoiser
-like any other: what it answers for u at sigma is where it lands. A teacher is any denoiser.
+like any other: what it answers for u at sigma is where it lands. A teacher is any denoiser that
+takes a noise level for each image, sigma [B]; see `Teacher`.
 """
 
 import copy
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from paper_utils import samplers
-from paper_utils.denoisers import CONSISTENCY, Denoiser, Preconditioned, column
+from paper_utils.denoisers import CONSISTENCY, Denoiser, Framework, Preconditioned, column
 from paper_utils.errors import UserError, choose
 from paper_utils.samplers import EULER, Solver, toward
 
@@ -71,6 +72,66 @@ class Objective:
         """Nothing to follow."""
 
 
+class Teacher:
+    """A denoiser to learn from, asked about u [B, C, H, W] at a noise level each, sigma [B].
+
+    A function such as u / (1 + sigma**2) would stretch those levels along the columns of an image,
+    so one that is not Preconditioned is first asked about an image alone and beside another level.
+
+    sigmas: the levels it will be asked at. Raises UserError for a consistency function and for
+    levels that the framework of a trained teacher was not trained at; and the first time it is
+    asked as samplers.check_denoiser does, and where it does not answer each image at its own level.
+    """
+
+    def __init__(self, denoiser: Denoiser, sigmas: Tensor):
+        self.denoiser, self.known = denoiser, False
+        self.low, self.high = sigmas[sigmas > 0].min().item(), sigmas.max().item()
+        if isinstance(kind := getattr(denoiser, "framework", None), Framework):
+            self._check_framework(kind)
+
+    def _check_framework(self, kind: Framework) -> None:
+        if kind.name.endswith(CONSISTENCY):
+            raise UserError(f"the teacher, of the framework '{kind.name}', answers with ends of "
+                            "trajectories: learn from a denoiser, whose answers are means")
+        if not kind.sigma_min * 0.999 <= self.low <= self.high <= kind.sigma_max * 1.001:
+            raise UserError(f"the teacher was trained at noise levels {kind.sigma_min:.3g} to "
+                            f"{kind.sigma_max:.3g} ({kind.label}), but would be asked at "
+                            f"{self.low:.3g} to {self.high:.3g}: use fewer steps or another "
+                            "sigma_max")
+
+    def __call__(self, u: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        if not self.known:
+            self._check(u[:1].clamp(-1, 1), labels)
+            self.known = True
+        return self.denoiser(u, sigma) if labels is None else self.denoiser(u, sigma, labels=labels)
+
+    def _check(self, image: Tensor, labels: Tensor | None) -> None:
+        try:
+            samplers.check_denoiser(self.denoiser, labels)
+        except UserError as error:
+            raise UserError(f"the teacher: {error}") from None
+        if not isinstance(self.denoiser, Preconditioned):
+            self._check_rows(image, {} if labels is None else {"labels": labels[:1]})
+
+    def _check_rows(self, image: Tensor, told: dict[str, Tensor]) -> None:
+        """UserError unless one image has the same answer alone and beside another noise level."""
+        sigma, two = image.new_tensor([self.low, self.high]), image.repeat(2, 1, 1, 1)
+        twice, why = {key: value.repeat(2) for key, value in told.items()}, ""
+        alone = self.denoiser(image, sigma[:1], **told)
+        try:
+            both = self.denoiser(two, sigma, **twice)
+            if both.shape != two.shape:
+                why = f"for u of {list(two.shape)} its answer is {list(both.shape)}"
+            elif (both[:1] - alone).norm() > 0.1 * alone.norm():  # far above rounding, of bf16 too
+                why = "an image's answer changes with the level of another"
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        if why:
+            raise UserError("a teacher answers each image of u [B, C, H, W] at its own level of "
+                            f"sigma [B], and this one does not ({why}): make sigma a column in it, "
+                            "sigma.view(-1, 1, 1, 1)")
+
+
 # --- progressive distillation -------------------------------------------------------------------
 
 WEIGHTS = {
@@ -115,8 +176,7 @@ class Progressive(Objective):
     loss sees it as x0, which is exact, since both sides are denoisers. They anneal the learning
     rate to 0 in every stage; here it is constant and the student is the EMA of its weights.
 
-    Raises UserError for levels that do not halve, another sampler, and levels that the framework of
-    a trained teacher was not trained at.
+    Raises UserError for levels that do not halve, another sampler, and as `Teacher` does.
     """
 
     def __init__(self, teacher: Denoiser, solver: Solver, *, weight: str = "truncated-snr"):
@@ -127,7 +187,7 @@ class Progressive(Objective):
             raise UserError(f"progressive distillation halves the steps of DDIM, but those of "
                             f"{solver.sampler} on the schedule '{solver.schedule}' are not every "
                             "other one of twice as many: use Solver('ddim', steps, 'cosine')")
-        _check_levels(teacher, self.sigmas)
+        self.ask = Teacher(teacher, self.sigmas)
 
     def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
         sigmas = self.sigmas.to(batch.clean.device)
@@ -135,19 +195,9 @@ class Progressive(Objective):
         here, middle, there = (column(sigmas[k + i], batch.clean) for i in range(3))
         u = batch.clean + here * batch.eps
         with torch.no_grad():
-            target = two_steps_in_one(self.teacher, u, here, middle, there, batch.labels)
+            target = two_steps_in_one(self.ask, u, here, middle, there, batch.labels)
         error = student(u, here.flatten(), batch.labels) - target
         return (self.weight(here) * error**2).mean()
-
-
-def _check_levels(teacher: Denoiser, sigmas: Tensor) -> None:
-    """UserError where a trained teacher would be asked at levels that it never saw."""
-    kind = getattr(teacher, "framework", None)
-    low, high = sigmas[sigmas > 0].min().item(), sigmas.max().item()
-    if kind and not kind.sigma_min * 0.999 <= low <= high <= kind.sigma_max * 1.001:
-        raise UserError(f"the teacher was trained at noise levels {kind.sigma_min:.3g} to "
-                        f"{kind.sigma_max:.3g} ({kind.label}), but would be asked at {low:.3g} to "
-                        f"{high:.3g}: use fewer steps or another sigma_max")
 
 
 # --- consistency --------------------------------------------------------------------------------
@@ -209,6 +259,9 @@ class Consistency(Objective):
     decay^(first / N), as in theirs. distance: 'l2' or 'pseudo-huber'; lognormal: noise levels drawn
     as in `lognormal_index` instead of uniformly, and weights 1 / (s_{n+1} - s_n) instead of 1, the
     two of Song & Dhariwal 2024. solver: a step of samplers.STEPS.
+
+    Raises UserError for options that make no sense, a student of another framework, and as
+    `Teacher` does.
     """
 
     def __init__(self, student: Preconditioned, teacher: Denoiser | None = None, *,
@@ -221,17 +274,23 @@ class Consistency(Objective):
         if not 2 <= first <= last or not 0 <= decay < 1:
             raise UserError("consistency needs 2 <= first <= last levels and a decay from 0 up to "
                             f"1, not first={first}, last={last}, decay={decay}")
-        if not student.framework.name.endswith(CONSISTENCY):
-            raise UserError(f"a consistency student needs f(u, sigma_min) = u: give it the "
-                            f"framework '{student.framework.name}{CONSISTENCY}'")
+        kind = getattr(getattr(student, "framework", None), "name", "")
+        if not kind.endswith(CONSISTENCY):
+            raise UserError("a consistency student needs f(u, sigma_min) = u: give it the "
+                            f"framework '{kind or 'edm'}{CONSISTENCY}', as in "
+                            "Preconditioned(network, framework(name))")
         if first < last and curriculum < 1:
             raise UserError(f"the levels grow from {first} to {last}: give curriculum, over how "
                             "many images seen")
+        self.sigma_min, self.sigma_max = student.framework.sigma_min, sigma_max
+        if not self.sigma_min < sigma_max < math.inf:
+            raise UserError(f"sigma_max={sigma_max}: give a number above the student's sigma_min, "
+                            f"{self.sigma_min:g}")
         self.teacher, self.curriculum, self.lognormal = teacher, curriculum, lognormal
         self.first, self.last, self.decay = first, last, decay
-        self.sigma_min, self.sigma_max = student.framework.sigma_min, sigma_max
         self.target = copy.deepcopy(student).requires_grad_(False) if decay else None
-        _check_levels(teacher, torch.tensor([self.sigma_min, sigma_max]))
+        self.ask = None if teacher is None else Teacher(
+            teacher, torch.tensor([self.sigma_min, sigma_max]))
 
     def noise_levels(self, seen: int) -> Tensor:
         """[N] float64, rising from sigma_min to sigma_max, after `seen` images."""
@@ -256,8 +315,7 @@ class Consistency(Objective):
         """The point one level lower on the trajectory through u, or through its clean image."""
         if self.teacher is None:
             return batch.clean + low * batch.eps
-        told = {} if batch.labels is None else {"labels": batch.labels}
-        ask = lambda u, sigma: self.teacher(u, sigma.flatten(), **told)
+        ask = lambda u, sigma: self.ask(u, sigma.flatten(), batch.labels)
         return self.step(ask, u, ask(u, high), high, low)
 
     @staticmethod

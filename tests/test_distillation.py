@@ -130,7 +130,7 @@ def test_levels_that_do_not_halve_are_refused(solver):
 
 
 def test_a_teacher_is_not_asked_where_it_was_not_trained():
-    teacher = Preconditioned(networks.build("mlp", channels=4), denoisers.vp_discrete())
+    teacher = Preconditioned(networks.build("mlp", channels=4), denoisers.vp_discrete()).eval()
     Progressive(teacher, Solver("ddim", 32, "cosine"))
     with pytest.raises(UserError, match="trained at noise levels 0.01 to 157"):
         Progressive(teacher, Solver("ddim", 128, "cosine"))
@@ -139,7 +139,7 @@ def test_a_teacher_is_not_asked_where_it_was_not_trained():
 @pytest.mark.parametrize("kind", ["vp", "v", "x0", "edm"])
 def test_a_teacher_may_predict_anything(kind):
     """What the network predicts is no matter: the loss of a perfect student is 0."""
-    teacher, solver = student(kind), Solver("ddim", 2, "cosine")
+    teacher, solver = student(kind).eval(), Solver("ddim", 2, "cosine")
     teacher.network.leave.weight.data.normal_()
     exact = lambda u, sigma, labels=None: two_steps_in_one(
         teacher, u, sigma.view(-1, 1, 1, 1), *neighbours(sigma))
@@ -153,6 +153,66 @@ def test_a_teacher_may_predict_anything(kind):
     with torch.no_grad():
         assert Progressive(teacher, solver)(exact, batch) < 1e-10
         assert Progressive(teacher, solver)(teacher, batch) > 0
+
+
+# --- teachers -----------------------------------------------------------------------------------
+
+def asked(kind: str, teacher, size: int, width: int):
+    """The objective's loss on so many images of 4 x 2 x width."""
+    one = student(f"edm{denoisers.CONSISTENCY}" if kind == "cd" else "edm", 8 * width)
+    ask = lambda u, sigma, labels=None: one(u.reshape(len(u), -1, 1, 1), sigma).view_as(u)
+    clean = normal(size, 4, 2, width)
+    batch = Batch(clean, normal(*clean.shape, seed=4), (torch.arange(size) + 0.5) / size)
+    with torch.no_grad():
+        return distillation.objective(kind, one, Solver("ddim", 4, "cosine"), teacher)(ask, batch)
+
+
+COLUMN = lambda u, sigma: u * .25 / (.25 + sigma.view(-1, 1, 1, 1)**2)
+TEACHERS = {  # that take sigma for a number, or make another shape of it
+    "broadcasts": lambda u, sigma: u * .25 / (.25 + sigma**2),
+    "a number": lambda u, sigma: u * .25 / (.25 + float(sigma)**2),
+    "no image": lambda u, sigma: COLUMN(u, sigma).mean((1, 2, 3), keepdim=True),
+    "no tensor": lambda u, sigma: (COLUMN(u, sigma),)}
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+@pytest.mark.parametrize("size, width", [(8, 8), (4, 8), (2, 2), (5, 1)])
+@pytest.mark.parametrize("kind", ["progressive", "cd"])
+def test_a_teacher_takes_a_noise_level_for_each_image(kind, size, width, teacher):
+    with pytest.raises(UserError, match="its own level of sigma.*make sigma a column") as error:
+        asked(kind, TEACHERS[teacher], size, width)
+    assert "\n" not in str(error.value)
+    assert asked(kind, COLUMN, size, width).isfinite()
+
+
+@pytest.mark.parametrize("kind", ["progressive", "cd"])
+@pytest.mark.parametrize("teacher, words", [
+    (lambda: student("edm"), "the teacher: .* in training mode, with its dropout: call its eval"),
+    (lambda: student("edm-consistency").eval(), "'edm-consistency', answers with ends of"),
+    (lambda: models.closed_forms(data.load("bundled").first(8), 8)["gaussian"],
+     "not Model: give its denoiser"),
+    (lambda: lambda u: u, "the teacher: a denoiser takes u and sigma")])
+def test_a_teacher_that_is_no_denoiser_is_refused_in_one_line(kind, teacher, words):
+    with pytest.raises(UserError, match=words) as error:
+        asked(kind, teacher(), 2, 4)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind, options", [("progressive", {}), ("cd", {"decay": 0.0})])
+def test_a_conditional_teacher_is_told_the_labels(kind, options):
+    told, labels = [], torch.arange(8)
+    teacher = lambda u, sigma, labels: told.append(labels.tolist()) or COLUMN(u, sigma)
+    one = student("edm-consistency")
+    ask = lambda u, sigma, labels: one(u, sigma)
+    objective = distillation.objective(kind, one, Solver("ddim", 4, "cosine"), teacher, **options)
+    objective(ask, Batch(points(8), normal(8, 4, 1, 1), (torch.arange(8) + 0.5) / 8, labels))
+    assert told == [[0], [0, 0], [*range(8)], [*range(8)]]
+
+
+def test_progressive_distillation_wants_a_teacher():
+    objective = Progressive(None, Solver("ddim", 4, "cosine"))
+    with pytest.raises(UserError, match="the teacher: .*not NoneType"):
+        objective(student("edm"), Batch(points(2), normal(2, 4, 1, 1), torch.tensor([0.2, 0.7])))
 
 
 # --- consistency --------------------------------------------------------------------------------
@@ -300,7 +360,8 @@ def test_an_objective_leaves_the_global_stream_as_it_was(seed):
     (dict(levels="doublng"), "did you mean 'doubling'"), (dict(distance="lpips"), "valid are"),
     (dict(first=1), "2 <= first <= last"), (dict(first=9, last=8), "2 <= first <= last"),
     (dict(decay=1.0), "decay from 0 up to 1"), (dict(), "grow from 2 to 150: give curriculum"),
-    (dict(solver="dpm-multistep-2"), "unknown solver step")])
+    (dict(solver="dpm-multistep-2"), "unknown solver step"),
+    (dict(first=8, last=8, sigma_max=0.001), "sigma_max=0.001: give a number above .* 0.002")])
 def test_bad_options_are_refused_in_one_line(options, words):
     with pytest.raises(UserError, match=words) as error:
         Consistency(student("edm-consistency"), None, **options)
@@ -318,9 +379,11 @@ def test_unknown_options_are_refused_in_one_line(name, options, words):
     assert "\n" not in str(error.value)
 
 
-def test_a_student_without_the_boundary_condition_is_refused():
-    with pytest.raises(UserError, match="give it the framework 'v-consistency'"):
-        Consistency(student("v"))
+@pytest.mark.parametrize("one, name", [(lambda: student("v"), "v"),
+                                       (lambda: torch.nn.Linear(4, 4), "edm")])
+def test_a_student_without_the_boundary_condition_is_refused(one, name):
+    with pytest.raises(UserError, match=f"give it the framework '{name}-consistency'"):
+        Consistency(one())
 
 
 @pytest.mark.parametrize("name, teacher", [("progressive", None), ("cd", None),
