@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from paper_utils.errors import UserError
 
 RANK = 4
-ADAPTED = re.compile(r"(^|\.)(qkv|proj|to_[qkv]|to_out\.0)$")  # layers that get an adapter
+ADAPTED = re.compile(r"(^|\.)(qkv|proj|to_[qkv]|to_out\.0)$")  # proj only beside a qkv
 WAYS = {
     "all": "",
     "attention": r"^(en|de)coder.*\.(norm2|qkv|proj)\.|\.attn\.|\.attentions\.",
@@ -44,9 +44,9 @@ def restrict(network: nn.Module, trains: str = "all") -> list[str]:
     """Let only some parameters train; returns their names, in the network's order.
 
     trains: one of WAYS or a regular expression that is searched in the names. 'low-rank' first adds
-    an adapter of rank 4 to the linear layers of attention (qkv and proj; in diffusers to_q, to_k,
-    to_v and to_out.0), which changes their weights' names (see `merged`). Raises UserError for no
-    regular expression, or one that matches nothing.
+    an adapter of rank 4 to the linear layers of attention (qkv and the proj beside it; in diffusers
+    to_q, to_k, to_v and to_out.0), which changes their weights' names (see `merged`); layers that
+    have one keep it. Raises UserError for no regular expression, or one that matches nothing.
     """
     if trains == "low-rank":
         _add_adapters(network)
@@ -94,13 +94,15 @@ def _last(names: list[str]) -> str:
 
 
 def _add_adapters(network: nn.Module) -> None:
-    found = [module for name, module in network.named_modules()
-             if isinstance(module, nn.Linear) and ADAPTED.search(name)]
+    layers = dict(network.named_modules())
+    found = [layer for name, layer in layers.items() if isinstance(layer, nn.Linear)
+             and ADAPTED.search(name) and re.sub("proj$", "qkv", name) in layers]
     if not found:
         raise UserError(f"{type(network).__name__} has no attention for low-rank adapters: choose "
                         "another way to train it")
     for layer in found:
-        parametrize.register_parametrization(layer, "weight", LowRank(layer.weight))
+        if not parametrize.is_parametrized(layer, "weight"):
+            parametrize.register_parametrization(layer, "weight", LowRank(layer.weight))
 
 
 def merged(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -168,6 +168,43 @@ def test_adapters_are_those_of_peft():
     assert count == sum(p.numel() for p in mine.parameters() if p.requires_grad)
 
 
+class Foreign(torch.nn.Module):
+    """Attention and a gated layer as diffusers' transformers name them, and a linear patch
+    embedding."""
+
+    def __init__(self, attends: bool = True):
+        super().__init__()
+        layer = lambda: torch.nn.Linear(8, 8)
+        self.patch_embed = torch.nn.ModuleDict({"proj": layer()})
+        self.ff = torch.nn.ModuleDict({"net": torch.nn.ModuleList(
+            [torch.nn.ModuleDict({"proj": layer()}), layer()])})
+        if attends:
+            self.attn = torch.nn.ModuleDict({"qkv": layer(), "proj": layer()})
+            self.attn1 = torch.nn.ModuleDict({
+                "to_q": layer(), "to_k": layer(), "to_v": layer(),
+                "to_out": torch.nn.ModuleList([layer(), torch.nn.Dropout(0.0)])})
+
+
+def test_adapters_are_for_attention_alone():
+    """`proj` is the name of other layers too."""
+    names = trainable.restrict(Foreign(), "low-rank")
+    assert trainable.layers(names) == ["attn.qkv", "attn.proj", "attn1.to_q", "attn1.to_k",
+                                       "attn1.to_v", "attn1.to_out.*"]
+    with pytest.raises(UserError, match="no attention for low-rank adapters"):
+        trainable.restrict(Foreign(attends=False), "low-rank")
+
+
+def test_adapters_that_are_there_go_on():
+    """A second one would be left out by `merged`."""
+    net = network()
+    names = trainable.restrict(net, "low-rank")
+    torch.nn.init.normal_(net.decoder.in0.qkv.parametrizations.weight[0].b)
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    assert trainable.restrict(net, "low-rank") == names == learning(net)
+    assert before.keys() == dict(net.named_parameters()).keys()
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+
+
 def test_merged_adapters_leave_a_plain_network_with_the_same_answer():
     net, (x, label) = network(), batch()
     trainable.restrict(net, "low-rank")
