@@ -4,7 +4,7 @@
 
 A regular expression on parameter names does as well as one of WAYS, which know the names of the
 networks of `networks`, diffusers' U-Net included. The attention of a U-Net is its norm, query, key,
-value and output layers.
+value and output layers; its last blocks are those of the decoder's finest level.
 """
 
 import math
@@ -82,7 +82,9 @@ def layers(names: list[str]) -> list[str]:
 
 
 def _last(names: list[str]) -> str:
-    """The finest level of a U-Net's decoder, or a transformer's last block, and the output."""
+    """The blocks of the finest level of a U-Net's decoder, or a transformer's last block, and the
+    output; not the resampling into that level. Without such blocks a pattern that matches nothing.
+    """
     level = re.compile(r"^(decoders?(?:\.\d+)?\.blocks|out_blocks|blocks|unet\.up_blocks)\.(\d+)\.")
     deepest = {}
     for name in names:
@@ -90,7 +92,7 @@ def _last(names: list[str]) -> str:
             deepest[found[1]] = max(int(found[2]), deepest.get(found[1], 0))
     ends = [rf"^{re.escape(stem)}\.{index}\." for stem, index in deepest.items()]
     output = r"^(norm|modulation|decoder_pred|final\w*|unet\.conv_\w*out)\."
-    return "|".join([*ends, r"(^|\.)head\.", output])
+    return "|".join([*ends, r"(^|\.)head\.", output]) if ends else r"(?!)"
 
 
 def _add_adapters(network: nn.Module) -> None:

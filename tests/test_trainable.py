@@ -59,7 +59,7 @@ def test_attention_of_a_transformer_is_its_attention_layers(arch, blocks):
 
 
 @pytest.mark.parametrize("arch, inside, outside", [
-    ("unet", "decoder.blocks.1.", "decoder.blocks.0."),
+    ("unet", "decoder.blocks.1.", "decoder.blocks.0."), ("unet", "decoder.head.1.", "decoder.up."),
     ("multistage", "decoders.1.blocks.1.", "decoders.1.blocks.0."),
     ("uvit", "out_blocks.0.", "mid_block."), ("dit", "blocks.1.", "blocks.0.")])
 def test_the_last_blocks_are_those_before_the_output(arch, inside, outside):
@@ -71,6 +71,12 @@ def test_the_last_blocks_are_those_before_the_output(arch, inside, outside):
     output = [name for name, _ in net.named_parameters()
               if ".head." in name or name.startswith(("final", "decoder_pred"))]
     assert output and set(output) <= set(names)
+
+
+def test_the_last_blocks_of_a_foreign_network_are_not_its_output_alone():
+    parts = {name: torch.nn.Conv2d(3, 3, 1) for name in ("downs", "mid", "ups", "final_conv")}
+    with pytest.raises(UserError, match="matches 'last': choose .*names made of .*ups, final_conv"):
+        trainable.restrict(torch.nn.ModuleDict(parts), "last")
 
 
 @pytest.mark.parametrize("trains, layers", [("attention", "attentions"), ("low-rank", "to_q"),
