@@ -53,12 +53,19 @@ def spot_checks(found: Mapping[str, Model], n: int) -> dict[str, Model]:
 
 
 def grid(found: Mapping[str, Model]) -> pd.DataFrame:
-    """What each fine-tuned model is: model, way, images, run, images seen, trained parameters."""
+    """What each fine-tuned model is: model, way, images, run, images seen, trained parameters.
+
+    Raises UserError for a name that does not say way and images.
+    """
     rows = []
     for name, model in found.items():
         if name in BASES:
             continue
-        way, images, run = re.fullmatch(r"(.+)-n(\d+)-?(.*)", name).groups()
+        named = re.fullmatch(r"(.+)-n(\d+)-?(.*)", name)
+        if not named:
+            raise UserError(f"the model {name!r} is none of the study: name it by way, images and "
+                            "run, as 'attention-n64' or 'attention-n64-seed1'")
+        way, images, run = named.groups()
         network = model.denoiser().network
         count = sum(p.numel() for p in network.parameters() if p.requires_grad)
         rows.append((name, way, int(images), run, model.images_seen, count))

@@ -80,10 +80,13 @@ def check(found: Mapping[str, Model]) -> None:
 
 
 def table_of_runs(made: Mapping[str, Model]) -> pd.DataFrame:
-    """Columns run, series, steps, evaluations; the teacher by Heun has the series 'teacher'."""
+    """Columns run, series, steps, evaluations; the teacher by Heun has the series 'teacher'.
+
+    A series is the name of a run less its steps, where they end it: of 'ct 4' or 'progressive-4'.
+    """
     rows = []
     for name, model in made.items():
-        series = re.sub(r"[ -]\d+$", "", name)  # the steps end a name
+        series = re.sub(rf"[ -]{model.solver.steps}$", "", name)
         rows.append((name, series, model.solver.steps, model.evaluations))
     return pd.DataFrame(rows, columns=["run", "series", "steps", "evaluations"])
 
@@ -114,9 +117,13 @@ def with_teacher(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
                  resamples: int = 1_000) -> pd.DataFrame:
     """Each run's agreement with the teacher's own samples (Heun).
 
-    Columns series, steps, score, low, high, n, shuffled.
+    Columns series, steps, score, low, high, n, shuffled. Raises UserError where rows lack a run of
+    the table, or the teacher.
     """
     found = []
+    if missing := {TEACHER, *table.run} - {*rows}:
+        raise UserError(f"agreement with the teacher needs the rows of {', '.join(sorted(missing))}"
+                        " too: make them as those of the others")
     for run in table[table.run != TEACHER].itertuples():
         score, chance = scores.agreement(rows[run.run], rows[TEACHER], hits, resamples)
         found.append(score.row(series=run.series, steps=run.steps, shuffled=chance))

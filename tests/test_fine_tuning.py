@@ -315,6 +315,11 @@ def test_held_out_images_stand_beside_the_ways():
     assert real.low.isna().all() and plots.scores_against({"GL": real}, "way")
 
 
+def test_a_model_whose_name_says_nothing_is_refused():
+    with pytest.raises(UserError, match="'mine' is none of the study: name it .*'attention-n64'"):
+        fine_tuning.grid({"base": None, "mine": None})
+
+
 def test_a_zoo_without_models_gives_empty_tables_and_no_verdict():
     table = fine_tuning.grid({})
     rp = fine_tuning.reproducibility(table, {}, copies)

@@ -96,10 +96,12 @@ def test_a_table_of_made_up_runs():
     made = {"teacher": fake("teacher", "heun", 18, 35),
             "teacher, DDIM 32": fake("t", "ddim", 32, 32),
             "progressive-16": fake("p", "ddim", 16, 16),
-            "ct 4": fake("c", "consistency", 4, 4), "ict": fake("i", "consistency", 1)}
+            "ct 4": fake("c", "consistency", 4, 4), "ict": fake("i", "consistency", 1),
+            "my-model-2": fake("m", "heun", 18, 35)}
     assert students.table_of_runs(made).to_numpy().tolist() == [
         ["teacher", "teacher", 18, 35], ["teacher, DDIM 32", "teacher, DDIM", 32, 32],
-        ["progressive-16", "progressive", 16, 16], ["ct 4", "ct", 4, 4], ["ict", "ict", 1, 1]]
+        ["progressive-16", "progressive", 16, 16], ["ct 4", "ct", 4, 4], ["ict", "ict", 1, 1],
+        ["my-model-2", "my-model-2", 18, 35]]
 
 
 def test_partners_are_grouped_by_family():
@@ -136,6 +138,14 @@ def test_agreement_with_the_teacher_has_a_row_for_every_other_run():
     assert found.set_index(["series", "steps"]).score.to_dict() == {
         ("cd", 2): 0.75, ("cd", 1): 0.5, ("teacher, DDIM", 1): 0.25}
     assert (found.shuffled == 0).all() and (found.n == 40).all()
+
+
+@pytest.mark.parametrize("missing", ["teacher", "cd"])
+def test_agreement_with_the_teacher_names_the_run_that_is_missing(missing):
+    table = students.table_of_runs({"teacher": fake("t", "heun", 18), "cd": fake("c")})
+    rows = {name: ONE for name in ("teacher", "cd") if name != missing}
+    with pytest.raises(UserError, match=f"needs the rows of {missing} too"):
+        students.with_teacher(table, rows, copies, 50)
 
 
 def test_what_the_claims_need_is_asked_for_before_the_work(found):
