@@ -365,7 +365,8 @@ class Distillation:
     """Section 4's students, and the teacher that most of them start from. Budgets in images seen.
 
     steps: of the teacher that progressive distillation halves down to 1; levels: to how many noise
-    levels the curricula of `ct` and `ict` grow.
+    levels the curricula of `ct` and `ict` grow. network: of all, without dropout, as Salimans & Ho
+    2022 and Song et al. 2023 train their students, though not their teachers.
     """
 
     steps: int
@@ -395,7 +396,7 @@ DISTILLATIONS = {
     "paper": Distillation(
         steps=64, teacher_budget=50_000_000, stage_budget=12_500_000, cd_budget=50_000_000,
         ct_budget=100_000_000, levels=(150, 1280), images=50_000, batch=128,
-        network=GRIDS["paper"].network | {"width": 128}),
+        network=GRIDS["paper"].network | {"width": 128, "dropout": 0.0}),
 }
 
 

@@ -77,6 +77,13 @@ def test_the_grid_has_the_sizes_of_the_paper_and_fits_the_data(profile):
     assert max(grid.halves) <= 25_000 and set(grid.watched) <= set(grid.images)
 
 
+@pytest.mark.parametrize("profile", recipes.DISTILLATIONS)
+def test_students_train_without_dropout(profile):
+    """As the released recipes of progressive distillation, CD and CT for CIFAR-10 do."""
+    for spec in recipes.distillation_specs(profile).values():
+        assert not spec.network_args.get("dropout"), spec.name
+
+
 def test_the_papers_grid_is_the_released_recipe():
     spec = recipes.regime_specs("paper")["unet-128-n32768"]
     args = spec.network_args
