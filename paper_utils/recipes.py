@@ -365,8 +365,8 @@ class Distillation:
     """Section 4's students, and the teacher that most of them start from. Budgets in images seen.
 
     steps: of the teacher that progressive distillation halves down to 1; levels: to how many noise
-    levels the curricula of `ct` and `ict` grow. network: of all, without dropout, as Salimans & Ho
-    2022 and Song et al. 2023 train their students, though not their teachers.
+    levels the curricula of `ct` and `ict` grow. network: of the teacher; students have the same
+    without dropout, as those of Salimans & Ho 2022 and Song et al. 2023.
     """
 
     steps: int
@@ -396,7 +396,7 @@ DISTILLATIONS = {
     "paper": Distillation(
         steps=64, teacher_budget=50_000_000, stage_budget=12_500_000, cd_budget=50_000_000,
         ct_budget=100_000_000, levels=(150, 1280), images=50_000, batch=128,
-        network=GRIDS["paper"].network | {"width": 128, "dropout": 0.0}),
+        network=GRIDS["paper"].network | {"width": 128}),
 }
 
 
@@ -410,11 +410,13 @@ def distillation_specs(profile: str) -> dict[str, Spec]:
     study = DISTILLATIONS[choose(profile, DISTILLATIONS, "profile")]
     base = Spec("teacher", "unet", networks.DDPMPP | study.network, "edm", images=study.images,
                 batch=study.batch, precision=study.precision, learning_rate=study.learning_rate)
-    one_step = replace(base, framework="edm" + CONSISTENCY,
+    plain = {key: value for key, value in base.network_args.items() if key != "dropout"}
+    student = replace(base, network_args=plain)
+    one_step = replace(student, framework="edm" + CONSISTENCY,
                        solver=Solver("consistency", 1, "cosine"))
     rows = [_budget(base, study.teacher_budget)]
     for steps in distillation.halvings(study.steps):
-        rows.append(_student(base, study, f"progressive-{steps}", rows[-1].name, study.stage_budget,
+        rows.append(_student(student, study, f"progressive-{steps}", rows[-1].name, study.stage_budget,
                              "progressive", Solver("ddim", steps, "cosine")))
     rows.append(_student(one_step, study, "cd", "teacher", study.cd_budget, "cd", one_step.solver))
     for name, last in zip(("ct", "ict"), study.levels):

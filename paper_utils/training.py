@@ -353,7 +353,8 @@ def _check_augmentation(spec: Spec) -> None:
 
 
 def check_teacher(student: Spec, teacher: Spec) -> None:
-    """UserError where a student cannot begin as its teacher: in the same network and framework.
+    """UserError where a student cannot begin as its teacher: in the same network, but for its
+    dropout, and framework.
 
     A consistency student may: its framework is its teacher's with the boundary condition. A
     progressively distilled model may teach only the student with half as many steps. Without
@@ -361,7 +362,7 @@ def check_teacher(student: Spec, teacher: Spec) -> None:
     """
     if student.objective == "denoising":
         return
-    mine, other = ((spec.network, json.dumps(spec.network_args, sort_keys=True))
+    mine, other = ((spec.network, json.dumps(spec.network_args | {"dropout": 0}, sort_keys=True))
                    for spec in (student, teacher))
     if mine != other:
         raise UserError(f"{student.name} has another network than its teacher {teacher.name}: give "

@@ -326,6 +326,19 @@ def test_the_target_follows_with_the_decay_of_the_method():
     assert Consistency(one, None, first=8, last=8).target is None
 
 
+def test_levels_of_the_later_recipe_weigh_by_their_distance():
+    """Song & Dhariwal 2024, equation 5: 1 / (s_{n+1} - s_n), of the level of each image."""
+    objective = Consistency(student("edm-consistency"), first=6, last=6, lognormal=True)
+    sigmas, quantile = objective.noise_levels(0), torch.tensor([0.1, 0.4, 0.7, 0.95])
+    n = distillation.lognormal_index(quantile, sigmas)
+    assert len(set(n.tolist())) > 2
+    clean, eps = points(4), normal(4, 4, 1, 1, seed=4)
+    ask = lambda u, sigma, labels: u  # so that two answers are (s_{n+1} - s_n) eps apart
+    apart = sigmas[n + 1] - sigmas[n]
+    expected = (apart * eps.flatten(1).square().mean(1)).mean()
+    torch.testing.assert_close(objective(ask, Batch(clean, eps, quantile)).double(), expected)
+
+
 def test_both_answers_have_the_same_dropout():
     seen = []
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from paper_utils import augmentation, contrast, networks, recipes
+from paper_utils import augmentation, contrast, networks, recipes, training
 from paper_utils.denoisers import FRAMEWORKS
 from paper_utils.errors import UserError
 from paper_utils.samplers import Solver
@@ -80,8 +80,11 @@ def test_the_grid_has_the_sizes_of_the_paper_and_fits_the_data(profile):
 @pytest.mark.parametrize("profile", recipes.DISTILLATIONS)
 def test_students_train_without_dropout(profile):
     """As the released recipes of progressive distillation, CD and CT for CIFAR-10 do."""
-    for spec in recipes.distillation_specs(profile).values():
+    teacher, *students = recipes.distillation_specs(profile).values()
+    assert teacher.network_args.get("dropout", 0) == (0.13 if profile == "paper" else 0)
+    for spec in students:
         assert not spec.network_args.get("dropout"), spec.name
+        training.check_teacher(spec, teacher)
 
 
 def test_the_papers_grid_is_the_released_recipe():
