@@ -70,9 +70,17 @@ class Output:
         """
         table = table.astype({c: "Int64" for c in COUNTS if c in table and table[c].dtype == float})
         files.replace_file(self.folder / f"{name}.csv", table.to_csv(index=False).encode())
-        latex = table.to_latex(index=False, float_format=f"%.{digits}f", na_rep="--", escape=True)
+        latex = table.to_latex(index=False, float_format=f"%.{digits}f", na_rep="--", escape=True,
+                               column_format="".join(_alignment(table[c]) for c in table))
         files.replace_file(self.folder / f"{name}.tex", latex.encode())
         return table.round(digits)
+
+
+def _alignment(column: pd.Series) -> str:
+    """LaTeX's: numbers right, words left, and sentences in a paragraph of their own width."""
+    if pd.api.types.is_numeric_dtype(column):
+        return "r"
+    return "p{4.5cm}" if column.astype(str).str.len().max() > 40 else "l"
 
 
 @contextmanager

@@ -38,7 +38,14 @@ SPHINX = {"extensions": "myst_nb", "html_theme": "furo", "nb_execution_mode": "o
           "master_doc": "index", "html_show_sphinx": "0", "html_copy_source": "0",
           "myst_heading_anchors": "3", "project": "Reproducibility in diffusion models",
           "html_title": "Reproducibility in diffusion models", "html_extra_path": "extra",
-          "exclude_patterns": "extra"}
+          "exclude_patterns": "extra", "html_static_path": "style", "html_css_files": "tables.css"}
+# pandas' tables on the notebooks' pages: numbers under their names, and no wider than the page
+STYLE = """.cell_output, .output.text_html { overflow-x: auto }
+table.dataframe { border: none; border-collapse: collapse; font-size: 0.8em }
+table.dataframe th, table.dataframe td { border: none; padding: 0.2em 0.6em; text-align: right;
+  vertical-align: top }
+table.dataframe tr { border-bottom: 1px solid #8884 }
+"""
 
 
 @dataclass(frozen=True)
@@ -53,10 +60,12 @@ class Page:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: its file's name, the heading it stands under, the tables of the same part."""
+    """A figure: its file's name, the heading it stands under, what the notebook says before it, the
+    tables behind it."""
 
     name: str
     heading: str
+    said: str
     tables: tuple[str, ...]
 
 
@@ -73,17 +82,31 @@ def pages(folder: Path) -> list[Page]:
 
 
 def _figures(book: nbformat.NotebookNode) -> tuple[Picture, ...]:
-    """Every figure with the tables written since the last heading, or else by the notebook."""
-    found, heading, tables, every = [], "", [], []
+    """Every figure with the first sentence of the last text before it, and with the tables written
+    between the figure before and it, or else since the last heading, or else by the notebook."""
+    found, heading, said, part, near, every = [], "", "", [], [], []
     for cell in book.cells:
-        heads = re.findall(r"^#+ (.+)$", cell.source, re.M) if cell.cell_type == "markdown" else []
-        if heads:
-            heading, tables = heads[-1], []
-        names = re.findall(r'"((?:fig|tab)_\w+)"', cell.source)
-        tables += [name for name in names if name.startswith("tab_")]
-        every += [name for name in names if name.startswith("tab_")]
-        found += [(name, heading, tables) for name in names if name.startswith("fig_")]
-    return tuple(Picture(name, head, tuple(near or every)) for name, head, near in found)
+        if cell.cell_type == "markdown":
+            if heads := re.findall(r"^#+ (.+)$", cell.source, re.M):
+                heading, part, near = heads[-1], [], []
+            said = _first_sentence(re.sub(r"^#+ .+$", "", cell.source, flags=re.M))
+            continue
+        for name in re.findall(r'"((?:fig|tab)_\w+)"', cell.source):
+            if name.startswith("tab_"):
+                for tables in (part, near, every):
+                    tables.append(name)
+            else:
+                found.append((name, heading, said, near or part))
+                near = []
+    return tuple(Picture(name, head, said, tuple(tables or every))
+                 for name, head, said, tables in found)
+
+
+def _first_sentence(text: str) -> str:
+    """The first sentence that is no question, as plain text, or ''."""
+    paragraph = re.sub(r"[*`]", "", " ".join(text.strip().partition("\n\n")[0].split()))
+    sentences = re.split(r"(?<=[.?!])\s+(?=[A-Z*(])", paragraph)
+    return next((sentence for sentence in sentences if not sentence.endswith("?")), "")
 
 
 # --- the parts of the front page ----------------------------------------------------------------
@@ -148,11 +171,11 @@ def _figure_part(found: list[Page], folder: Path) -> str:
 
 
 def _figure(page: Page, figure: Picture, folder: Path) -> str:
-    name, heading = figure.name, html.escape(figure.heading)
+    name, heading, said = figure.name, html.escape(figure.heading), html.escape(figure.said)
     data = " · ".join(f'<a href="{t}.csv">{t}</a>' for t in figure.tables
                       if (folder / f"{t}.csv").exists())
-    return (f'<figure><a href="{name}.png"><img src="{name}.png" alt="{heading}" loading="lazy">'
-            f'</a><figcaption><strong>{heading}</strong><br>'
+    return (f'<figure><a href="{name}.png"><img src="{name}.png" alt="{heading}: {name}" '
+            f'loading="lazy"></a><figcaption><strong>{heading}</strong> {said}<br>'
             f'<a href="{page.name}.html">{page.name}</a> · '
             f'<a href="{name}.pdf">{name}.pdf</a>{" · " + data if data else ""}'
             "</figcaption></figure>\n")
@@ -204,6 +227,7 @@ def environment(profile: str) -> pd.DataFrame:
 
 def _table(table: pd.DataFrame) -> str:
     return WRAPPER.format(table.to_html(index=False, border=0, na_rep="-", classes=TABLE,
+                                        justify="left",
                                         float_format="{:.1f}".format))
 
 
@@ -254,7 +278,9 @@ def build(profile: str) -> Path:
                         f"PROFILE={profile} first")
     with tempfile.TemporaryDirectory() as scratch:
         source, site = Path(scratch) / "source", Path(scratch) / "site"
-        (source / "extra").mkdir(parents=True)
+        for part in ("extra", "style"):
+            (source / part).mkdir(parents=True)
+        (source / "style" / "tables.css").write_text(STYLE)
         for kind in ("fig_*.png", "fig_*.pdf", "tab_*.csv", "claims.json"):
             for path in folder.glob(kind):
                 shutil.copy(path, source / "extra")

@@ -106,7 +106,9 @@ def test_every_figure_of_a_notebook_is_shown_with_its_data(site):
     assert len(names) > 5 and all(f'src="{name}.png"' in front for name in names)
     caption = re.search(r'src="fig_low_pass.png".*?</figcaption>', front, re.S)[0]
     assert 'href="tab_low_pass.csv"' in caption and 'href="06_distillation.html"' in caption
-    assert 'alt="Is it blur?"' in caption and "<strong>Is it blur?</strong>" in caption
+    assert 'alt="Is it blur?: fig_low_pass"' in caption
+    assert "<strong>Is it blur?</strong> The progressive student of one step blurs." in caption
+    assert "tab_price" not in caption
     assert 'src="fig_hyperplane.png"' not in front  # its notebook did not finish
 
 
