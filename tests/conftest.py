@@ -13,6 +13,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("P
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # or threads of its pool go on
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
