@@ -14,6 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # or threads of its pool go on
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # what a test runs is no part of `make -j2 test`
+    os.environ.pop(name, None)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
