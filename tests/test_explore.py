@@ -357,6 +357,9 @@ def test_nobody_watching_every_exploration_is_a_figure(state, request, planes, m
 
 # --- in JupyterLab, by keyboard -----------------------------------------------------------------
 
+PATIENCE = 600  # seconds for one thing to happen; on a slow machine a notebook takes minutes
+
+
 @contextlib.contextmanager
 def jupyter_lab(folder: Path) -> Iterator[str]:
     """A JupyterLab of its own in `folder`; yields an address that takes a path."""
@@ -386,7 +389,7 @@ def jupyter_lab(folder: Path) -> Iterator[str]:
 
 
 def _until_it_answers(url: str, server: subprocess.Popen, folder: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and server.poll() is None:
         with contextlib.suppress(OSError):
             urlopen(url, timeout=5).close()
@@ -399,16 +402,18 @@ def _until_it_answers(url: str, server: subprocess.Popen, folder: Path) -> None:
 def browser_page() -> Iterator:
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"],
+                                         timeout=1000 * PATIENCE)
         try:
             page = browser.new_page(viewport={"width": 1300, "height": 1000})
-            page.set_default_timeout(120_000)
+            page.set_default_timeout(1000 * PATIENCE)
             yield page
         finally:
             browser.close()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(4 * PATIENCE)
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
 def test_a_slider_moved_in_jupyterlab_changes_the_picture(tmp_path):
     """The notebook of section 3, small, Run All, in a real browser; the slider by keyboard."""
