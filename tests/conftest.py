@@ -2,6 +2,7 @@
 a script starts with & is deaf to it, and so are its children), and the shim in place before
 torchvision."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -23,6 +24,7 @@ import torch
 from tqdm import TMonitor
 
 import paper_utils  # noqa: F401
+from paper_utils import files
 
 torch.set_num_threads(1)
 
@@ -47,6 +49,15 @@ def cache(tmp_path, monkeypatch):
     """A cache of this test's own; the user's is never written."""
     monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """An event that is set when one who waits for a file's lock says so, in a fork too."""
+    event = multiprocessing.get_context("fork").Event()
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    monkeypatch.setattr(files, "print", lambda *_, **__: event.set(), raising=False)
+    return event
 
 
 @pytest.fixture(autouse=True)

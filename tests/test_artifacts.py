@@ -251,8 +251,9 @@ def test_the_lock_of_a_killed_process_is_free_at_once_and_for_one(holder, start,
     assert no_litter()
 
 
-def test_a_holder_keeps_its_lock_for_longer_than_its_lifetime(holder, made, short):
-    worker = holder(3.0)
+def test_a_holder_keeps_its_lock_for_longer_than_its_lifetime(holder, made, short, monkeypatch):
+    monkeypatch.setattr(files, "LIFETIME", 5.0)  # it may stall for seconds
+    worker = holder(11.0)
     ask(made)
     assert made.read_text() == "" and finished(worker) and no_litter()
 
@@ -271,11 +272,15 @@ def test_another_machines_lock_is_free_after_its_lifetime_whatever_the_clocks(
     assert no_litter()
 
 
-def test_one_suspended_for_longer_than_the_lifetime_goes_on_without(holder, short):
-    worker = holder(0.3)
-    os.kill(worker.pid, signal.SIGSTOP)
+def test_one_suspended_for_longer_than_the_lifetime_goes_on_without(start, short):
+    def suspended():
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return {"x": torch.arange(600.0)}
 
-    def compute():
+    worker = start(artifacts.remember, "thing", SPEC, suspended)
+    wait_until(lambda: lock_file().exists())
+
+    def compute():  # which alone lets the other go on
         mine = lock_file().read_text()
         os.kill(worker.pid, signal.SIGCONT)
         assert finished(worker)
@@ -305,33 +310,33 @@ def test_a_fork_that_leaves_the_block_keeps_the_lock(tmp_path, start):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_fork_of_the_holder_waits_for_it(tmp_path, start):
+def test_a_fork_of_the_holder_waits_for_it(tmp_path, start, waits):
     path = tmp_path / "count"
     with files.locked(path):
         worker = start(_count, path, 1)
         path.write_text("3")
-        time.sleep(0.1)
+        assert waits.wait(20)
         path.write_text("5")
     assert finished(worker) and path.read_text() == "6"
 
 
 def test_what_is_there_is_read_while_another_holds_its_lock(made, start, tmp_path):
     ask(made)
-    path, ready = artifacts.path_of("thing", SPEC), FORK.Event()
+    path, ready, done = artifacts.path_of("thing", SPEC), FORK.Event(), FORK.Event()
 
     def hold():
         with files.locked(path):
             ready.set()
-            time.sleep(5)
+            assert done.wait(20)
 
-    start(hold)
+    worker = start(hold)
     assert ready.wait(20)
-    begin = time.monotonic()
     ask(made)
-    assert time.monotonic() - begin < 2 and made.read_text() == "x"
+    done.set()
+    assert finished(worker) and made.read_text() == "x"
 
 
-def test_what_is_being_replaced_is_not_taken_for_damaged(made, start):
+def test_what_is_being_replaced_is_not_taken_for_damaged(made, start, waits):
     ask(made)
     path, ready = artifacts.path_of("thing", SPEC), FORK.Event()
 
@@ -340,7 +345,7 @@ def test_what_is_being_replaced_is_not_taken_for_damaged(made, start):
             content = path.read_bytes()
             truncate(path)
             ready.set()
-            time.sleep(0.5)
+            assert waits.wait(20)
             files.replace_file(path, content)
 
     start(replace)

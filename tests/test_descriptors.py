@@ -1,7 +1,6 @@
 """Descriptors, their preprocessing against Pillow, the copy-detection measures, the training."""
 
 import math
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -89,12 +88,12 @@ def test_sscd_that_cannot_be_fetched_says_where_to_put_it(tmp_path, monkeypatch)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
-def test_two_that_need_sscd_at_once_fetch_it_once(tmp_path, monkeypatch, sscd_file):
+def test_two_that_need_sscd_at_once_fetch_it_once(tmp_path, monkeypatch, sscd_file, waits):
     fetched, whole = [], sscd_file.read_bytes()
 
     def slow(url, path):
         fetched.append(path)
-        time.sleep(0.5)
+        assert waits.wait(60)
         path.write_bytes(whole)
 
     monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "other"))

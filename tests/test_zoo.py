@@ -277,7 +277,7 @@ def test_shipped_weights_reproduce_their_sheet(name):
         tables.check_sheets({name: model}, {name: sheet.roll(1, 0)}, live=1)
 
 
-def test_two_that_add_at_once_both_stay(tmp_path):
+def test_two_that_add_at_once_both_stay(tmp_path, waits):
     """The second waits with its row until the first has written its own."""
     samples = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     more = ("closed form", samples, NoiseBank(), "a test")
@@ -285,8 +285,7 @@ def test_two_that_add_at_once_both_stay(tmp_path):
                for name in ("a", "b")]
     with files.locked(tmp_path / "zoo.toml"):
         threads[0].start()
-        threads[0].join(0.5)
-        assert threads[0].is_alive() and not (tmp_path / "zoo.toml").exists()
+        assert waits.wait(60) and not (tmp_path / "zoo.toml").exists()
     threads[1].start()
     for thread in threads:
         thread.join()
