@@ -130,7 +130,7 @@ def test_a_job_runs_after_what_it_needs_and_the_tour_last(folder):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_was_killed_goes_on(folder, how):
     process = start(folder, HANG="1")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not ((folder / "calls").exists() and "train-fine_tuning-group-1" in calls(folder)):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
@@ -414,15 +414,21 @@ def test_what_every_notebook_writes_is_seen():
 
 def test_a_second_run_of_the_same_graph_waits_and_says_so_in_one_line(elsewhere, monkeypatch,
                                                                       capsys):
-    first, order = threading.Event(), []
+    first, second, order, say = threading.Event(), threading.Event(), [], batch.say
+
+    def said(name, *words):
+        say(name, *words)
+        if words[0].startswith("waiting for the run"):
+            second.set()
 
     def slow(wanted, lock):
         order.append("starts")
         first.set()
-        time.sleep(1.0)
+        assert second.wait(60)
         order.append("ends")
         return writes_all(wanted, lock)
 
+    monkeypatch.setattr(batch, "say", said)
     monkeypatch.setattr(batch, "_snakemake", slow)
     thread = threading.Thread(target=batch.execute, args=(Batch("smoke"),))
     thread.start()
