@@ -237,6 +237,22 @@ def test_machines_do_their_shares_and_see_what_others_have_finished(tmp_path, bu
     assert names(bucket) == sorted(name.replace("-0", f"-{k}") for name in MODEL for k in range(3))
 
 
+def test_what_another_machine_removes_meanwhile_is_left_out(tmp_path, bucket):
+    """The checkpoint of a model that it has finished, between the look at it and the copy."""
+    (bucket / "artifacts").mkdir()
+    for k in (8, 9):
+        (bucket / "artifacts" / f"model-{k}.checkpoint").write_text("7")
+    machine = Machine(tmp_path / "a", bucket)
+    cp = machine.folder / "cp"
+    cp.write_text('#!/bin/sh\ncase "$2" in *model-8*) rm "$2"; echo half > "$3" ;; esac\n'
+                  f'exec {shutil.which("cp")} "$@"\n')
+    cp.chmod(0o755)
+    assert ended(machine.start(PATH=f"{cp.parent}:{os.environ['PATH']}")) == (0, "")
+    left = "artifacts/model-9.checkpoint"
+    assert names(bucket) == sorted([*MODEL, left]) and left in names(machine.cache)
+    assert not [name for name in names(machine.cache) if "model-8" in name or "0.part" in name]
+
+
 def test_a_failure_is_the_tasks_and_what_was_done_is_kept(tmp_path, bucket):
     assert Machine(tmp_path / "a", bucket).run(STATUS="4") == 4
     assert names(bucket) == MODEL
