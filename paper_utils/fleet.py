@@ -115,14 +115,21 @@ def _child(stop: Event, *arguments) -> None:
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """What is started in here ignores what a terminal or SLURM sends to children too."""
-    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    """What is started in here is deaf to what a terminal or SLURM sends to children too: it keeps
+    these signals blocked. This process hears those that come meanwhile at the end."""
+    numbers, came = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP), []
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
+        for number in numbers:  # a thread, as of numpy, may take what is blocked in this one
+            signal.signal(number, lambda number, frame: came.append(number))
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         for number, handler in before.items():
             signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _diffusion(spec: training.Spec, images: data.Images, path: Path, device: str,
@@ -198,7 +205,7 @@ def train(options: argparse.Namespace) -> None:
                     options.compile, threads))
                 with _deaf():
                     child.start()
-                running.append(child)
+                    running.append(child)
             time.sleep(0.5)
             raise_lost()
             ended = [p for p in running if not p.is_alive()]

@@ -16,7 +16,7 @@ import torch
 
 from paper_utils import (artifacts, contrast, data, fetching, fleet, models, recipes, tables,
                          training, zoo)
-from paper_utils.errors import UserError
+from paper_utils.errors import UserError, ended_by_signals
 from paper_utils.noise import NoiseBank
 from paper_utils.paths import cache_dir
 
@@ -112,6 +112,16 @@ def test_an_interrupted_training_writes_its_checkpoint_and_no_traceback(number, 
     assert command.returncode == code and not Path(f"/proc/{child}").exists()
     assert said[0].startswith("stopping: ") and str(folder) in said[0] and said[1:] == last
     assert int(artifacts.load_tensors(folder / "edm.safetensors")[0]["step"]) >= 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_training_starts_is_heard_after_that_and_not_by_the_training(number):
+    code = f"import os; os.kill(os.getpid(), {int(number)}); print('deaf')"
+    with pytest.raises((KeyboardInterrupt, SystemExit)), ended_by_signals():
+        with fleet._deaf():
+            os.kill(os.getpid(), number)
+            said = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE).stdout
+    assert said == b"deaf\n" and not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_where_nothing_can_be_written_is_said_before_a_training(tmp_path, capsys):
