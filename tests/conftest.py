@@ -2,9 +2,11 @@
 a script starts with & is deaf to it, and so are its children), and the shim in place before
 torchvision."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +51,21 @@ def cache(tmp_path, monkeypatch):
     """A cache of this test's own; the user's is never written."""
     monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def started():
+    """Starts a process in a session of its own; what is left of its group is killed at the end."""
+    processes = []
+
+    def start(words: list, **options) -> subprocess.Popen:
+        processes.append(subprocess.Popen(words, start_new_session=True, **options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        with process, contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture

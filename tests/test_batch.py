@@ -64,10 +64,15 @@ def folder(tmp_path, monkeypatch, counted):
     return tmp_path
 
 
-def start(folder: Path, profile: str = "smoke", *more: str, **environment) -> subprocess.Popen:
-    words = Batch(profile).command("--directory", str(folder), "--cores", "2", *more)
-    return subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True,
-                            env=os.environ | environment, start_new_session=True)
+@pytest.fixture
+def start(folder, started):
+    """Starts Snakemake in the folder, with more words and environment."""
+    def call(*more: str, **environment: str) -> subprocess.Popen:
+        words = Batch("smoke").command("--directory", str(folder), "--cores", "2", *more)
+        return started(words, cwd=folder, stderr=subprocess.PIPE, text=True,
+                       env=os.environ | environment)
+
+    return call
 
 
 def ends(process: subprocess.Popen) -> int:
@@ -88,9 +93,9 @@ def executed(folder: Path) -> list[str]:
 
 # --- the graph at work --------------------------------------------------------------------------
 
-def test_a_model_that_fails_fails_its_notebook_only_and_is_tried_again(folder):
+def test_a_model_that_fails_fails_its_notebook_only_and_is_tried_again(folder, start):
     """And the tour, which shows what all notebooks found, but not the tour alone."""
-    assert ends(start(folder, FAIL="1")) == 1
+    assert ends(start(FAIL="1")) == 1
     jobs = graph.load("smoke")
     assert executed(folder) == [name for name in NOTEBOOKS
                                 if name not in ("00_start_here", "05_fine_tuning")]
@@ -106,16 +111,16 @@ def test_a_model_that_fails_fails_its_notebook_only_and_is_tried_again(folder):
                                                  "sample-fine_tuning-group-1"}
     first = calls(folder)
     assert sorted(set(first)) == sorted(first[:-1])
-    assert ends(start(folder)) == 0
+    assert ends(start()) == 0
     again = calls(folder)[len(first):]
     assert again == ["train-fine_tuning-group-1", "sample-fine_tuning-group-1", "05_fine_tuning",
                      "00_start_here"]
     assert executed(folder) == NOTEBOOKS and graph.failed(jobs) == {}
-    assert ends(start(folder)) == 0 and len(calls(folder)) == len(first) + 4
+    assert ends(start()) == 0 and len(calls(folder)) == len(first) + 4
 
 
-def test_a_job_runs_after_what_it_needs_and_the_tour_last(folder):
-    assert ends(start(folder)) == 0
+def test_a_job_runs_after_what_it_needs_and_the_tour_last(folder, start):
+    assert ends(start()) == 0
     order, jobs = calls(folder), graph.load("smoke")
     assert sorted(order) == sorted([*jobs, *NOTEBOOKS])
     for name, job in jobs.items():
@@ -123,13 +128,13 @@ def test_a_job_runs_after_what_it_needs_and_the_tour_last(folder):
         assert all(order.index(name) < order.index(notebook) for notebook in job.notebooks)
     assert order[-1] == "00_start_here"
     # and a notebook again when that is asked, alone but for the tour
-    assert ends(start(folder, "smoke", "--forcerun", "03_conditional")) == 0
+    assert ends(start("--forcerun", "03_conditional")) == 0
     assert calls(folder)[len(order):] == ["03_conditional", "00_start_here"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_run_that_was_killed_goes_on(folder, how):
-    process = start(folder, HANG="1")
+def test_a_run_that_was_killed_goes_on(folder, start, how):
+    process = start(HANG="1")
     deadline = time.monotonic() + 300
     while not ((folder / "calls").exists() and "train-fine_tuning-group-1" in calls(folder)):
         assert time.monotonic() < deadline and process.poll() is None
@@ -139,7 +144,7 @@ def test_a_run_that_was_killed_goes_on(folder, how):
     assert process.returncode != 0
     before = calls(folder)
     done = set(graph.done(graph.load("smoke"))) | set(executed(folder))
-    assert ends(start(folder)) == 0
+    assert ends(start()) == 0
     again = calls(folder)[len(before):]
     assert executed(folder) == NOTEBOOKS
     assert done & set(again) <= set(before[-2:])  # those that ran, on two cores

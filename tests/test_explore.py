@@ -361,7 +361,7 @@ PATIENCE = 600  # seconds for one thing to happen; on a slow machine a notebook 
 
 
 @contextlib.contextmanager
-def jupyter_lab(folder: Path) -> Iterator[str]:
+def jupyter_lab(folder: Path, started) -> Iterator[str]:
     """A JupyterLab of its own in `folder`; yields an address that takes a path."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -376,16 +376,14 @@ def jupyter_lab(folder: Path) -> Iterator[str]:
         "JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "JUPYTERLAB_SETTINGS",
         "JUPYTERLAB_WORKSPACES")}
     with open(folder / "log", "w") as log:
-        server = subprocess.Popen(words, env=environment, stdout=log, stderr=log,
-                                  start_new_session=True)
+        server = started(words, env=environment, stdout=log, stderr=log)
     try:
         _until_it_answers(f"http://127.0.0.1:{port}/api/status?token={token}", server, folder)
         yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}"
     finally:
-        server.terminate()  # it ends its kernels
+        server.terminate()  # it ends its kernels, which end without it too
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(20)
-        server.kill()
 
 
 def _until_it_answers(url: str, server: subprocess.Popen, folder: Path) -> None:
@@ -415,7 +413,7 @@ def browser_page() -> Iterator:
 @pytest.mark.slow
 @pytest.mark.timeout(4 * PATIENCE)
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
-def test_a_slider_moved_in_jupyterlab_changes_the_picture(tmp_path):
+def test_a_slider_moved_in_jupyterlab_changes_the_picture(tmp_path, started):
     """The notebook of section 3, small, Run All, in a real browser; the slider by keyboard."""
     pytest.importorskip("playwright")
     (tmp_path / "notebooks").mkdir()
@@ -423,7 +421,7 @@ def test_a_slider_moved_in_jupyterlab_changes_the_picture(tmp_path):
     for cell in book.cells:
         cell.source = cell.source.replace('profile: str = "laptop"', 'profile: str = "smoke"')
     nbformat.write(book, tmp_path / "notebooks" / "regimes.ipynb")
-    with jupyter_lab(tmp_path) as address, browser_page() as page:
+    with jupyter_lab(tmp_path, started) as address, browser_page() as page:
         page.goto(address.format("regimes.ipynb"))
         page.locator("#jp-main-statusbar", has_text="| Idle").wait_for()
         page.get_by_role("menuitem", name="Run", exact=True).click()

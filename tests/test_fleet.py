@@ -64,7 +64,8 @@ def test_a_training_goes_on_where_it_stopped(folder, capsys):
     assert all(torch.equal(stopped[k], straight[k]) for k in straight)
 
 
-def endless(folder: Path) -> tuple[subprocess.Popen, int]:
+@pytest.fixture
+def endless(folder, started) -> tuple[subprocess.Popen, int]:
     """A `fleet train` that has no end in a session of its own, and its child."""
     script = folder / "main.py"
     script.write_text(
@@ -76,22 +77,20 @@ def endless(folder: Path) -> tuple[subprocess.Popen, int]:
         "if __name__ == '__main__':\n"
         f"    words = ['train', 'edm', '--profile', 'smoke', '--out', {str(folder)!r}]\n"
         "    sys.exit(fleet.main(words))\n")
-    command = subprocess.Popen([sys.executable, script], cwd=folder, start_new_session=True,
-                               stderr=subprocess.PIPE, text=True)
-    child = None
-    while child is None and command.poll() is None:
+    command = started([sys.executable, script], cwd=folder, stderr=subprocess.PIPE, text=True)
+    deadline, found = time.monotonic() + 300, []
+    while not found:
+        assert time.monotonic() < deadline and command.poll() is None
+        time.sleep(0.2)
         found = subprocess.run(["pgrep", "-P", str(command.pid), "-f", "spawn_main"],
                                capture_output=True, text=True).stdout.split()
-        child = int(found[0]) if found else None
-        time.sleep(0.2)
-    assert child is not None
-    return command, child
+    return command, int(found[0])
 
 
 @pytest.mark.slow
-def test_trainings_stop_with_the_command_that_started_them(folder):
+def test_trainings_stop_with_the_command_that_started_them(folder, endless):
     """A killed command leaves its checkpoint, and no process that would write to it later."""
-    command, child = endless(folder)
+    command, child = endless
     command.kill()
     command.wait()
     for _ in range(600):
@@ -105,8 +104,9 @@ def test_trainings_stop_with_the_command_that_started_them(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("number, code, last", [(signal.SIGINT, 130, ["interrupted"]),
                                                 (signal.SIGTERM, 143, [])])
-def test_an_interrupted_training_writes_its_checkpoint_and_no_traceback(number, code, last, folder):
-    command, child = endless(folder)
+def test_an_interrupted_training_writes_its_checkpoint_and_no_traceback(number, code, last, folder,
+                                                                        endless):
+    command, child = endless
     os.killpg(command.pid, number)  # as a terminal or SLURM does: to the children too
     said = command.communicate(timeout=120)[1].splitlines()
     assert command.returncode == code and not Path(f"/proc/{child}").exists()

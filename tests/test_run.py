@@ -236,14 +236,14 @@ MOMENTS = {"in a cell": [SLEEP], "between cells": [*["1"] * 300, SLEEP]}
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_an_interruption_leaves_no_output(tmp_path, moment):
+def test_an_interruption_leaves_no_output(tmp_path, started, moment):
     processes = {}
     for how in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        started = (f"import os\nopen('{how.name}.part', 'w').write(str(os.getpid()))\n"
-                   f"os.replace('{how.name}.part', '{how.name}')")  # there only when it is whole
-        path = notebook(tmp_path / f"{how.name}.ipynb", started, *MOMENTS[moment])
+        cell = (f"import os\nopen('{how.name}.part', 'w').write(str(os.getpid()))\n"
+                f"os.replace('{how.name}.part', '{how.name}')")  # there only when it is whole
+        path = notebook(tmp_path / f"{how.name}.ipynb", cell, *MOMENTS[moment])
         words = command(path, "--output", tmp_path / f"out-{how.name}" / "long.ipynb")
-        processes[how] = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        processes[how] = started(words, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     for how, process in processes.items():
         while not (tmp_path / how.name).exists():
