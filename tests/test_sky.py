@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -136,8 +137,8 @@ exit "${STATUS:-0}"
 class Machine:
     """A machine that SkyPilot rents: a disk of its own (home), with the repository on it."""
 
-    def __init__(self, folder: Path, bucket: Path, rank: int = 0, machines: int = 1):
-        self.folder, self.bucket, self.home = folder, bucket, folder / "home"
+    def __init__(self, folder: Path, bucket: Path, started: Callable, rank: int, machines: int):
+        self.folder, self.started, self.home = folder, started, folder / "home"
         self.cache = self.home / "paper_utils_cache"
         (folder / ".venv" / "bin").mkdir(parents=True)
         self.home.mkdir()
@@ -145,15 +146,14 @@ class Machine:
         python = folder / ".venv" / "bin" / "python"
         python.write_text(STAND_IN)
         python.chmod(0o755)
-        self.env = {"PATH": os.environ["PATH"], "HOME": str(self.home), "PROFILE": "paper",
-                    "BUCKET": "s3://a-bucket", "SKYPILOT_NODE_RANK": str(rank),
+        self.env = {"PATH": os.environ["PATH"], "HOME": str(self.home), "RESULTS": str(bucket),
+                    "PROFILE": "paper", "BUCKET": "s3://a-bucket", "SKYPILOT_NODE_RANK": str(rank),
                     "SKYPILOT_NUM_NODES": str(machines), "SKYPILOT_TASK_ID": "sky-2026-repro"}
 
     def start(self, **env: str) -> subprocess.Popen:
-        script = TASK["run"].replace("/results", str(self.bucket)).replace("sleep 60", "sleep 0.1")
-        return subprocess.Popen(["bash", "-c", script], cwd=self.folder, env=self.env | env,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                start_new_session=True)
+        script = TASK["run"].replace("/results", '"$RESULTS"').replace("sleep 60", "sleep 0.1")
+        return self.started(["bash", "-c", script], cwd=self.folder, env=self.env | env,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def run(self, **env: str) -> int:
         return ended(self.start(**env))[0]
@@ -196,40 +196,47 @@ def bucket(tmp_path):
     return tmp_path / "bucket"
 
 
-def test_results_arrive_in_the_bucket_and_nothing_else(tmp_path, bucket):
-    machine = Machine(tmp_path / "a", bucket)
+@pytest.fixture
+def rent(tmp_path, bucket, started):
+    """Rents the machine of a name, of a rank among so many."""
+    return lambda name, rank=0, machines=1: Machine(
+        tmp_path / name, bucket, started, rank, machines)
+
+
+def test_results_arrive_in_the_bucket_and_nothing_else(bucket, rent):
+    machine = rent("a")
     assert machine.run() == 0
     assert names(bucket) == MODEL
     assert all((bucket / name).read_bytes() == (machine.cache / name).read_bytes()
                for name in MODEL)
 
 
-def test_another_start_does_nothing_twice(tmp_path, bucket):
-    Machine(tmp_path / "a", bucket).run()
+def test_another_start_does_nothing_twice(bucket, rent):
+    rent("a").run()
     before = {name: (bucket / name).stat().st_mtime_ns for name in names(bucket)}
-    again = Machine(tmp_path / "b", bucket)
+    again = rent("b")
     assert again.run() == 0
     assert again.lines("calls") and not again.lines("trained")
     assert {name: (bucket / name).stat().st_mtime_ns for name in names(bucket)} == before
 
 
-def test_a_machine_that_was_taken_away_goes_on_from_its_checkpoint(tmp_path, bucket):
+def test_a_machine_that_was_taken_away_goes_on_from_its_checkpoint(bucket, rent):
     checkpoint = bucket / "artifacts" / "model-0.checkpoint"
-    machine = Machine(tmp_path / "a", bucket)
+    machine = rent("a")
     first = machine.start(WAIT="yes")
     wait_for(lambda: checkpoint.exists() and checkpoint.read_text() == "1\n")
     (machine.home / "after 1").touch()
     wait_for(lambda: checkpoint.read_text() == "2\n")
     taken_away(first)
     (bucket / "artifacts" / "model-9.checkpoint").write_text("7")  # of another machine, unfinished
-    second = Machine(tmp_path / "b", bucket)
+    second = rent("b")
     assert second.run() == 0
     assert second.lines("trained") == ["from 2 to 3"]
     assert names(bucket) == sorted([*MODEL, "artifacts/model-9.checkpoint"])
 
 
-def test_machines_do_their_shares_and_see_what_others_have_finished(tmp_path, bucket):
-    machines = [Machine(tmp_path / str(rank), bucket, rank, 3) for rank in range(3)]
+def test_machines_do_their_shares_and_see_what_others_have_finished(bucket, rent):
+    machines = [rent(str(rank), rank, 3) for rank in range(3)]
     running = [machine.start() for machine in reversed(machines)]
     assert [ended(process)[0] for process in running] == [0] * 3
     assert [machine.lines("calls") for machine in machines] == [
@@ -237,12 +244,12 @@ def test_machines_do_their_shares_and_see_what_others_have_finished(tmp_path, bu
     assert names(bucket) == sorted(name.replace("-0", f"-{k}") for name in MODEL for k in range(3))
 
 
-def test_what_another_machine_removes_meanwhile_is_left_out(tmp_path, bucket):
+def test_what_another_machine_removes_meanwhile_is_left_out(bucket, rent):
     """The checkpoint of a model that it has finished, between the look at it and the copy."""
     (bucket / "artifacts").mkdir()
     for k in (8, 9):
         (bucket / "artifacts" / f"model-{k}.checkpoint").write_text("7")
-    machine = Machine(tmp_path / "a", bucket)
+    machine = rent("a")
     cp = machine.folder / "cp"
     cp.write_text('#!/bin/sh\ncase "$2" in *model-8*) rm "$2"; echo half > "$3" ;; esac\n'
                   f'exec {shutil.which("cp")} "$@"\n')
@@ -253,13 +260,13 @@ def test_what_another_machine_removes_meanwhile_is_left_out(tmp_path, bucket):
     assert not [name for name in names(machine.cache) if "model-8" in name or "0.part" in name]
 
 
-def test_a_failure_is_the_tasks_and_what_was_done_is_kept(tmp_path, bucket):
-    assert Machine(tmp_path / "a", bucket).run(STATUS="4") == 4
+def test_a_failure_is_the_tasks_and_what_was_done_is_kept(bucket, rent):
+    assert rent("a").run(STATUS="4") == 4
     assert names(bucket) == MODEL
 
 
-def test_machines_hear_what_failed_elsewhere_and_go_on(tmp_path, bucket):
-    machines = [Machine(tmp_path / str(rank), bucket, rank, 3) for rank in range(3)]
+def test_machines_hear_what_failed_elsewhere_and_go_on(bucket, rent):
+    machines = [rent(str(rank), rank, 3) for rank in range(3)]
     running = [machine.start(FAIL="yes" * (machine is machines[0])) for machine in machines]
     found = [ended(process) for process in running]
     assert [code for code, _ in found] == [0, 0, 0]  # or SkyPilot would end the third
@@ -277,21 +284,22 @@ def test_machines_hear_what_failed_elsewhere_and_go_on(tmp_path, bucket):
     assert "jobs/train-0.json" in names(bucket)
 
 
-def test_a_machine_that_breaks_down_ends_the_task(tmp_path, bucket):
+def test_a_machine_that_breaks_down_ends_the_task(rent):
     """SkyPilot then ends the others, which would wait for it."""
-    assert Machine(tmp_path / "a", bucket, 0, 3).run(STATUS="1") == 1
+    assert rent("a", 0, 3).run(STATUS="1") == 1
 
 
-def test_a_bucket_that_cannot_be_written_ends_the_task_at_once(tmp_path):
-    (tmp_path / "bucket").write_text("root can write to any folder, but not to a file")
-    machine = Machine(tmp_path / "a", tmp_path / "bucket")
+def test_a_bucket_that_cannot_be_written_ends_the_task_at_once(bucket, rent):
+    bucket.rmdir()
+    bucket.write_text("root can write to any folder, but not to a file")
+    machine = rent("a")
     code, errors = ended(machine.start())
     assert code == 2 and not machine.lines("calls")
     assert errors.count("\n") == 1 and "cannot write to s3://a-bucket: let your account" in errors
 
 
-def test_a_bucket_that_fails_later_fails_the_task(tmp_path, bucket):
-    machine = Machine(tmp_path / "a", bucket)
+def test_a_bucket_that_fails_later_fails_the_task(tmp_path, bucket, rent):
+    machine = rent("a")
     process = machine.start(WAIT="yes")
     wait_for(lambda: (bucket / "artifacts" / "model-0.checkpoint").exists())
     bucket.rename(tmp_path / "gone")
