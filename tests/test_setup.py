@@ -1,6 +1,7 @@
 """The pins: one list, complete, used by both ways of installing, and what is installed."""
 
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -238,8 +239,8 @@ def test_make_help_says_what_make_makes():
 STAND_IN = """#!/bin/sh
 case "$*" in
   *alone.py*) exec {python} "$@" ;;
-  *venv*) echo venv >> calls; sleep 0.5; mkdir -p .venv/bin; rm -f .venv/bin/python
-    touch .venv/pyvenv.cfg; cp "$0" .venv/bin/python ;;
+  *venv*) echo venv >> calls; while [ -e hold ]; do sleep 0.05; done
+    mkdir -p .venv/bin; rm -f .venv/bin/python; touch .venv/pyvenv.cfg; cp "$0" .venv/bin/python ;;
   *pip\ install*) echo pip >> calls ;;
 esac
 """
@@ -247,7 +248,8 @@ esac
 
 @pytest.fixture
 def clone(tmp_path):
-    """A clone with a space in its path, and a Python in it that notes what it is asked to do."""
+    """A clone with a space in its path, and a Python in it that notes what it is asked to do, and
+    makes no environment while there is a file `hold`."""
     folder = tmp_path / "a clone"
     (folder / "workflow").mkdir(parents=True)
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "workflow/alone.py"):
@@ -257,53 +259,57 @@ def clone(tmp_path):
     return folder
 
 
-def make(clone: Path, *words: str) -> subprocess.Popen:
-    return subprocess.Popen(["make", f"PYTHON={clone / 'python'}", *words], cwd=clone, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.fixture
+def make(clone, started):
+    return lambda *words: started(["make", f"PYTHON={clone / 'python'}", *words], cwd=clone,
+                                  text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def calls(clone: Path) -> list[str]:
     return (clone / "calls").read_text().split()
 
 
-def test_two_makes_on_a_fresh_clone_set_it_up_once(clone):
-    both = [make(clone, "-j2", ".venv/.ready-for-tests") for _ in range(2)]
+def test_two_makes_on_a_fresh_clone_set_it_up_once(clone, make):
+    (clone / "hold").touch()
+    both = [make("-j2", ".venv/.ready-for-tests") for _ in range(2)]
+    assert any(select.select([one.stderr for one in both], [], [], 60))  # one says that it waits
+    (clone / "hold").unlink()
     said = [one.communicate(timeout=60) for one in both]
     assert [one.returncode for one in both] == [0, 0], said
     assert calls(clone) == ["venv", "pip", "pip", "pip"]
     lines = {line for _, error in said for line in error.splitlines()}
     assert lines == {"waiting for another make that is setting up"}
-    assert make(clone, ".venv/.ready-for-tests").wait(60) == 0 and len(calls(clone)) == 4
+    assert make(".venv/.ready-for-tests").wait(60) == 0 and len(calls(clone)) == 4
 
 
 @pytest.mark.parametrize("ready", [True, False])
-def test_an_environment_that_is_none_is_made_anew_before_anything_is_installed(clone, ready):
+def test_an_environment_that_is_none_is_made_anew_before_anything_is_installed(clone, make, ready):
     (clone / ".venv" / "bin").mkdir(parents=True)
     (clone / ".venv" / "bin" / "python").symlink_to(Path(sys.executable).resolve())
     if ready:
         (clone / ".venv" / ".ready").touch()
-    assert make(clone, ".venv/.ready").wait(60) == 0
+    assert make(".venv/.ready").wait(60) == 0
     assert calls(clone) == ["venv", "pip", "pip"]
 
 
-def test_a_lock_ends_with_its_holder(clone):
+def test_a_lock_ends_with_its_holder(clone, started):
     words = [sys.executable, "workflow/alone.py", "Makefile"]
-    holder = subprocess.Popen([*words, "sh", "-c", "echo held; exec sleep 60"], cwd=clone,
-                              stdout=subprocess.PIPE, text=True)
+    holder = started([*words, "sh", "-c", "echo held; exec sleep 600"], cwd=clone,
+                     stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    waiting = subprocess.Popen([*words, "true"], cwd=clone, stderr=subprocess.PIPE, text=True)
+    waiting = started([*words, "true"], cwd=clone, stderr=subprocess.PIPE, text=True)
     assert "waiting" in waiting.stderr.readline() and waiting.poll() is None
     holder.kill()
     assert waiting.wait(30) == 0
 
 
-def test_a_python_that_is_none_is_named(clone):
-    done = make(clone, "PYTHON=no such", ".venv/.ready")
+def test_a_python_that_is_none_is_named(make):
+    done = make("PYTHON=no such", ".venv/.ready")
     assert "Python 3.11 or newer is needed, not 'no such'" in done.communicate(timeout=60)[1]
 
 
-def test_what_is_committed_stays_where_git_does_not_know_it(clone):
+def test_what_is_committed_stays_where_git_does_not_know_it(clone, make):
     (clone / "figures").mkdir()
-    done = make(clone, "clean")
+    done = make("clean")
     said = done.communicate(timeout=60)[1]
     assert done.returncode == 0 and "without git" in said and said.count("\n") == 1
