@@ -35,7 +35,11 @@ RULES = ("Each verdict is computed by the rule that its claim states. Rules were
          "after numbers had been seen made a rule stricter, or gave it better intervals "
          "(Wilson's and Newcombe's), or asks in more places (the mixture, which was asked at new "
          "points alone) or of every pair (the Gaussian control of section 3, which was of the "
-         "lowest pair), where the verdict says in how many it holds.")
+         "lowest pair, and that of consistency models of several steps, which was of means), where "
+         "the verdict says in how many it holds; leaves undecided what intervals do not decide "
+         "(with whom consistency training agrees most); does not count what did not move (the "
+         "shared start of fine-tuning); or asks what can be answered (blur, once by a filter on "
+         "both sides).")
 MARGIN = 0.1  # RP that counts as lost; settled before any of these scores was seen
 
 
