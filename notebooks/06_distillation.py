@@ -197,10 +197,10 @@ output.figure(plots.curves(panels, "series", "evaluations", "network evaluations
 # above it is no blur.
 
 # %%
-part = {name: everyone[name] for name in (students.TEACHER, *one_step, *unseen)}
-soft = students.by_sharpness(part, one_step, list(unseen), describe, photos, copies,
+soft = students.by_sharpness(everyone, described, one_step, list(unseen), describe, photos, copies,
                              sizes.resamples)
-gains = students.beyond_blur(part, one_step, list(unseen), describe, copies, sizes.resamples)
+gains = students.beyond_blur(everyone, described, one_step, list(unseen), describe, copies,
+                             sizes.resamples)
 output.table(soft, "tab_low_pass")
 output.table(gains, "tab_beyond_blur")
 output.figure(plots.curves({"RP with unseen models": soft}, "who", "sharpness",

@@ -855,22 +855,21 @@ def consistency_agrees_less(ct: pd.DataFrame, progressive: pd.DataFrame,
     lower = [a.high < b.low for a, b in zip(ct.itertuples(), progressive.itertuples())]
     higher = [a.low > b.high for a, b in zip(ct.itertuples(), progressive.itertuples())]
     yes, no = ("yes", "no") if improved else ("reproduced", "not reproduced")
+    said = ("", "") if improved else (f"{_span(numbers)}, progressive {_span(theirs)}", "S")
+    rule = "as for consistency training" if improved else (
+        f"lower RP with every model, intervals apart (the paper: {min(numbers):.2f} to "
+        f"{max(numbers):.2f}); partly if with some, and higher with none")
     verdict = (yes if all(lower) else
                f"partly: lower with {sum(lower)}, higher with none of {len(lower)}"
                if any(lower) and not any(higher) else
                f"{no}: lower with {sum(lower)}, higher with {sum(higher)} of {len(lower)}")
-    claim = Claim("Consistency training agrees less with models of many steps than progressive "
-                  "distillation does",
-                  f"lower RP with every model, intervals apart (the paper: {min(numbers):.2f} to "
-                  f"{max(numbers):.2f}); partly if with some, and higher with none",
-                  f"{'ict' if improved else 'ct'} {_range(ct)}, progressive "
-                  f"{progressive.score.min():.2f} to {progressive.score.max():.2f}", verdict,
-                  f"{_span(numbers)}, progressive {_span(theirs)}", "S",
-                  **_ours(*((_least(table, progressive.low - ct.high), "{model}, {other}")
-                            for table in (ct, progressive))))
-    return claim if not improved else replace(
-        claim, statement=f"Improved {claim.statement[0].lower()}{claim.statement[1:]} (our "
-        "question)", rule="as for consistency training", paper="", grade="")
+    return Claim(f"{'Improved consistency' if improved else 'Consistency'} training agrees less "
+                 "with models of many steps than progressive distillation does"
+                 + " (our question)" * improved, rule,
+                 f"{'ict' if improved else 'ct'} {_range(ct)}, progressive "
+                 f"{progressive.score.min():.2f} to {progressive.score.max():.2f}", verdict, *said,
+                 **_ours(*((_least(table, progressive.low - ct.high), "{model}, {other}")
+                           for table in (ct, progressive))))
 
 
 def students_of_each_other(rp: pd.DataFrame, others: Sequence[str]) -> Claim:
@@ -948,8 +947,8 @@ def blur_explains(gains: pd.DataFrame, sharp: Mapping[str, float]) -> Claim:
                  "no where each student blurrier than its teacher agrees with the models it never "
                  "saw more than the teacher does after a low-pass filter to the student's "
                  "sharpness (interval of the difference, same noises)",
-                 "; ".join(f"{row.who} (sharpness {sharp[row.who]:.2f}): {row.student:.2f}, teacher "
-                           f"as sharp {row.blurred:.2f}, difference {row.difference:+.2f}"
+                 "; ".join(f"{row.who} (sharpness {sharp[row.who]:.2f}): {row.student:.2f}, "
+                           f"teacher as sharp {row.blurred:.2f}, difference {row.difference:+.2f}"
                            for row in gains.itertuples())
                  + f"; teacher's sharpness {sharp['teacher']:.2f}", verdict,
                  **_ours((_least(blurry, blurry.low), "{who} minus its teacher as sharp"),

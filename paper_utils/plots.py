@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from seaborn.utils import relative_luminance
@@ -306,12 +307,19 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
     return figure
 
 
+def _named_once(axes: np.ndarray) -> dict[str, Artist]:
+    """What the panels of a figure name, each once: label -> what stands for it in a legend."""
+    return {label: handle for axis in axes.flat
+            for handle, label in zip(*axis.get_legend_handles_labels())}
+
+
 def _intervals(tables: Iterable[pd.DataFrame], over: str) -> str:
     """What the bands are, if there are any, and by column n over how many noises or images."""
     found = [table for table in tables if {"low", "high"} <= set(table)]
     counts = sorted({int(n) for table in found for n in table.get("n", ()) if n == n})
     many = " to ".join(f"{n:,}" for n in dict.fromkeys((counts[0], counts[-1]))) if counts else ""
-    return f"bands and bars: 95 % intervals{f' over {many} {over}' if many else ''}" if found else ""
+    said = f" over {many} {over}" if many else ""
+    return f"bands and bars: 95 % intervals{said}" if found else ""
 
 
 def _named(by: str, key: object) -> str:
@@ -411,7 +419,7 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
         zip(shades, sns.color_palette("viridis", len(shades)).as_hex()))}
     across = dict.fromkeys(name for heights in (levels or {}).values() for name in heights)
     styles = dict(zip(across, cycle(("--", ":", "-."))))
-    shown, columns = {}, columns or len(panels)
+    columns = columns or len(panels)
     rows = -(-len(panels) // columns)
     with _panels(columns, (3.3 * columns + 0.2, 3.1 * rows), rows, title) as (figure, axes):
         for axis, (label, table) in zip(axes.flat, panels.items()):
@@ -429,7 +437,7 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
                 axis.yaxis.set_major_formatter("{x:g}")
             elif {"low", "high"} <= set(table) and (table.low.min() >= 0 and table.high.max() <= 1):
                 axis.set_ylim(-0.03, 1.03)
-            shown |= dict(zip(*reversed(axis.get_legend_handles_labels())))
+        shown = _named_once(axes)
         figure.legend(shown.values(), shown, frameon=False, fontsize=7.5, ncols=2 * columns,
                       loc="outside lower center", title_fontsize=7.5,
                       title=_intervals(panels.values(), over) or None)
@@ -574,9 +582,7 @@ def mixture_errors(table: pd.DataFrame, crossings: pd.DataFrame) -> Figure:
             axis.minorticks_off()
         figure.supxlabel("number of training points", fontsize=9)
         figure.supylabel("RMS error per coordinate", fontsize=9)
-        shown = {}
-        for axis in axes.flat:
-            shown |= dict(zip(*reversed(axis.get_legend_handles_labels())))
+        shown = _named_once(axes)
         figure.legend(shown.values(), shown, loc="outside upper center", ncols=len(shown),
                       frameon=False, fontsize=7.5)
     return figure

@@ -416,8 +416,8 @@ def distillation_specs(profile: str) -> dict[str, Spec]:
                        solver=Solver("consistency", 1, "cosine"))
     rows = [_budget(base, study.teacher_budget)]
     for steps in distillation.halvings(study.steps):
-        rows.append(_student(student, study, f"progressive-{steps}", rows[-1].name, study.stage_budget,
-                             "progressive", Solver("ddim", steps, "cosine")))
+        rows.append(_student(student, study, f"progressive-{steps}", rows[-1].name,
+                             study.stage_budget, "progressive", Solver("ddim", steps, "cosine")))
     rows.append(_student(one_step, study, "cd", "teacher", study.cd_budget, "cd", one_step.solver))
     for name, last in zip(("ct", "ict"), study.levels):
         grown = {"last": last, "curriculum": study.ct_budget}

@@ -238,20 +238,23 @@ def sharpness(images: Tensor, width: float = 1.0) -> float:
 
 # --- is it blur? --------------------------------------------------------------------------------
 
-def by_sharpness(images: Mapping[str, Tensor], names: Sequence[str], others: Sequence[str],
-                 describe: Descriptor, real: Tensor, hits: Hits,
-                 resamples: int = 1_000) -> pd.DataFrame:
+def by_sharpness(images: Mapping[str, Tensor], features: Mapping[str, Tensor],
+                 names: Sequence[str], others: Sequence[str], describe: Descriptor, real: Tensor,
+                 hits: Hits, resamples: int = 1_000) -> pd.DataFrame:
     """Mean RP with other models against sharpness (over that of real images): of the teacher after
     low-pass filters of WIDTHS, and of each of `names` as it is.
 
-    images: by name, uint8. Columns who, width (of the filter), sharpness, score, low, high, n.
+    images: by name, uint8; features: of them and of the others. Columns who, width (of the
+    filter), sharpness, score, low, high, n.
     """
-    theirs, found = [descriptors.features(describe, images[name]) for name in others], []
-    rows = [(f"{TEACHER}, low-passed", width, low_pass(images[TEACHER], width)) for width in WIDTHS]
-    for who, width, mine in [*rows, *((name, 0.0, images[name]) for name in names)]:
-        own = descriptors.features(describe, mine)
-        score = scores.proportion(scores.over_pairs([(own, other) for other in theirs], hits),
-                                  resamples)
+    soft = {width: low_pass(images[TEACHER], width) for width in WIDTHS}
+    rows = [(f"{TEACHER}, low-passed", width, mine, descriptors.features(describe, mine))
+            for width, mine in soft.items()]
+    rows += [(name, 0.0, images[name], features[name]) for name in names]
+    found = []
+    for who, width, mine, own in rows:
+        pairs = [(own, features[other]) for other in others]
+        score = scores.proportion(scores.over_pairs(pairs, hits), resamples)
         found.append(score.row(who=who, width=width, sharpness=sharpness(mine) / sharpness(real)))
     return scores.table_of(found, "who", "width", "sharpness")
 
@@ -270,19 +273,19 @@ def as_sharp(images: Tensor, sharp: float) -> tuple[float, Tensor]:
     return high, low_pass(images, high)
 
 
-def beyond_blur(images: Mapping[str, Tensor], names: Sequence[str], others: Sequence[str],
-                describe: Descriptor, hits: Hits, resamples: int = 1_000) -> pd.DataFrame:
+def beyond_blur(images: Mapping[str, Tensor], features: Mapping[str, Tensor],
+                names: Sequence[str], others: Sequence[str], describe: Descriptor, hits: Hits,
+                resamples: int = 1_000) -> pd.DataFrame:
     """RP of each student with other models, less that of its teacher blurred to its sharpness.
 
-    images: by name, the TEACHER's among them. Columns who, width (of the teacher's filter; 0 where
+    images, features: as of `by_sharpness`. Columns who, width (of the teacher's filter; 0 where
     the student is no blurrier), student, blurred, difference (on the same noises), low, high, n.
     """
-    theirs, found = [descriptors.features(describe, images[name]) for name in others], []
+    found = []
     for name in names:
-        width, plain = as_sharp(images[TEACHER], sharpness(images[name]))
-        own, form = (scores.over_pairs([(descriptors.features(describe, rows), other)
-                                        for other in theirs], hits)
-                     for rows in (images[name], plain))
+        width, soft = as_sharp(images[TEACHER], sharpness(images[name]))
+        own, form = (scores.over_pairs([(rows, features[other]) for other in others], hits)
+                     for rows in (features[name], descriptors.features(describe, soft)))
         gap = scores.paired_difference(own, form, resamples)
         found.append(gap.row("difference", who=name, width=width,
                              student=own.double().mean().item(),

@@ -424,8 +424,8 @@ def test_the_claims_on_students_take_each_number_from_its_place(gaussian, verdic
     nearer = table(("a", "ct", 0.6), ("progressive-1", "a", 0.4), ("b", "ct", 0.6),
                    ("progressive-1", "b", 0.6), ("ct", "progressive-1", 0.1),
                    ("a", "b", 0.1), ("teacher", "ct", 0.9), ("progressive-1", "teacher", 0.8))
-    fresh = {2: table(("ct", "teacher", 0.9), ("teacher", "gaussian", 0.6), ("ct", "gaussian", 0.5)),
-             4: table(("ct", "teacher", 0.4), ("teacher", "gaussian", 0.6), ("ct", "gaussian", 0.5))}
+    form = ("teacher", "gaussian", 0.6), ("ct", "gaussian", 0.5)
+    fresh = {steps: table(("ct", "teacher", score), *form) for steps, score in ((2, 0.9), (4, 0.4))}
     sharp = {"teacher": 0.9, "progressive-1": 0.8, "ct": 0.7}
     found = claims.distillation(rp, mae, nearer, ["a", "b"], fresh_noise(0.9, 0.8, 0.1), fresh,
                                 gains(ct=(0.5, 0.5)), sharp)

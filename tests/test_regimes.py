@@ -9,8 +9,8 @@ import torch
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 
-from paper_utils import (claims, data, fleet, models, plots, profiles, recipes, regimes, samplers, scores,
-                         training, zoo)
+from paper_utils import (claims, data, fleet, models, plots, profiles, recipes, regimes, samplers,
+                         scores, training, zoo)
 from paper_utils.denoisers import GaussianDenoiser, OptimalDenoiser
 from paper_utils.errors import UserError
 from paper_utils.models import Model

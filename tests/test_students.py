@@ -313,17 +313,19 @@ def test_rp_with_other_models_is_held_against_sharpness_and_a_teacher_as_blurred
     student = students.low_pass(teacher, 0.8)
     student[::4] = student[1::4]
     images = {TEACHER: teacher, "ct": student, "a": teacher.flip(3), "b": teacher.flip(2)}
-    table = students.by_sharpness(images, ["ct"], ["a", "b"], describe, photos, copies, 50)
+    features = {name: brightness(rows) for name, rows in images.items()}
+    table = students.by_sharpness(images, features, ["ct"], "ab", describe, photos, copies, 50)
     mine = table[table.who == "teacher, low-passed"]
     assert mine.width.tolist() == list(students.WIDTHS)
     assert mine.sharpness.is_monotonic_decreasing and mine.sharpness.iloc[0] == pytest.approx(
         students.sharpness(teacher) / students.sharpness(photos))
     assert (mine.score == 1).all() and table.score.iloc[-1] == 0.75 and (table.n == 40).all()
-    row, = students.beyond_blur(images, ["ct"], ["a", "b"], describe, copies, 50).itertuples()
+    row, = students.beyond_blur(images, features, ["ct"], "ab", describe, copies, 50).itertuples()
     assert (row.who, row.student, row.blurred, row.difference) == ("ct", 0.75, 1, -0.25)
     assert row.width == pytest.approx(0.8, abs=0.1) and row.low < -0.25 < row.high < 0
     sharper = images | {"ct": teacher}
-    row, = students.beyond_blur(sharper, ["ct"], ["a", "b"], describe, copies, 50).itertuples()
+    features |= {"ct": brightness(teacher)}
+    row, = students.beyond_blur(sharper, features, ["ct"], "ab", describe, copies, 50).itertuples()
     assert row.width == 0 and row.difference == 0
 
 

@@ -175,6 +175,7 @@ def test_counts_are_whole_numbers_in_a_table_beside_a_missing_one(tmp_path):
 
 
 def test_sentences_of_a_latex_table_stay_in_their_column(tmp_path):
-    table = pd.DataFrame({"claim": ["word " * 20, ""], "model": ["edm", "dit"], "score": [1.0, 0.5]})
+    table = pd.DataFrame({"claim": ["word " * 20, ""], "model": ["edm", "dit"],
+                          "score": [1.0, 0.5]})
     plots.Output(tmp_path).table(table, "tab")
     assert r"\begin{tabular}{p{4.5cm}lr}" in (tmp_path / "tab.tex").read_text()
