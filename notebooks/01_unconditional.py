@@ -16,8 +16,9 @@
 # sampler, and nearly the same image comes out, whatever the architecture, the framework or the
 # training. This notebook asks the same of models this project trained itself on CIFAR-10, and
 # beside them of three models that nobody trained: closed forms computed from the data. They
-# matter. A network that has learned little is close to the Gaussian one, so agreement alone proves
-# less than it seems.
+# matter. A network learns the mean and the covariance of the data first, and is then close to the
+# Gaussian one, so agreement alone proves less than it seems. What they share beyond that is asked
+# separately.
 #
 # The parameters below choose a profile (`smoke`, `laptop`, `gpu`, `paper`); a size of 0 keeps the
 # profile's own.
@@ -31,6 +32,8 @@ hyperplane: int = 0
 device: str = ""
 
 # %%
+from torch.nn.functional import normalize
+
 from paper_utils import claims, data, descriptors, explore, models, plots, profiles, published
 from paper_utils import run, scores, tables
 
@@ -57,7 +60,8 @@ held_out = data.load(sizes.dataset, "test")
 # closed forms are the optimal denoiser of the training set (it can only copy), the Gaussian
 # denoiser (it knows the mean and the covariance of the data and nothing else) and the local
 # equivariant score of Kamb & Ganguli (it denoises every pixel from those patches of the training
-# images that look like its surroundings). GANs and VAEs, fed the same noises, are the contrast.
+# images that look like its surroundings). GANs and VAEs are the contrast: they take 128 numbers, a
+# fixed projection of the same noise.
 #
 # On the `laptop` profile the weights come from `zoo/` and so do the images, one picture per model,
 # its *sheet*. The first few images of every model are generated again here and compared with the
@@ -71,8 +75,8 @@ output.table(check, "tab_sheets_generated_again")
 
 # %% [markdown]
 # One column below is one noise. Read it downwards: where the paper is right, all rows from
-# `ddpm-vp` to `ct` show the same thing. Then look at the row `gaussian`, which learned nothing:
-# where it shows the same too, the agreement proves little.
+# `ddpm-vp` to `ct` show the same thing. Then look at the row of the Gaussian denoiser, which knows
+# the mean and the covariance alone: what it shows too needs no more than those.
 
 # %%
 output.figure(plots.sample_grid(images, title="One noise per column, one model per row"),
@@ -85,8 +89,9 @@ output.figure(plots.sample_grid(images, title="One noise per column, one model p
 # each other by a copy-detection descriptor, and the **MAE score** the share whose mean absolute
 # pixel difference is under 15 of 255. RP does not see grain: the descriptor is trained to know an
 # image again under noise and blur, so two models may have an RP of 1.00 and a MAE score of .00.
-# Every score has a 95 % interval over noises (Wilson's; Newcombe's of differences; of means over
-# pairs or classes that of the bootstrap) and a baseline, the same score with the noises shuffled.
+# Every score of two models has a 95 % interval over noises (Wilson's; Newcombe's of differences; of
+# means that of the bootstrap) and a baseline, the same score with the noises shuffled. Outlined are
+# the models of many steps.
 # The paper's descriptor, SSCD, is made for larger pictures and is a download; here the project's
 # own descriptor for 32×32 images stands in for it, under its own name; below, a table has RP under
 # every descriptor at hand.
@@ -102,23 +107,32 @@ output.table(rp, "tab_rp_pairs").head(3)
 # %%
 diffusion = [name for name, model in everything.items() if model.trained_diffusion]
 many_steps = [name for name in diffusion if everything[name].evaluations > 1]
-closed = list(models.CLOSED_FORMS)
-contrast = [name for name in everything if name not in diffusion + closed]
+contrast = [name for name, model in everything.items() if model.family in ("GAN", "VAE")]
+shown = [*diffusion, "gaussian", "local", "optimal"]
 note = f"{sizes.noises} noises, descriptor {describe.name} > {describe.threshold:.2f}"
-output.figure(plots.heatmaps({"RP score": rp, "MAE score": mae}, diffusion + closed, note=note),
-              "fig_rp_mae_heatmaps")
+output.figure(plots.heatmaps({"RP": rp, "MAE score": mae}, shown, note=note,
+                             groups={"many steps": many_steps}), "fig_rp_mae_heatmaps")
 
 # %% [markdown]
 # Is that more than what each of them shares with the Gaussian denoiser? A point is a pair of models
-# of many steps; above the diagonal they agree more with each other than either does with it, and
-# are counted as more or less where the intervals are apart.
+# of many steps; above the diagonal they agree more with each other than either does with it. The
+# table has the same by family of network, for the paper says that the architecture does not matter,
+# and one question more, which needs no threshold and has no ceiling: on how many noises are two
+# models *nearer to each other* than either is to the Gaussian denoiser (a third, if the three had
+# nothing more in common)?
 
 # %%
-beside = {name: claims.among(pairs, [*many_steps, "gaussian"])
-          for name, pairs in {"RP": rp, "MAE score": mae}.items()}
+compared = {name: scores.beside_control(claims.among(pairs, many_steps),
+                                        claims.across(pairs, many_steps, ["gaussian"]))
+            for name, pairs in {"RP": rp, "MAE score": mae}.items()}
 title = f"Every two models, and each with the Gaussian denoiser; {sizes.noises} noises"
-output.figure(plots.against_control(beside, "gaussian", "the Gaussian denoiser", title),
-              "fig_beside_control")
+output.figure(plots.against_control(compared, "the Gaussian denoiser", title), "fig_beside_control")
+of_many = {name: features[name] for name in many_steps}
+nearer = scores.pairwise(of_many, scores.nearer_than(features["gaussian"]), sizes.resamples)
+output.table(nearer, "tab_nearer_to_each_other")
+compared["nearer to each other"] = nearer.assign(more=nearer.low > 1 / 3, less=nearer.high < 1 / 3)
+output.table(tables.by_family(compared, {name: everything[name].family for name in many_steps}),
+             "tab_agreement_by_family")
 
 # %% [markdown]
 # The intervals are over noises and leave out what another seed of the training would change. Two
@@ -126,27 +140,50 @@ output.figure(plots.against_control(beside, "gaussian", "the Gaussian denoiser",
 
 # %%
 seeds = [(name, f"{name}-seed1") for name in diffusion if f"{name}-seed1" in diffusion]
-of_many = {name: features[name] for name in many_steps}
 output.table(tables.between_seeds(of_many, seeds, copies, sizes.resamples), "tab_rp_between_seeds")
 
 # %% [markdown]
-# The same two scores for the GANs and the VAEs, with the two diffusion models of many steps that
-# agree least by RP beside them.
+# ## What no Gaussian denoiser makes
+#
+# Change the sign of a noise, and the image of a Gaussian denoiser is mirrored at the mean image, as
+# under any other affine denoiser. So half the sum of a model's images of a noise and of its
+# opposite, less the mean over noises, holds nothing that a mean and a covariance could explain: the
+# *even part* of the map from noise to image. It is a few hundredths of the variance. If models
+# agree because they learned the same, and not only the same covariance, it is alike too: below is
+# its cosine between every two models on the same noise (0 with shuffled noises). GANs and VAEs have
+# an even part as well, and the optimal denoiser, which saw the same images and copies them.
+
+# %%
+asked = {name: everything[name] for name in [*diffusion, "optimal", *contrast]}
+even = tables.even_parts_alike(asked, sizes.live, sizes.resamples)
+output.table(even, "tab_even_parts_alike")
+output.figure(plots.heatmaps({"Cosine of even parts": even}, list(asked), 0.0,
+                             f"mean over {sizes.live} noises and their opposites",
+                             {"many steps": many_steps}), "fig_even_parts")
+output.table(tables.even_parts(asked | {"gaussian": everything["gaussian"]}, sizes.live),
+             "tab_even_parts", digits=3)
+
+# %% [markdown]
+# ## GANs and VAEs
+#
+# The same two scores for them, with the two diffusion models of many steps that agree least by RP
+# beside them.
 
 # %%
 pairs = claims.among(rp, many_steps)
 least = pairs.loc[pairs.score.idxmin(), ["model", "other"]].tolist()
-output.figure(plots.heatmaps({"RP score": rp, "MAE score": mae}, contrast + least, floor=0.0,
-                             note=note), "fig_contrast_heatmaps")
+output.figure(plots.heatmaps({"RP": rp, "MAE score": mae}, contrast + least, floor=0.0, note=note),
+              "fig_contrast_heatmaps")
 
 # %% [markdown]
 # ## Do they copy?
 #
 # Models that all copy their training set would agree for a trivial reason. **GL** is the share of
 # samples that are no copy of any training image; held-out real images are its baseline, and closed
-# forms that cannot copy: an image that is far from any photograph scores 1 whoever made it. The
-# Fréchet distance is taken in the descriptor's own feature space, so it compares rows of this
-# table and nothing else.
+# forms that cannot copy: an image that is far from any photograph scores 1 whoever made it. NFE is
+# the number of evaluations of the network for an image. The Fréchet distance (FD) is taken in the
+# descriptor's own feature space, so it compares rows of this table and nothing else; it rewards
+# copying too, as the row of the optimal denoiser shows.
 
 # %%
 known = tables.features_of(describe, training)
@@ -172,18 +209,21 @@ explore.nearest(images, features, training.pixels, known, describe.threshold)
 #
 # Three noises span a plane. Every point of it is a noise (rescaled to unit variance); its colour
 # tells which of the three corner images the model's image is most like, and the paler, the less
-# alike. Models that learned the same map from noise to image divide the plane alike. Look at the
-# GANs and VAEs too: a smooth map mostly keeps a noise near the corner it is nearest to, so likeness
-# here is weaker evidence than it looks. Where the colour is pale, the image is like none of the
-# three, and which of them is the least unlike says little: there even seeds of one recipe differ.
-# A model that jumps, as the optimal denoiser does between training images, breaks the pattern
-# where the colours are full.
+# alike. Models that learned the same map from noise to image divide the plane alike. But so does
+# whatever is smooth: the first map shows the noises themselves, and which corner each is nearest
+# to, and the GANs and VAEs follow it too. So likeness here is weaker evidence than it looks. Where
+# the colour is pale, the image is like none of the three, and which of them is the least unlike
+# says little: there even seeds of one recipe differ. A model that jumps, as the optimal denoiser
+# does between training images, breaks the pattern where the colours are full. (The local score is
+# left out: it takes a second an image.)
 
 # %%
-shown = [name for name in everything if name != "local"]  # which takes a second an image
-planes = {name: models.hyperplane_samples(everything[name], sizes.hyperplane) for name in shown}
+planes = {name: models.hyperplane_samples(model, sizes.hyperplane)
+          for name, model in everything.items() if name != "local"}
 maps = {name: scores.hyperplane_map(*(descriptors.features(describe, part) for part in plane))
         for name, plane in planes.items()}
+nearest = (normalize(part.flatten(1)) for part in models.hyperplane_noises(sizes.hyperplane))
+maps = {claims.NEAREST: scores.hyperplane_map(*nearest)} | maps
 points = f"{sizes.hyperplane} × {sizes.hyperplane} noises; full colour: cosine 1, white: 0"
 output.figure(plots.hyperplane_maps(maps, points), "fig_hyperplane")
 
@@ -206,25 +246,28 @@ explore.hyperplane(planes, maps)
 # its home ground.
 #
 # Every threshold but SSCD's own is chosen by one rule, on images the descriptor was not trained on:
-# five in a million pairs of different real images exceed it. The share of test pairs above it is
+# five in a million pairs of different real images exceed it. How many test pairs exceed it is
 # measured afterwards (near-duplicates, of which CIFAR-10 has some, count as errors). This table was
 # measured once and is shipped.
 #
 # The next one is computed here: RP of all diffusion models, students included, under every
-# descriptor. RP hangs on the threshold, so it also asks a question without one: of all images of
-# another model, is that of the same noise the most similar (*same noise first*)?
+# descriptor, and of each with the Gaussian denoiser. RP hangs on the threshold, so it also asks a
+# question without one: of all images of another model, is that of the same noise the most similar
+# (*same noise first*)? It has few noises and no intervals.
 
 # %%
 output.table(tables.copy_detection(), "tab_copy_detection", digits=3).T
 
 # %%
 some = {name: images[name][:16] for name in diffusion}
-by_descriptor = tables.rp_by_descriptor(some, sizes.descriptors, device)
+by_descriptor = tables.rp_by_descriptor(some, sizes.descriptors, device, images["gaussian"][:16])
 output.table(by_descriptor, "tab_rp_by_descriptor")
 
 # %% [markdown]
 # And with one descriptor, does it hang on the cosine from which two images count as copies? In the
-# first column its own threshold and others; the models of many steps alone.
+# first column its own threshold and others; the models of many steps alone. *more* and *less*: how
+# many pairs agree more with each other than either does with the Gaussian denoiser, and how many
+# less, intervals apart.
 
 # %%
 by_threshold = tables.rp_by_threshold(of_many, features["gaussian"], describe.threshold)
@@ -240,16 +283,14 @@ output.table(by_threshold, "tab_rp_by_threshold")
 # Each verdict is computed by the rule beside it. A number of the paper agrees when it lies in our
 # interval. Only MAE compares like with like: RP here is by another descriptor than the paper's.
 # Which of our models stands for DDPMv4 and which for DDPMv6 is this project's guess; the source
-# does not say how they differ. Where ours is higher, remember that models near the Gaussian one
-# agree for that reason; where it is lower, look first at the training budget in the table of
+# does not say how they differ. Where ours is higher, remember that models near the Gaussian
+# one agree for that reason; where it is lower, look first at the training budget in the table of
 # models.
-
-# %% tags=["nbval-ignore-output"]
-winners = {name: winner for name, (winner, _) in maps.items()}
-verdicts = claims.unconditional(rp, mae, diffusion, many_steps, contrast, gl, winners)
-claims.save(verdicts, "unconditional", output, device)
 
 # %% tags=["nbval-ignore-output"]
 numbers = published.beside_heat_maps(rp, mae)
 output.table(numbers, "tab_paper_numbers")
-numbers.groupby("score").verdict.value_counts().unstack(fill_value=0)
+output.figure(plots.beside_paper(numbers, "The paper's 42 numbers and ours"), "fig_paper_numbers")
+winners = {name: winner for name, (winner, _) in maps.items()}
+verdicts = claims.unconditional(rp, mae, diffusion, many_steps, contrast, even, gl, winners)
+claims.save(verdicts, "unconditional", output, device)

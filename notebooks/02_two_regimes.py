@@ -232,7 +232,7 @@ output.figure(plots.curves(errors_, "network", "sigma", "noise level $\\sigma$",
 
 # %%
 alike, close = (regimes.across_architectures(
-    found, rows, {"Gaussian": theirs["control"], "optimal": theirs["optimal"]}, hits,
+    found, rows, {"gaussian": theirs["control"], "optimal": theirs["optimal"]}, hits,
     sizes.resamples)
     for rows, theirs, hits in ((features, described, copies), (images, closed, scores.close)))
 nearer = regimes.across_architectures(found, features, {}, scores.nearer_than(gaussian),
@@ -249,7 +249,7 @@ if alike:
     scored = {"RP": alike, "MAE score": close, "Nearer to each other": nearer}
     maps = {f"{score}, {n:,} images": by_images[n] for n in alike
             for score, by_images in scored.items()}
-    output.figure(plots.heatmaps(maps, [*(f"U-Net {w}" for w in widths), "DiT", "Gaussian",
+    output.figure(plots.heatmaps(maps, [*(f"U-Net {w}" for w in widths), "DiT", "gaussian",
                                         "optimal"], 0.0, columns=3,
                                  note=f"{sizes.grid_noises} noises; blank: not trained or asked; "
                                  "nearer to each other than to the Gaussian denoiser: 1/3 if the "

@@ -30,8 +30,9 @@ SHOWN = ("statement", "rule", "measured", "verdict")  # the columns that a noteb
 CPUINFO = Path("/proc/cpuinfo")
 RECALLED = " (recalled from the paper, not seen in a source)"
 RULES = ("Each verdict is computed by the rule that its claim states. Rules were written before "
-         "their claim first ran, but for that of the architecture families, which followed a "
-         "trial, and nearness to each other, a second control; what was changed "
+         "their claim first ran, but for that of the architecture families and that of even "
+         "parts, which followed a trial, and nearness to each other, a second control; what was "
+         "changed "
          "after numbers had been seen made a rule stricter, or gave it better intervals "
          "(Wilson's and Newcombe's), or asks in more places (the mixture, which was asked at new "
          "points alone) or of every pair (the Gaussian control of section 3, which was of the "
@@ -40,6 +41,7 @@ RULES = ("Each verdict is computed by the rule that its claim states. Rules were
          "(with whom consistency training agrees most); does not count what did not move (the "
          "shared start of fine-tuning); or asks what can be answered (blur, once by a filter on "
          "both sides).")
+NEAREST = "nearest noise"  # the map of the noise plane that shows the noises themselves
 MARGIN = 0.1  # RP that counts as lost; settled before any of these scores was seen
 
 
@@ -90,6 +92,11 @@ def _span(numbers: Iterable[float], between: str = " to ") -> str:
     numbers = list(numbers)
     ends = [max(f"{x:.2f}", f"{x:g}", key=len) for x in (min(numbers), max(numbers))]
     return between.join(dict.fromkeys(ends))
+
+
+def _ends(numbers: Iterable[float]) -> str:
+    """Lowest and highest number with two digits."""
+    return "{:z.2f} to {:z.2f}".format(min(numbers), max(numbers))
 
 
 def _papers_end(score: str, k: int) -> str:
@@ -188,10 +195,8 @@ def more_than(name: str, pairs: pd.DataFrame, reference: pd.DataFrame, what: str
 
     reference: agreement with the closed form of at least one model of every pair.
     """
-    form = pd.concat([reference.set_index(side) for side in ("model", "other")])
-    own = [form[form.index.isin([row.model, row.other])] for row in pairs.itertuples()]
-    more = sum(row.low > each.high.max() for row, each in zip(pairs.itertuples(), own))
-    less = sum(row.high < each.low.min() for row, each in zip(pairs.itertuples(), own))
+    beside = scores.beside_control(pairs, reference)
+    more, less = beside.more.sum(), beside.less.sum()
     verdict = ("yes" if more == len(pairs) else
                f"in {more} of {len(pairs)} pairs; in {less} less than with it")
     return Claim(f"{name}: the models agree with each other more than with {what} (our control)",
@@ -221,32 +226,58 @@ def nothing_copied(gl: pd.DataFrame, held_out: float, control: float) -> Claim:
                  **_ours((least, "{model}"), columns=("GL", "low", "high")))
 
 
+def even_parts_shared(pairs: pd.DataFrame, many_steps: Sequence[str],
+                      contrast: Sequence[str]) -> Claim:
+    """This project's control: what no affine denoiser makes is shared too.
+
+    pairs: of tables.even_parts_alike, of diffusion models and of GANs and VAEs (`contrast`).
+    """
+    ours = among(pairs, many_steps)
+    other = pairs[pairs.model.isin(contrast) | pairs.other.isin(contrast)]
+    more = ((ours.low > 0) & (ours.score > other.score.max())).sum()
+    return Claim("Even part: the models share what no Gaussian denoiser makes (our control)",
+                 "for every two models of many steps the cosine of the even parts of one noise's "
+                 "images (what stays when the noise changes sign) is above 0 with its interval, "
+                 "and above that of every pair with a GAN or VAE in it",
+                 f"models: {_range(ours)}, median {ours.score.median():.2f}; shuffled noises "
+                 f"{_ends(ours.shuffled)}; with a GAN or VAE {_ends(other.score)}",
+                 "yes" if more == len(ours) else f"in {more} of {len(ours)} pairs",
+                 **_ours((_least(ours, ours.score), "{model}, {other}"),
+                         (_least(other, -other.score), "{model}, {other}")))
+
+
 def maps_alike(agreement: Mapping[tuple[str, str], float], chance: float,
-               control: Mapping[tuple[str, str], float]) -> Claim:
-    """The noise hyperplane is divided alike by different models; control: GANs and VAEs."""
+               contrast: Mapping[tuple[str, str], float], nearest: Sequence[float]) -> Claim:
+    """The noise hyperplane is divided alike by different models.
+
+    Controls: GANs and VAEs among themselves, and the map of the corner that is nearest in noise
+    with each model's.
+    """
     least, pair = min(agreement.values()), ", ".join(min(agreement, key=agreement.get))
     verdict = ("not reproduced" if least <= chance else
                "partly: above chance" if least <= (1 + chance) / 2 else
-               "reproduced" if least > max(control.values()) else
-               "partly: no more than GANs and VAEs")
+               "reproduced" if least > max(*contrast.values(), *nearest) else
+               "partly: no more than GANs and VAEs, or than with the noise itself")
     return Claim("Hyperplane: different models divide the noise plane alike",
                  "every two maps name the same corner at more points than half way from chance to "
-                 "all, and at more than two GANs or VAEs do (our control); partly if above chance",
-                 f"lowest agreement {least:.2f} ({pair}), chance {chance:.2f}; "
-                 f"GANs and VAEs among themselves, our control: {min(control.values()):.2f} to "
-                 f"{max(control.values()):.2f}", verdict, **SAID, ours=f"{least:.2f} ({pair})")
+                 "all, at more than two GANs or VAEs do, and at more than any model's names the "
+                 "corner that is nearest in noise (our controls); partly if above chance",
+                 f"lowest agreement {least:.2f} ({pair}), chance {chance:.2f}; GANs and VAEs among "
+                 f"themselves {_ends(contrast.values())}; with the corner nearest in noise "
+                 f"{_ends(nearest)}", verdict, **SAID, ours=f"{least:.2f} ({pair})")
 
 
 def unconditional(rp: pd.DataFrame, mae: pd.DataFrame, diffusion: list[str],
-                  many_steps: list[str], contrast: list[str], gl: pd.DataFrame,
-                  winners: Mapping[str, Tensor]) -> list[Claim]:
-    """The claims of section 2, for pairs `rp` and `mae`, GL per model, and hyperplane maps.
+                  many_steps: list[str], contrast: list[str], even: pd.DataFrame,
+                  gl: pd.DataFrame, winners: Mapping[str, Tensor]) -> list[Claim]:
+    """The claims of section 2, for pairs `rp`, `mae` and `even`, GL per model, hyperplane maps.
 
-    diffusion: all diffusion models, `many_steps` those that are no students of one step. winners:
-    which corner each point of the plane is most like, by model (scores.hyperplane_map).
+    diffusion: all diffusion models, `many_steps` those that are no students of one step. even: of
+    tables.even_parts_alike. winners: which corner each point of the plane is most like, by model
+    (scores.hyperplane_map), and NEAREST: which is nearest in noise.
     """
     claims = []
-    for name, pairs, paper in (("RP", rp, published.RP), ("MAE", mae, published.MAE)):
+    for name, pairs, paper in (("RP", rp, published.RP), ("MAE score", mae, published.MAE)):
         ours = among(pairs, many_steps)
         claims += [high_for_every_pair(name, among(pairs, diffusion), paper),
                    lower_without_diffusion(name, ours, among(pairs, contrast), paper),
@@ -254,10 +285,11 @@ def unconditional(rp: pd.DataFrame, mae: pd.DataFrame, diffusion: list[str],
                              "the Gaussian denoiser")]
     found = gl.set_index("model", drop=False)
     agreement, chance = scores.map_agreement({name: winners[name] for name in diffusion})
-    control, _ = scores.map_agreement({name: winners[name] for name in contrast})
-    return [*claims,
+    others, _ = scores.map_agreement({name: winners[name] for name in contrast})
+    nearest = [(winners[name] == winners[NEAREST]).double().mean().item() for name in diffusion]
+    return [*claims, even_parts_shared(even, many_steps, contrast),
             nothing_copied(found.loc[diffusion], found.GL["held-out"], found.GL["gaussian"]),
-            maps_alike(agreement, chance, control)]
+            maps_alike(agreement, chance, others, nearest)]
 
 
 # --- section 3 ----------------------------------------------------------------------------------
@@ -412,7 +444,7 @@ def more_than_gaussian(alike: Mapping[int, pd.DataFrame],
     most = max(alike)
     nets = {*nearer[most].model, *nearer[most].other}
     return [more_than(f"RP of U-Nets and a transformer of {most:,} images",
-                      among(alike[most], nets), across(alike[most], nets, ["Gaussian"]),
+                      among(alike[most], nets), across(alike[most], nets, ["gaussian"]),
                       "the Gaussian denoiser"),
             nearer_to_each_other(f"U-Nets and a transformer of {most:,} images", nearer[most])]
 

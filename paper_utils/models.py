@@ -705,6 +705,27 @@ def rows_to_show(model: Model, images: Tensor) -> dict[str, Tensor]:
     return {f"{model.name}, {words[c]}": images[:, k] for k, c in enumerate(model.classes)}
 
 
+def of_both_signs(model: Model, n: int) -> tuple[Tensor, Tensor]:
+    """The model's images of the first n noises and of the opposite ones, an artifact.
+
+    Not rounded to bytes: float32 [n, 3, 32, 32] each, nominally in [-1, 1].
+    """
+    spec = {"model": model.identity, "bank": BANK.name, "both signs": n}
+
+    def compute() -> artifacts.Tensors:
+        noise = torch.cat([BANK[:n], -BANK[:n]])
+        return {"images": model.generate(noise, f"{model.name}, both signs").float()}
+
+    images = artifacts.remember("both-signs", spec, compute)["images"]
+    return images[:n], images[n:]
+
+
+def hyperplane_noises(grid: int) -> tuple[Tensor, Tensor]:
+    """Noises 0, 1, 2, [3, 3, 32, 32], and those of the plane through them, [grid * grid, ...]."""
+    corners = BANK[:3]
+    return corners, hyperplane(corners, grid)
+
+
 def hyperplane_samples(model: Model, grid: int) -> tuple[Tensor, Tensor]:
     """The model's images on the plane through noises 0, 1, 2, an artifact.
 
@@ -713,7 +734,7 @@ def hyperplane_samples(model: Model, grid: int) -> tuple[Tensor, Tensor]:
     spec = {"model": model.identity, "bank": BANK.name, "grid": grid, "extent": EXTENT}
 
     def compute() -> artifacts.Tensors:
-        noise = torch.cat([BANK[:3], hyperplane(BANK[:3], grid)])
+        noise = torch.cat(hyperplane_noises(grid))
         return {"images": data.to_bytes(model.generate(noise, f"{model.name}, plane"))}
 
     images = artifacts.remember("hyperplane", spec, compute)["images"]

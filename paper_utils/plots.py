@@ -33,6 +33,7 @@ PAGE = 11.0     # inches, the widest that a row of heat maps becomes
 PICTURE = 0.64  # inches of a picture in a grid: two screen pixels for one of 32, four in a file
 MARKERS = "os^Dv*"
 REFERENCES = ("Gaussian denoiser", "held-out images")  # curves of these look as controls do
+NAMES = {"gaussian": "Gaussian denoiser", "optimal": "optimal denoiser", "local": "local score"}
 COUNTS = ("n", "images", "steps", "generated again", "largest difference")  # columns of tables
 
 
@@ -119,7 +120,8 @@ def sample_grid(samples: Mapping[str, Tensor], columns: int = 12, title: str = "
             strip = colour.permute(2, 0, 3, 1).reshape(images.shape[2], -1, 3)
             axis.imshow(strip.numpy(), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-            axis.set_ylabel(labels.get(name, name), rotation=0, ha="right", va="center")
+            label = labels.get(name, NAMES.get(name, name))
+            axis.set_ylabel(label, rotation=0, ha="right", va="center")
             axis.spines[:].set_visible(False)
         top, side = np.atleast_1d(axes)[0], strip.shape[0]
         for column, head in enumerate(heads[:strip.shape[1] // strip.shape[0]]):
@@ -201,8 +203,9 @@ def _heatmaps(matrices: Mapping[str, pd.DataFrame], floor: float | None, note: s
             axis.set_visible(False)
         for k, (axis, (title, matrix)) in enumerate(zip(axes.flat, matrices.items()), 1):
             last = k % columns == 0 or k == len(matrices)
-            sns.heatmap(matrix, ax=axis, cmap="Oranges", vmin=floor, vmax=1, annot=True, fmt=".2f",
-                        square=True, linewidths=0.6, cbar=last, annot_kws={"size": 7.5},
+            sns.heatmap(matrix.rename(index=NAMES, columns=NAMES), ax=axis, cmap="Oranges",
+                        vmin=floor, vmax=1, annot=True, fmt=".2f", square=True, linewidths=0.6,
+                        cbar=last, annot_kws={"size": 7.5},
                         cbar_kws={"shrink": 0.75, "label": "score"})
             _readable(axis)
             axis.set_title(title)
@@ -223,39 +226,53 @@ def _readable(axis) -> None:
         text.set_color("black" if relative_luminance(colour) > 0.179 else "white")
 
 
-def against_control(pairs: Mapping[str, pd.DataFrame], control: str, named: str,
-                    title: str = "") -> Figure:
-    """A point per pair of models: their score, against the higher of their two with `control`.
+def against_control(pairs: Mapping[str, pd.DataFrame], named: str, title: str = "") -> Figure:
+    """A point per pair of models: their score, against the higher of their two with a control.
 
-    pairs: name of a score -> scores.pairwise, the control among the models; named: what to call it.
-    Above the diagonal two models agree more with each other than either does with the control;
-    coloured where the intervals of all three are apart, as claims.more_than counts.
+    pairs: name of a score -> scores.beside_control; named: what to call the control. Above the
+    diagonal two models agree more with each other than either does with it; coloured where
+    intervals are apart.
     """
     with _panels(len(pairs), (3.6 * len(pairs) + 0.3, 3.7), title=title) as (figure, axes):
-        for axis, (name, table) in zip(axes.flat, pairs.items()):
-            with_it = (table.model == control) | (table.other == control)
-            form = pd.concat([table[with_it].set_index(side) for side in ("model", "other")])
-            own = table[~with_it]
-            theirs = [form.loc[[row.model, row.other]] for row in own.itertuples()]
-            more = own.low > [one.high.max() for one in theirs]
-            less = own.high < [one.low.min() for one in theirs]
-            own = own.assign(higher=[one.score.max() for one in theirs])
+        for axis, (name, own) in zip(axes.flat, pairs.items()):
             axis.plot([0, 1], [0, 1], color="0.55", lw=1, ls="--")
-            looks = {"more": (more, CORNERS[0], "o"), "less": (less, CORNERS[1], "s"),
-                     "intervals overlap": (~(more | less), "0.55", "^")}
+            looks = {"more than with it": (own.more, CORNERS[0], "o"),
+                     "less than either's with it": (own.less, CORNERS[1], "s"),
+                     "less than one's with it": (own.below & ~own.less, "#E69F00", "D"),
+                     "intervals overlap": (~(own.more | own.below), "0.55", "^")}
             for label, (which, colour, marker) in looks.items():
                 part = own[which]
-                axis.vlines(part.higher, part.low, part.high, color=colour, lw=0.8, alpha=0.35)
-                axis.plot(part.higher, part.score, marker, color=colour, ms=4, mec="white",
+                axis.vlines(part.nearest, part.low, part.high, color=colour, lw=0.8, alpha=0.35)
+                axis.plot(part.nearest, part.score, marker, color=colour, ms=4, mec="white",
                           mew=0.4, label=f"{label}: {len(part)}")
             axis.set(title=name, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal",
-                     xlabel=f"with {named}, the higher of the two", ylabel="with each other")
-            axis.legend(frameon=False, fontsize=7.5, ncols=3, loc="upper center",
+                     xlabel=f"score with {named}, the higher of the two",
+                     ylabel="score with each other")
+            axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
                         bbox_to_anchor=(0.5, -0.17), handletextpad=0.1, columnspacing=1)
-            for x, y, words in ((0.3, 0.36, "more with each other"),
-                                (0.36, 0.3, f"more with {named}")):
-                axis.text(x, y, words, fontsize=7.5, color="0.35", rotation=45, ha="center",
-                          va="center")
+            axis.text(0.01, 0.99, "more with each other", fontsize=7.5, color="0.35", va="top")
+            axis.text(0.99, 0.01, f"more with {named}", fontsize=7.5, color="0.35", ha="right")
+    return figure
+
+
+def beside_paper(numbers: pd.DataFrame, title: str = "") -> Figure:
+    """A point per number of the paper's heat maps and ours: of published.beside_heat_maps."""
+    scored = numbers[numbers.ours.notna()].groupby("score", sort=False)
+    with _panels(max(scored.ngroups, 1), (3.6 * max(scored.ngroups, 1) + 0.3, 3.5),
+                 title=title) as (figure, axes):
+        for axis, (score, part) in zip(axes.flat, scored):
+            axis.plot([0, 1], [0, 1], color="0.55", lw=1, ls="--", label="ours = the paper's")
+            looks = {"agrees": (CORNERS[0], "o"), "ours is higher": (CORNERS[2], "^"),
+                     "ours is lower": (CORNERS[1], "s")}
+            for verdict, (colour, marker) in looks.items():
+                rows = part[part.verdict == verdict]
+                axis.vlines(rows.paper, rows.low, rows.high, color=colour, lw=0.8, alpha=0.35)
+                axis.plot(rows.paper, rows.ours, marker, color=colour, ms=4, mec="white", mew=0.4,
+                          label=f"{verdict}: {len(rows)}")
+            axis.set(title=score, xlim=(0.6, 1), ylim=(-0.03, 1.03), xlabel="the paper's",
+                     ylabel="ours")
+            axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
+                        bbox_to_anchor=(0.5, -0.19))
     return figure
 
 
@@ -610,7 +627,7 @@ def hyperplane_maps(maps: Mapping[str, tuple[Tensor, Tensor]], title: str = "") 
             for (x, y), colour, label in zip(corners, CORNERS, "123"):
                 axis.plot(x, y, "o", ms=8, mfc="white", mec=colour, mew=1.5)
                 axis.annotate(label, (x, y), ha="center", va="center", fontsize=6.5)
-            axis.set_title(name)
+            axis.set_title(NAMES.get(name, name))
             axis.set(xticks=[0, 1], yticks=[0, 1])
             axis.label_outer()
         figure.suptitle(title or None, fontsize=10)

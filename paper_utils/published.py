@@ -60,7 +60,7 @@ def beside_heat_maps(rp: pd.DataFrame, mae: pd.DataFrame) -> pd.DataFrame:
     number lies in our 95 % interval, else 'ours is lower' or 'ours is higher'.
     """
     rows = []
-    for score, numbers, ours in (("RP", RP, rp), ("MAE", MAE, mae)):
+    for score, numbers, ours in (("RP", RP, rp), ("MAE score", MAE, mae)):
         found = {frozenset((r.model, r.other)): r for r in ours.itertuples()}
         for labels, value in pairs(numbers).items():
             pair = [COUNTERPARTS[label] for label in labels]

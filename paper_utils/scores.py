@@ -286,6 +286,38 @@ def pairwise(rows: Mapping[str, Tensor], hits: Hits, resamples: int = 1_000) -> 
     return pd.DataFrame(table, columns=columns)
 
 
+def beside_control(pairs: pd.DataFrame, control: pd.DataFrame) -> pd.DataFrame:
+    """Every pair of models beside what its two models have in common with a control.
+
+    pairs, control: as of `pairwise`; control: of it with at least one model of every pair. Adds the
+    columns nearest (the higher score of the two with the control) and, bool, intervals apart: more
+    (than either has with it), less (than either), below (less than the higher).
+    """
+    form = pd.concat([control.set_index(side) for side in ("model", "other")])
+    own = [form[form.index.isin([row.model, row.other])] for row in pairs.itertuples()]
+    nearest = [rows.iloc[rows.score.argmax()] for rows in own]
+    return pairs.assign(nearest=[row.score for row in nearest],
+                        more=pairs.low > [rows.high.max() for rows in own],
+                        less=pairs.high < [rows.low.min() for rows in own],
+                        below=pairs.high < [row.low for row in nearest])
+
+
+def even_part(plus: Tensor, minus: Tensor) -> Tensor:
+    """What stays of samples when their noises change sign: float64 [n, d].
+
+    plus, minus: samples [n, ...] of n noises and of the opposite ones, before they are rounded to
+    bytes. Half their sum, less its mean over the noises: 0 where an image is an affine function of
+    its noise, as it is under every affine denoiser, the Gaussian one among them. Raises UserError
+    for samples that do not pair, for bytes, and for fewer than two noises.
+    """
+    plus, minus = _paired(plus, minus)
+    if not plus.is_floating_point() or len(plus) < 2:
+        raise UserError("an even part is of at least two noises and the opposite ones, samples not "
+                        f"rounded to bytes, not of {data.described(plus)}")
+    half = (plus.double() + minus.double()).flatten(1) / 2
+    return half - half.mean(0)
+
+
 def same_noise_first(mine: Tensor, theirs: Tensor) -> float:
     """How often, of all the other model's images, that of the same noise is the most similar.
 

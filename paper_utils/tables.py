@@ -1,13 +1,14 @@
 """Tables of models, what a table is made from (features of a dataset), and the checks of sheets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from statistics import median
 
 import pandas as pd
+import torch
 from torch import Tensor
 
-from paper_utils import artifacts, data, descriptors, scores, zoo
+from paper_utils import artifacts, data, descriptors, models, scores, zoo
 from paper_utils.descriptors import Descriptor
 from paper_utils.errors import UserError
 from paper_utils.models import BANK, Model
@@ -72,9 +73,12 @@ def copy_detection() -> pd.DataFrame:
     """How well each descriptor finds distorted copies of test images it never saw.
 
     Measured once by `python -m paper_utils.copy_detection` (an hour for the large ones on two
-    cores) and shipped in zoo/; the command's help says how it is done.
+    cores) and shipped in zoo/; the command's help says how it is done. Test pairs above the
+    threshold are counted in a million here.
     """
-    return pd.read_csv(zoo.FOLDER / "copy_detection.csv")
+    table = pd.read_csv(zoo.FOLDER / "copy_detection.csv")
+    table["test pairs above"] *= 1e6
+    return table.rename(columns={"test pairs above": "test pairs above, in a million"})
 
 
 def gl_table(features: Mapping[str, Tensor], known: Tensor, threshold: float,
@@ -111,17 +115,70 @@ def rp_by_threshold(features: Mapping[str, Tensor], control: Tensor, own: float,
     """RP of every pair of models where copies are told by other cosines than the descriptor's own.
 
     features: of the models; control: of the Gaussian denoiser. Columns: threshold, lowest, median
-    and highest RP over pairs, median RP with the control, the highest RP of shuffled noises.
+    and highest RP over pairs, median RP with the control, how many pairs agree more with each other
+    than either does with it and how many less (scores.beside_control), the highest RP of shuffled
+    noises.
     """
     rows = []
     for threshold in sorted({own, *thresholds}):
-        copies = scores.copies(threshold)
-        pairs = scores.pairwise(features, copies)
-        with_control = [copies(one, control).double().mean().item() for one in features.values()]
+        table = scores.pairwise({**features, "control": control}, scores.copies(threshold))
+        with_it = table.other == "control"
+        pairs = scores.beside_control(table[~with_it], table[with_it])
         rows.append({"threshold": threshold, "lowest RP": pairs.score.min(),
                      "median RP": pairs.score.median(), "highest RP": pairs.score.max(),
-                     "median with the Gaussian denoiser": median(with_control),
+                     "median with the Gaussian denoiser": table[with_it].score.median(),
+                     "more": pairs.more.sum(), "less": pairs.less.sum(),
                      "highest shuffled": pairs.shuffled.max()})
+    return pd.DataFrame(rows)
+
+
+def even_parts(found: Mapping[str, Model], n: int) -> pd.DataFrame:
+    """How large the even part of every model's images is (scores.even_part), of n noises.
+
+    Columns: model, share: of the variance over noises, which it divides with the odd part.
+    """
+    rows = []
+    for name, model in found.items():
+        plus, minus = models.of_both_signs(model, n)
+        even, odd = (x.square().sum() for x in (scores.even_part(plus, minus),
+                                                (plus.double() - minus.double()) / 2))
+        rows.append((name, (even / (even + odd)).item()))
+    return pd.DataFrame(rows, columns=["model", "share"])
+
+
+def even_parts_alike(found: Mapping[str, Model], n: int, resamples: int = 1_000) -> pd.DataFrame:
+    """Every pair of models: the cosine of the even parts of their images of one noise.
+
+    Columns: model, other, score (the mean over n noises), low, high, shuffled, n. A model whose
+    even part is 0 has no place here.
+    """
+    parts = {name: scores.even_part(*models.of_both_signs(model, n))
+             for name, model in found.items()}
+    rows = []
+    for a, b in combinations(parts, 2):
+        cosines, chance = (torch.cosine_similarity(parts[a], theirs)
+                           for theirs in (parts[b], scores.shuffled(parts[b])))
+        rows.append(scores.average(cosines, resamples).row(model=a, other=b,
+                                                           shuffled=chance.mean().item()))
+    return pd.DataFrame(rows)
+
+
+def by_family(pairs: Mapping[str, pd.DataFrame], family: Mapping[str, str]) -> pd.DataFrame:
+    """Scores of pairs of one family of models, and across families.
+
+    pairs: name of a score -> table with columns model, other, score and, bool, more and less (than
+    a control, as of scores.beside_control); family: of every model. Columns: score, families,
+    pairs, lowest, median, highest, more, less.
+    """
+    rows = []
+    for name, table in pairs.items():
+        families = [" and ".join(sorted({family[row.model], family[row.other]}))
+                    for row in table.itertuples()]
+        for which, part in table.groupby(families, sort=False):
+            rows.append({"score": name, "families": which, "pairs": len(part),
+                         "lowest": part.score.min(), "median": part.score.median(),
+                         "highest": part.score.max(), "more": part.more.sum(),
+                         "less": part.less.sum()})
     return pd.DataFrame(rows)
 
 
@@ -145,13 +202,14 @@ def between_seeds(features: Mapping[str, Tensor], seeds: Sequence[tuple[str, str
 
 
 def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str | Descriptor],
-                     device: str = "cpu") -> pd.DataFrame:
+                     device: str = "cpu", control: Tensor | None = None) -> pd.DataFrame:
     """RP of every pair of models by every descriptor, one row per descriptor.
 
-    names: also descriptors of your own. Columns: descriptor, dim, threshold, lowest, median and
-    highest RP over pairs, the highest RP of shuffled noises, median same noise first (over pairs,
-    scores.same_noise_first), by chance, noises. A descriptor that cannot be loaded has a row that
-    says so.
+    names: also descriptors of your own; control: the Gaussian denoiser's images of the same noises.
+    Columns: descriptor, dim, threshold, lowest, median and highest RP over pairs, the highest RP of
+    shuffled noises, median same noise first (over pairs, scores.same_noise_first), by chance,
+    noises; with a control the medians of RP and same noise first of every model with it. A
+    descriptor that cannot be loaded has a row that says so.
     """
     rows = []
     for name in names:
@@ -163,12 +221,21 @@ def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str | Descri
         features = {k: descriptors.features(descriptor, v) for k, v in samples.items()}
         copies = scores.copies(descriptor.threshold)
         pairs, n = scores.pairwise(features, copies), len(next(iter(samples.values())))
-        rows.append({"descriptor": descriptor.name, "dim": descriptor.dim,
-                     "threshold": descriptor.threshold,
-                     "lowest RP": pairs.score.min(), "median RP": pairs.score.median(),
-                     "highest RP": pairs.score.max(), "highest shuffled": pairs.shuffled.max(),
-                     "median same noise first": pd.Series(
-                         [scores.same_noise_first(*pair) for pair in
-                          combinations(features.values(), 2)], dtype=float).median(),
-                     "by chance": 1 / n, "noises": n})
+        row = {"descriptor": descriptor.name, "dim": descriptor.dim,
+               "threshold": descriptor.threshold,
+               "lowest RP": pairs.score.min(), "median RP": pairs.score.median(),
+               "highest RP": pairs.score.max(), "highest shuffled": pairs.shuffled.max(),
+               "median same noise first": _median_first(combinations(features.values(), 2)),
+               "by chance": 1 / n, "noises": n}
+        if control is not None:
+            it = descriptors.features(descriptor, control)
+            row |= {"median RP with the Gaussian denoiser": median(
+                        copies(mine, it).double().mean().item() for mine in features.values()),
+                    "median same noise first, with it": _median_first(
+                        (mine, it) for mine in features.values())}
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _median_first(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    return pd.Series([scores.same_noise_first(*pair) for pair in pairs], dtype=float).median()

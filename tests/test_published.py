@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from paper_utils import published, recipes
+from paper_utils import plots, published, recipes
 from test_claims import curve, table
 
 MODELS = "DDPMv4 DDPMv6 Multistagev1 EDMv1 UViT CT Progressivev1".split()
@@ -39,16 +39,22 @@ def test_every_number_of_the_paper_stands_beside_ours():
     ours = table(("edm", "ddpm-vp", 0.83), ("uvit", "edm", 0.60), ("uvit", "dit", 0.99),
                  ("progressive-1", "ct", 0.92))
     found = published.beside_heat_maps(ours, table(("ddpm-vp", "edm", 0.95)))
-    assert len(found) == 42 and found.score.value_counts().to_dict() == {"RP": 21, "MAE": 21}
+    assert len(found) == 42 and found.score.value_counts().to_dict() == {"RP": 21, "MAE score": 21}
     rows = found.set_index(["score", "paper's model", "paper's other"])
     assert rows.loc[("RP", "DDPMv4", "EDMv1"), "verdict"] == "agrees"
     assert rows.loc[("RP", "EDMv1", "UViT"), "verdict"] == "ours is lower"
-    assert rows.loc[("MAE", "DDPMv4", "EDMv1"), "verdict"] == "ours is higher"
+    assert rows.loc[("MAE score", "DDPMv4", "EDMv1"), "verdict"] == "ours is higher"
     assert rows.loc[("RP", "CT", "Progressivev1"), "verdict"] == "agrees"
-    assert rows.loc[("MAE", "CT", "Progressivev1"), "verdict"] == "not compared here"
+    assert rows.loc[("MAE score", "CT", "Progressivev1"), "verdict"] == "not compared here"
     assert rows.loc[("RP", "DDPMv4", "CT"), "our other"] == "ct"
     assert (found.verdict == "not compared here").sum() == 42 - 4
     assert found[found.verdict == "not compared here"].ours.isna().all()
+    left, right = plots.beside_paper(found).axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in left.get_lines()}
+    assert drawn["agrees: 2"] == [[0.83, 0.83], [0.91, 0.92]]
+    assert drawn["ours is higher: 0"] == []
+    assert drawn["ours is lower: 1"] == [[0.74, 0.6]] and right.get_title() == "MAE score"
+    assert plots.beside_paper(found[found.ours.isna()]).axes
 
 
 def test_every_model_of_the_paper_has_a_counterpart_that_is_trained():

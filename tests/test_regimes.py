@@ -466,24 +466,30 @@ def test_what_does_not_depend_on_x_is_drawn_across_its_panel():
 def test_pairs_stand_where_their_score_and_their_control_put_them():
     features = {"a": unit(0, 0, 0, 0), "b": unit(0, 0, 90, 0), "control": unit(0, 90, 90, 90)}
     pairs = scores.pairwise(features, copies, 50)
-    axis = plots.against_control({"RP": pairs}, "control", "it").axes[0]
+    beside = scores.beside_control(pairs[pairs.other != "control"], pairs[pairs.other == "control"])
+    axis = plots.against_control({"RP": beside}, "it").axes[0]
     points = {line.get_label(): line.get_xydata().tolist() for line in axis.get_lines()
               if line.get_linestyle() == "None"}
-    assert points == {"more: 0": [], "less: 0": [],
+    assert points == {"more than with it: 0": [], "less than either's with it: 0": [],
+                      "less than one's with it: 0": [],
                       "intervals overlap: 1": [[0.5, 0.75]]}  # of .25 and .5
 
 
 def test_pairs_are_counted_beside_their_control_as_the_claim_counts_them():
-    rows = [("a", "b", 0.9, 0.8), ("a", "c", 0.3, 0.2), ("b", "c", 0.7, 0.5),
+    rows = [("a", "b", 0.9, 0.8), ("a", "c", 0.3, 0.2), ("b", "c", 0.7, 0.5), ("b", "d", 0.6, 0.5),
+            ("d", "control", 0.9, 0.8),
             ("a", "control", 0.6, 0.5), ("b", "control", 0.6, 0.5), ("c", "control", 0.75, 0.6)]
     pairs = pd.DataFrame(rows, columns=["model", "other", "score", "low"])
     pairs = pairs.assign(high=2 * pairs.score - pairs.low, n=9)
-    axis = plots.against_control({"RP": pairs}, "control", "it").axes[0]
+    models, it = claims.among(pairs, "abcd"), claims.across(pairs, "abcd", ["control"])
+    beside = scores.beside_control(models, it)
+    assert beside.nearest.tolist() == [0.6, 0.75, 0.75, 0.9]
+    axis = plots.against_control({"RP": beside}, "it").axes[0]
     assert {text.get_text() for text in axis.get_legend().get_texts()} == {
-        "more: 1", "less: 1", "intervals overlap: 1"}
-    models, it = claims.among(pairs, "abc"), claims.across(pairs, "abc", ["control"])
+        "more than with it: 1", "less than either's with it: 1", "less than one's with it: 1",
+        "intervals overlap: 1"}
     assert claims.more_than("RP", models, it, "it").verdict == (
-        "in 1 of 3 pairs; in 1 less than with it")
+        "in 1 of 4 pairs; in 1 less than with it")
 
 
 def test_references_are_grey_and_shades_go_from_dark_to_light():

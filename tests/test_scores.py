@@ -336,6 +336,25 @@ def test_the_same_noise_is_first_where_no_other_is_more_alike():
     assert scores.same_noise_first(theirs, theirs) == 1
 
 
+def test_an_affine_function_of_the_noise_has_no_even_part():
+    noise = torch.randn(9, 3, 2, 2, generator=rng())
+    affine = lambda e: 2 * e.flip(1) - 0.7  # noqa: E731
+    assert scores.even_part(affine(noise), affine(-noise)).abs().max() < 1e-6
+    both = lambda e: affine(e) + e**2  # noqa: E731
+    squares = noise.square().flatten(1)
+    torch.testing.assert_close(scores.even_part(both(noise), both(-noise)).float(),
+                               squares - squares.mean(0))
+
+
+@pytest.mark.parametrize("plus, minus, words", [
+    (torch.zeros(1, 3), torch.zeros(1, 3), "at least two noises"),
+    (plain(1, 2), plain(1, 2), "not rounded to bytes, not of uint8"),
+    (torch.zeros(4, 3), torch.zeros(3, 3), "the same noises")])
+def test_an_even_part_is_of_pairs_that_are_no_bytes(plus, minus, words):
+    with pytest.raises(UserError, match=words):
+        scores.even_part(plus, minus)
+
+
 def test_frechet_of_diagonal_gaussians():
     """|mu_a - mu_b|^2 + sum (s_a - s_b)^2."""
     mean_a, mean_b = torch.randn(2, 6, generator=rng(1), dtype=torch.float64)

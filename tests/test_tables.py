@@ -90,6 +90,11 @@ def test_another_descriptor_of_the_same_name_has_its_own_features():
     assert not torch.allclose(tables.features_of(other, images), first, atol=0.05)
 
 
+def test_test_pairs_above_a_threshold_are_readable():
+    counted = tables.copy_detection()["test pairs above, in a million"]
+    assert counted.between(1, 100).all() and counted[0] == pytest.approx(3.11, abs=0.01)
+
+
 def test_gl_of_every_model_is_against_the_training_images():
     whole, half = torch.eye(4), torch.eye(4)[[0, 0, 2, 2]]
     table = tables.gl_table({"a": whole[:2], "b": half}, whole[:2], 0.5, 50)
@@ -128,8 +133,12 @@ def test_rp_under_every_descriptor(monkeypatch):
     assert any(name.startswith("absent (") for name in table.index)
     assert table.loc["colour", "median same noise first"] < 0.2  # c is of other noises
     assert table.loc["colour", "by chance"] == 1 / 20
-    mirrored = tables.rp_by_descriptor({"a": images, "b": images.flip(-1)}, ["colour"])
+    pair = {"a": images, "b": images.flip(-1)}
+    mirrored = tables.rp_by_descriptor(pair, ["colour"], control=images.roll(7, 0))
     assert mirrored["median same noise first"].tolist() == [1.0]
+    assert mirrored["median same noise first, with it"].tolist() < [0.2]
+    assert mirrored["median RP with the Gaussian denoiser"].tolist() == [
+        table.loc["colour", "lowest RP"]]
 
 
 def test_rp_under_a_descriptor_of_ones_own():
@@ -143,15 +152,63 @@ def test_rp_under_a_descriptor_of_ones_own():
 # --- what RP hangs on ---------------------------------------------------------------------------
 
 def test_rp_at_other_thresholds():
-    """Cosines .8 between the models and .96 and .6 with the control, on every noise."""
+    """Cosines .8 between the models and .6 and .96 with the control, on each of 40 noises."""
     def at(cosine: float) -> torch.Tensor:
-        return torch.tensor([[cosine, (1 - cosine**2) ** 0.5]]).expand(5, 2)
+        return torch.tensor([[cosine, (1 - cosine**2) ** 0.5]]).expand(40, 2)
 
     found = tables.rp_by_threshold({"a": at(1.0), "b": at(0.8)}, at(0.6), own=0.7,
                                    thresholds=(0.5, 0.9))
     assert found.threshold.tolist() == [0.5, 0.7, 0.9]
     assert found["median RP"].tolist() == [1.0, 1.0, 0.0]
     assert found["median with the Gaussian denoiser"].tolist() == [1.0, 0.5, 0.5]
+    assert found.more.tolist() == [0, 0, 0] and found.less.tolist() == [0, 0, 0]
+    nearer = tables.rp_by_threshold({"a": at(1.0), "b": at(0.8)}, -at(0.6), own=0.7, thresholds=())
+    assert nearer.more.tolist() == [1]
+
+
+# --- even parts ---------------------------------------------------------------------------------
+
+def bent(name: str, curve: float, slope: float = 1.0) -> Model:
+    """A model whose image has a part that is even in the noise."""
+    return replace(fake(name), identity={"bent": [name, curve, slope]},
+                   generate=lambda noise, progress="": slope * noise + curve * noise.square() + 0.3)
+
+
+def test_even_parts_are_alike_where_they_are_the_same_whatever_the_odd_ones():
+    found = {"a": bent("a", 0.1), "b": bent("b", 0.3, slope=-2.0), "c": bent("c", -0.1)}
+    table = tables.even_parts_alike(found, 16, 50).set_index(["model", "other"])
+    assert table.score[("a", "b")] == pytest.approx(1)
+    assert table.score[("a", "c")] == pytest.approx(-1)
+    assert abs(table.shuffled[("a", "b")]) < 0.1 and set(table.n) == {16}
+    assert (table.low <= table.score).all() and (table.score <= table.high).all()
+
+
+def test_the_even_part_has_its_share_of_the_variance():
+    """Of e + c e^2 with e normal: 2 c^2 of 1 + 2 c^2."""
+    found = {"a": bent("a", 0.5), "straight": bent("straight", 0.0)}
+    share = tables.even_parts(found, 64).set_index("model").share
+    assert share["a"] == pytest.approx(0.5 / 1.5, abs=0.02)
+    assert share["straight"] == pytest.approx(0, abs=1e-9)
+
+
+def test_only_affine_denoisers_have_no_even_part():
+    forms = models.closed_forms(data.load("bundled").first(32), 16)
+    share = tables.even_parts({name: forms[name] for name in ("gaussian", "optimal")}, 4)
+    assert share.share[0] < 1e-9 and share.share[1] > 0.05
+
+
+def test_scores_by_family_of_the_pair():
+    rows = [("a", "b", 0.9, True, False), ("a", "t", 0.5, False, True),
+            ("t", "b", 0.7, False, False), ("t", "s", 0.2, False, True)]
+    pairs = pd.DataFrame(rows, columns=["model", "other", "score", "more", "less"])
+    family = {"a": "U-Net", "b": "U-Net", "s": "transformer", "t": "transformer"}
+    found = tables.by_family({"RP": pairs}, family)
+    assert found.score.tolist() == ["RP"] * 3
+    found = found.set_index("families")
+    assert found.loc["U-Net", ["pairs", "lowest", "more", "less"]].tolist() == [1, 0.9, 1, 0]
+    across = found.loc["U-Net and transformer"]
+    assert across[["pairs", "lowest", "median", "highest"]].tolist() == [2, 0.5, 0.6, 0.7]
+    assert across.less == 1 and found.loc["transformer", "less"] == 1
 
 
 def test_what_a_second_seed_changes():
