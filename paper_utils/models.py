@@ -98,15 +98,19 @@ def from_denoiser(name: str, denoiser: denoisers.Denoiser, solver: Solver = Solv
     """A denoiser of yours, unconditional, as one more model: for `samples` and all that takes them.
 
     version: a word that you change whenever the denoiser does. Its samples are kept under its name,
-    version and solver, and where it is an nn.Module the hash of its weights. shape: of a noise.
-    Raises UserError for what is no denoiser, and for a function without a version.
+    version and solver, where it is an nn.Module the hash of its weights, and of a Preconditioned
+    that of its framework too. shape: of a noise. Raises UserError for what is no denoiser, and
+    without a version for all but a Preconditioned.
     """
     samplers.check_denoiser(denoiser)
-    module = isinstance(denoiser, nn.Module)
-    if not (module or version):
-        raise UserError(f"samples of {name} are kept, and nothing says when this function changes: "
+    module, told = isinstance(denoiser, nn.Module), {}
+    if isinstance(denoiser, denoisers.Preconditioned):
+        told = {"framework": denoiser.framework.answers()}  # which is in no state_dict
+    elif not version:
+        kind = "module" if module else "function"
+        raise UserError(f"samples of {name} are kept, and nothing says when this {kind} changes: "
                         "give a version, as in version='1', and another one after a change")
-    weights = artifacts.digest(denoiser.state_dict()) if module else ""
+    weights = artifacts.digest(dict(denoiser.state_dict()) | told) if module else ""
     return Model(
         name=name, family="yours", architecture=type(denoiser).__name__ if module else "function",
         framework="yours", solver=solver, evaluations=solver.evaluations,

@@ -68,9 +68,35 @@ def test_a_denoiser_of_mine_is_a_model_whose_samples_are_kept():
     assert again.identity != mine.identity and again.evaluations == 3
 
 
-def test_a_function_of_mine_says_by_its_version_that_it_changed():
-    with pytest.raises(UserError, match="give a version"):
-        models.from_denoiser("mine", lambda u, sigma: u)
+@pytest.mark.parametrize("one, other", [
+    [denoisers.discrete(torch.linspace(0.99, 0.01, 20), kind)
+     for kind in ("epsilon", "v_prediction")],
+    [denoisers.framework(name) for name in ("edm", "ve")]], ids=["discrete", "named"])
+def test_one_network_in_two_frameworks_is_two_models(one, other):
+    network = perturbed(training.build(TINY)).network
+    first, second = (models.from_denoiser("mine", denoisers.Preconditioned(network, kind).eval(),
+                                          Solver("heun", 2)) for kind in (one, other))
+    assert first.identity != second.identity
+    assert not torch.equal(models.samples(first, 1), models.samples(second, 1))
+
+
+class Scaled(nn.Module):
+    """Its factor is a plain attribute, which no state_dict has."""
+
+    def forward(self, u, sigma, labels=None):
+        return self.factor * u
+
+
+@pytest.mark.parametrize("mine, kind", [(lambda u, sigma: u, "function"),
+                                        (Scaled().eval(), "module")])
+def test_what_is_mine_says_by_its_version_that_it_changed(mine, kind):
+    with pytest.raises(UserError, match=f"nothing says when this {kind} changes: give a version"):
+        models.from_denoiser("mine", mine)
+    known = models.from_denoiser("mine", mine, version="1")
+    assert known.identity != models.from_denoiser("mine", mine, version="2").identity
+
+
+def test_a_function_of_mine_is_sampled_in_its_version_and_shape():
     dark, bright = (models.from_denoiser("mine", lambda u, sigma, value=value: u * 0 + value,
                                          version=version, shape=(1, 4, 4))
                     for value, version in ((-1, "1"), (1, "2")))
