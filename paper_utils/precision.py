@@ -7,6 +7,11 @@ from collections.abc import Iterator
 import torch
 
 
+EXACT = ((torch.backends.cuda.matmul, "fp32_precision", "ieee"),
+         (torch.backends.cudnn.conv, "fp32_precision", "ieee"),
+         (torch.backends.cudnn, "benchmark", False), (torch.backends.cudnn, "deterministic", True))
+
+
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
     """A context, or decorator, in which a GPU computes in float32, its convolutions deterministic.
@@ -14,14 +19,14 @@ def exact() -> Iterator[None]:
     The gradients of reflected padding and of bicubic reduction, which Algorithm 1 takes for blur
     and super-resolution, are summed on a GPU in no fixed order: the last bits differ there.
     """
-    products = torch.backends.cuda.matmul
-    before, products.fp32_precision = products.fp32_precision, "ieee"
+    before = [getattr(where, name) for where, name, _ in EXACT]
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True,
-                                        allow_tf32=False):
-            yield
+        for where, name, value in EXACT:
+            setattr(where, name, value)
+        yield
     finally:
-        products.fp32_precision = before
+        for (where, name, _), value in zip(EXACT, before):
+            setattr(where, name, value)
 
 
 def has_bf16(device: str) -> bool:

@@ -217,16 +217,15 @@ def test_ddpm_noise_levels_span_the_solvers_range():
 
 
 def test_reference_numbers_are_exact_with_cudnn_on():
-    """A context of cudnn's flags turns it off unless it is told not to."""
     seen = []
 
     def spy(u: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         seen.append((torch.backends.cudnn.enabled, torch.backends.cudnn.deterministic,
-                     torch.backends.cudnn.allow_tf32))
+                     torch.backends.cudnn.conv.fp32_precision))
         return u
 
     samplers.sample(spy, noise()[:1], Solver("euler", 1))
-    assert seen == [(True, True, False)]
+    assert seen == [(True, True, "ieee")]
 
 
 # --- what a step of a sampler takes -------------------------------------------------------------

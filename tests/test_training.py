@@ -321,29 +321,42 @@ def test_bf16_where_the_device_has_it(monkeypatch, device, capability, there):
     assert all(f"this {name} would emulate bfloat16" in said for said in ours)
 
 
-@pytest.fixture(params=["allow_tf32", "fp32_precision"])
-def tf32(request):
-    """Products of matrices in TF32, as a user may have asked for before, by either way of torch."""
-    products = torch.backends.cuda.matmul
-    before = products.fp32_precision
-    setattr(products, request.param, True if request.param == "allow_tf32" else "tf32")
+TORCH = torch.backends
+SETTINGS = {"old": (TORCH.cuda.matmul, "allow_tf32", True),
+            "old, convolutions": (TORCH.cudnn, "allow_tf32", False),
+            "products": (TORCH.cuda.matmul, "fp32_precision", "tf32"),
+            "convolutions": (TORCH.cudnn.conv, "fp32_precision", "ieee"),
+            "cudnn": (TORCH.cudnn, "fp32_precision", "tf32"),
+            "all": (TORCH, "fp32_precision", "tf32"), "none": (TORCH, "fp32_precision", "ieee")}
+
+
+@pytest.fixture(params=SETTINGS)
+def set_before(request):
+    """What a user may have set before, by either way of torch."""
+    places = TORCH, TORCH.cudnn, TORCH.cuda.matmul, TORCH.cudnn.conv, TORCH.cudnn.rnn
+    before = [place.fp32_precision for place in places]
+    where, name, value = SETTINGS[request.param]
+    setattr(where, name, value)
+    TORCH.cudnn.benchmark = True
     yield
-    products.allow_tf32 = False
-    products.fp32_precision = before
+    TORCH.cuda.matmul.allow_tf32, TORCH.cudnn.allow_tf32 = False, True
+    TORCH.cudnn.benchmark = False
+    for place, value in zip(places, before):
+        place.fp32_precision = value
 
 
-def test_exact_is_without_tf32_and_gives_back_what_was_set(tf32):
+def test_exact_is_without_tf32_and_gives_back_what_was_set(set_before):
     def found():
-        cudnn = torch.backends.cudnn
-        return (torch.backends.cuda.matmul.fp32_precision, cudnn.allow_tf32, cudnn.deterministic)
+        return (TORCH.cuda.matmul.fp32_precision, TORCH.cudnn.conv.fp32_precision,
+                TORCH.cudnn.benchmark, TORCH.cudnn.deterministic, TORCH.fp32_precision)
 
-    before = found()
-    assert before[0] == "tf32"
+    before, inside = found(), ("ieee", "ieee", False, True, TORCH.fp32_precision)
+    assert before[2:4] == (True, False)
     with precision.exact():
-        assert found() == ("ieee", False, True)
+        assert found() == inside
     assert found() == before
     decorated = precision.exact()(found)
-    assert [decorated(), decorated()] == 2 * [("ieee", False, True)]
+    assert [decorated(), decorated()] == 2 * [inside]
     with pytest.raises(ZeroDivisionError):
         with precision.exact():
             1 / 0
