@@ -331,6 +331,8 @@ class Consistency(Objective):
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target.parameters()), list(student.parameters()),
                                  1 - keep)
+            for its, buffer in zip(self.target.buffers(), student.buffers()):
+                its.copy_(buffer)
 
 
 # --- by name ------------------------------------------------------------------------------------

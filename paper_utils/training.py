@@ -201,6 +201,7 @@ class Training:
         self.ema = build(spec, start).to(self.device, memory_format=torch.channels_last)
         self._learning, self._averaged = ([p for p in d.parameters() if p.requires_grad]
                                           for d in (self.denoiser, self.ema))
+        self._buffers = [*zip(self.ema.buffers(), self.denoiser.buffers())]
         self.ema.eval().requires_grad_(False)
         self.objective = self._objective(start)
         self.optimizer = torch.optim.Adam(self._learning, lr=spec.learning_rate, fused=True)
@@ -272,11 +273,16 @@ class Training:
             return self.objective(self.denoiser, batch)
 
     def _average(self) -> None:
-        """EMA with a half-life that grows with the run at first (Karras et al. 2022, ramp 0.05)."""
+        """EMA with a half-life that grows with the run at first (Karras et al. 2022, ramp 0.05).
+
+        Buffers, as the statistics of batch norm, are copied.
+        """
         half_life = min(self.spec.ema_half_life, 0.05 * self.images_seen)
         keep = 0.5 ** (self.spec.batch / half_life)
         with torch.no_grad():
             torch._foreach_lerp_(self._averaged, self._learning, 1 - keep)
+            for average, buffer in self._buffers:
+                average.copy_(buffer)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Flat tensors: network.*, ema.*, optimizer.<parameter>.<moment>, step; target.* of an

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from paper_utils import data, denoisers, noise, precision, recipes, training
+from paper_utils import data, denoisers, networks, noise, precision, recipes, training
 from paper_utils.denoisers import Preconditioned
 from paper_utils.errors import UserError
 from paper_utils.samplers import Solver
@@ -152,6 +152,33 @@ def test_the_average_is_that_of_the_weights(images):
         keep = 0.5 ** (7 / min(30, 0.05 * 7 * step))
         average = keep * average + (1 - keep) * value
     torch.testing.assert_close(run.state_dict()["ema" + name.removeprefix("network")], average)
+
+
+class Normed(nn.Module):
+    """A network of one's own whose batch norm keeps statistics, in buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
+
+    def forward(self, x, noise_label, labels=None):
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("how", [{}, dict(
+    framework="edm-consistency", objective="ct", objective_args={"curriculum": 20},
+    solver=Solver("consistency", 2))], ids=["denoising", "consistency"])
+def test_averages_have_the_statistics_of_batch_norm(images, monkeypatch, how):
+    monkeypatch.setitem(networks.ARCHITECTURES, "normed", Normed)
+    spec = replace(TINY, network="normed", network_args={}, **how)
+    run = Training(spec, images)
+    run.advance()
+    run.advance()
+    for follower in filter(None, (run.ema, run.objective.target)):
+        norm, own = follower.network.layers[0], run.denoiser.network.layers[0]
+        assert int(norm.num_batches_tracked) == int(own.num_batches_tracked) > 1
+        assert torch.equal(norm.running_var, own.running_var) and (own.running_var != 1).all()
+    assert (run.objective.target is not None) == bool(how)
 
 
 @pytest.mark.parametrize("spec", {
