@@ -259,7 +259,8 @@ def _picture(file: Path) -> np.ndarray:
     which Pillow would cut off."""
     try:
         with Image.open(file) as image:
-            if image.mode[0] not in "IF":
+            cut_off = any(str(tile[-1]).endswith(";16B") for tile in image.tile)  # of a PNG
+            if image.mode[0] not in "IF" and not cut_off:
                 return np.array(image.convert("RGB"))
     except Exception as error:  # Pillow's readers raise many kinds for a damaged file
         raise UserError(f"{file} cannot be read as an image ({type(error).__name__}): replace it, "

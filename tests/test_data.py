@@ -7,9 +7,11 @@ import io
 import json
 import os
 import pickle
+import struct
 import tarfile
 import threading
 import urllib.request
+import zlib
 
 import numpy as np
 import pytest
@@ -184,8 +186,21 @@ def test_files_of_other_modes_become_rgb(tmp_path, mode):
     assert (data.from_folder(tmp_path).pixels == 255).all()
 
 
-def test_a_file_of_16_bits_is_not_cut_off(folder):
-    Image.fromarray(np.full((4, 8), 40_000, np.uint16)).save(folder / "a3.png")
+def png_of_16_bits(kind: int, channels: int, width: int = 8, height: int = 4) -> bytes:
+    """A PNG by hand, for Pillow writes none; kind: 0 grey, 2 RGB, 4 grey and 6 RGB with alpha."""
+    def chunk(name: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    rows = (b"\0" + struct.pack(">H", 40_000) * channels * width) * height
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(
+        b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind, channels", [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_a_file_of_16_bits_is_not_cut_off(folder, kind, channels):
+    (folder / "a3.png").write_bytes(png_of_16_bits(kind, channels))
     with pytest.raises(UserError, match=r"a3.png has more than 8 bits") as failure:
         data.from_folder(folder)
     one_line(failure)
