@@ -234,15 +234,17 @@ def subvp() -> Framework:
 def discrete(alphas_cumprod: Tensor, prediction: str = "epsilon") -> Framework:
     """A discrete-time VP process of T steps (Ho et al. 2020; every diffusers DDPM scheduler).
 
-    alphas_cumprod: [T], below 1 and decreasing, the last may be 0; prediction: what the network
-    predicts, 'epsilon', 'v_prediction' or 'sample' (x0). It sees the index 0..T-1, interpolated in
-    log sigma between the trained noise levels. Raises UserError for others.
+    alphas_cumprod: [T], below 1 and decreasing; the last may be 0, which is noise alone at sigma =
+    infinity and is left out. prediction: what the network predicts, 'epsilon', 'v_prediction' or
+    'sample' (x0). It sees the index 0..T-1, interpolated in log sigma between the trained noise
+    levels. Raises UserError for others.
     """
     alphas = torch.as_tensor(alphas_cumprod).double()
     steps_down = alphas.ndim == 1 and len(alphas) > 1 and bool((alphas.diff() < 0).all())
     if not (steps_down and alphas[0] < 1 and alphas[-1] >= 0):
         raise UserError("alphas_cumprod decreases from below 1 towards 0, the products of all "
                         "1 - beta so far: give (1 - betas).cumprod(0), [T]")
+    alphas = alphas[alphas > 0]
     sigmas = ((1 - alphas) / alphas).sqrt()
     grid = sigmas.log().cpu().numpy()
     low, high = sigmas[0].item(), sigmas[-1].item()

@@ -458,6 +458,14 @@ def test_alphas_cumprod_may_be_an_array_a_list_or_end_at_0():
         torch.testing.assert_close(found, framework.precondition(sigma), rtol=1e-6, atol=1e-6)
 
 
+def test_noise_alone_is_drawn_by_no_training():
+    """The sigma of a zero terminal SNR is infinite."""
+    quantile, whole = torch.arange(200) / 200, denoisers.discrete(ALPHAS)
+    ended = denoisers.discrete(torch.cat([ALPHAS, torch.zeros(1)]), "v_prediction")
+    assert torch.equal(ended.noise_level(quantile), whole.noise_level(quantile))
+    assert (ended.sigma_min, ended.sigma_max) == (whole.sigma_min, whole.sigma_max)
+
+
 def test_a_diffusers_network_needs_its_scheduler_and_no_classes():
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
