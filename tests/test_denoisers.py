@@ -31,6 +31,13 @@ class Recorder(nn.Module):
         return self.answer.expand_as(x)
 
 
+def test_discrete_vp_interpolates_the_index_in_log_sigma():
+    alphas = torch.tensor([0.999, 0.9, 0.5, 0.01], dtype=torch.float64)
+    sigmas = ((1 - alphas) / alphas).sqrt()
+    *_, index = denoisers.discrete(alphas).precondition((sigmas[1:] * sigmas[:-1]).sqrt())
+    torch.testing.assert_close(index, torch.tensor([0.5, 1.5, 2.5], dtype=torch.float64))
+
+
 def beta_integral(t: float) -> float:
     """The integral of beta(s) = 0.1 + 19.9 s by the midpoint rule: exact for a linear function."""
     n = 1000
