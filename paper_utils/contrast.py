@@ -202,7 +202,13 @@ def build(kind: str, width: int) -> nn.Module:
 
 def train(spec: Spec, images: Images, state: State | None = None,
           device: str = "cpu") -> Iterator[State]:
-    """Train `spec` on `images`, by the loop its kind asks for: see train_gan and train_vae."""
+    """Train `spec` on `images`, by the loop its kind asks for: see train_gan and train_vae.
+
+    Raises UserError for images of another size than SHAPE.
+    """
+    if (shape := tuple(images.pixels.shape[1:])) != SHAPE:
+        raise UserError(f"contrast models make images {list(SHAPE)}, but those of {images.name} "
+                        f"are {list(shape)}: resize them, and make grey ones RGB")
     loop = train_gan if spec.kind == "gan" else train_vae
     return loop(spec, images, state, device)
 

@@ -55,6 +55,13 @@ def test_noise_of_another_shape_is_refused():
 
 
 @pytest.mark.parametrize("kind", contrast.KINDS)
+def test_images_of_another_shape_are_refused(kind, images):
+    for pixels in (images.pixels[:, :1], images.pixels.repeat(1, 1, 2, 2)):
+        with pytest.raises(UserError, match=r"\[3, 32, 32\], but .* are \[.*: resize them"):
+            next(contrast.train(SMALL[kind], replace(images, pixels=pixels)))
+
+
+@pytest.mark.parametrize("kind", contrast.KINDS)
 def test_a_sample_does_not_depend_on_its_batch(kind):
     model = contrast.build(kind, width=4).train()
     noise = NoiseBank()[:5]
