@@ -6,6 +6,7 @@ A framework (VP, sub-VP, VE, EDM, v-prediction) is a preconditioning: how u and 
 network's input and its output becomes x0_hat. The closed forms are denoisers as they stand.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -67,17 +68,27 @@ class Preconditioned(nn.Module):
     """A network F and a framework make a denoiser (Karras et al. 2022, eq. 7).
 
     The coefficients are computed in the dtype of u, the network runs in its own. Raises UserError
-    for labels that do not fit the network, see `check_labels`.
+    for a network that is not called as `networks` says, and for labels that do not fit it, see
+    `check_labels`.
     """
 
     def __init__(self, network: nn.Module, framework: Framework):
         super().__init__()
+        try:
+            inspect.signature(network.forward).bind("x", "noise_label", "labels")
+        except TypeError as error:
+            raise UserError("a network is called as network(x, noise_label, labels), labels None "
+                            f"where there are none, and this {type(network).__name__} cannot be "
+                            f"({error}): write forward(self, x, noise_label, labels=None)"
+                            ) from None
+        except ValueError:  # of what is written in C it is not known
+            pass
         self.network, self.framework = network, framework
 
     @property
     def classes(self) -> int:
         """Number of classes, 0 for an unconditional network."""
-        return getattr(self.network, "num_classes", 0)
+        return getattr(self.network, "num_classes", 0) or 0
 
     @property
     def has_null_class(self) -> bool:

@@ -124,7 +124,8 @@ def cost(spec: training.Spec | contrast.Spec) -> tuple[float, float, float]:
 def _cost(kind: str, args: str) -> tuple[float, float, float]:
     with torch.device("meta"):
         network = networks.build(kind, **json.loads(args))
-        labels = torch.zeros(1, dtype=torch.long) if "num_classes" in json.loads(args) else None
+        conditional_ = getattr(network, "num_classes", 0)
+        labels = torch.zeros(1, dtype=torch.long) if conditional_ else None
         return _counted(network, torch.zeros(1, 3, 32, 32), torch.ones(1), labels)
 
 

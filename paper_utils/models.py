@@ -327,7 +327,9 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
     in a batch log. Raises UserError as training.train does.
     """
     check_device(device)
-    made = _recipe(spec, images, start)
+    denoiser = training.build(spec)
+    labels = training.labels_of(denoiser, images)
+    made = _recipe(spec, images, start, labels)
     path = artifacts.path_of("model", made)
     checkpoint = path.with_name(f"{path.stem}.checkpoint")
     ends = {one.steps: one for one in shorter}
@@ -347,7 +349,8 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
                             lambda r: r.step):
             losses[run.step - 1] = run.loss
             if run.step in ends:
-                artifacts.remember("model", _recipe(ends[run.step], images, start), result)
+                artifacts.remember("model", _recipe(ends[run.step], images, start, labels),
+                                   result)
             if run.step < spec.steps and time.monotonic() - saved > SAVED:
                 training.save_checkpoint(run, checkpoint)
                 saved = time.monotonic()
@@ -356,17 +359,16 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
     tensors = artifacts.remember("model", made, compute)
     for done in (checkpoint, training.previous(checkpoint)):  # not before its successor is written
         done.unlink(missing_ok=True)
-    denoiser = training.build(spec)
     denoiser.network.load_state_dict(artifacts.below("network.", tensors))
     shape = tuple(images.pixels.shape[1:])
     return diffusion(spec, denoiser.to(device).eval(), path.stem, shape), tensors["loss"]
 
 
-def _recipe(spec: training.Spec, images: data.Images, start: artifacts.Tensors | None) -> dict:
-    """All that decides the weights of a training."""
+def _recipe(spec: training.Spec, images: data.Images, start: artifacts.Tensors | None,
+            labels: str) -> dict:
+    """All that decides the weights of a training; labels: their hash."""
     return {"spec": json.loads(spec.to_json()), "images": images.hash,
-            "labels": training.labels_of(spec, images),
-            "start": "" if start is None else artifacts.digest(start),
+            "labels": labels, "start": "" if start is None else artifacts.digest(start),
             "code": training_code() + _foreign_code(spec)}
 
 

@@ -657,7 +657,7 @@ class MLP(nn.Module):
 class DiffusersUNet(nn.Module):
     """diffusers.UNet2DModel(**kwargs) behind this interface; its last class is the null one."""
 
-    def __init__(self, unet: nn.Module | None = None, **kwargs):
+    def __init__(self, unet: nn.Module | None = None, label_dropout: float = 0.0, **kwargs):
         super().__init__()
         if unet is None:
             from diffusers import UNet2DModel
@@ -665,10 +665,11 @@ class DiffusersUNet(nn.Module):
             unet = UNet2DModel(**kwargs)
         self.unet = unet
         self.num_classes = (unet.config.num_class_embeds or 1) - 1
-        self.has_null_class = self.num_classes > 0
+        self.has_null_class = label_dropout > 0
+        self.labels = Labels(self.num_classes, label_dropout)
 
     def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None) -> Tensor:
-        labels = Labels(self.num_classes)(labels, x) if self.num_classes else None
+        labels = self.labels(labels, x) if self.num_classes else None
         return self.unet(x, noise_label, class_labels=labels).sample
 
 

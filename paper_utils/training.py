@@ -198,6 +198,7 @@ class Training:
         self.spec, self.images, self.device = spec, images, torch.device(device)
         self.start = artifacts.digest(start) if start is not None else ""
         self.denoiser = build(spec, start).to(self.device, memory_format=torch.channels_last)
+        _check_images(spec, images, self.denoiser)
         self.ema = build(spec, start).to(self.device, memory_format=torch.channels_last)
         self._learning, self._averaged = ([p for p in d.parameters() if p.requires_grad]
                                           for d in (self.denoiser, self.ema))
@@ -259,7 +260,7 @@ class Training:
         quantile = torch.rand((), generator=stream, device=self.device)
         quantile = (quantile + torch.arange(spec.batch, device=self.device) / spec.batch) % 1
         eps = torch.randn(clean.shape, generator=stream, device=self.device)
-        labels = self._labels[rows] if spec.network_args.get("num_classes") else None
+        labels = self._labels[rows] if self.denoiser.classes else None
         augment = None
         if spec.augmentation:
             clean, augment = augmentation.augment(
@@ -313,10 +314,9 @@ class Training:
         self.step = int(state["step"])
 
 
-def labels_of(spec: Spec, images: data.Images) -> str:
-    """A hash of the labels, where `spec` is conditional and so learns from them; else ''."""
-    return artifacts.digest({"labels": images.labels}) if spec.network_args.get(
-        "num_classes") else ""
+def labels_of(denoiser: Preconditioned, images: data.Images) -> str:
+    """A hash of the labels, where it is conditional and so learns from them; else ''."""
+    return artifacts.digest({"labels": images.labels}) if denoiser.classes else ""
 
 
 def _check(spec: Spec, images: data.Images, start: artifacts.Tensors | None) -> None:
@@ -337,7 +337,21 @@ def _check(spec: Spec, images: data.Images, start: artifacts.Tensors | None) -> 
     if spec.objective in distillation.FROM_A_TEACHER and spec.network_args.get("label_dropout"):
         raise UserError(f"{spec.name} would drop labels that its teacher sees: distill with "
                         "label_dropout=0")
-    classes = spec.network_args.get("num_classes") or 0
+
+
+def _check_images(spec: Spec, images: data.Images, denoiser: Preconditioned) -> None:
+    """UserError where the network was made for other classes, or for images of another size, which
+    of a network of one's own is not known."""
+    args, one = networks.defaults(spec.network) | spec.network_args, images.pixels[0]
+    shape = [one.numel(), 1, 1] if spec.network == "mlp" else [*one.shape]
+    sides = 2 * [args["image_size"]] if "image_size" in args else shape[1:]
+    takes = [args.get("channels", args.get("in_channels", 3)), *sides]
+    known = networks.ARCHITECTURES[spec.network].__module__ == networks.__name__
+    if known and takes != shape:
+        raise UserError(f"the network of {spec.name} takes images {takes}, but those of "
+                        f"{images.name} are {shape}: give it the channels and the image_size of "
+                        "the images, or resize them")
+    classes = denoiser.classes
     if classes and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < classes:
         raise UserError(f"{spec.name} has {classes} classes but {images.name} has labels "
                         f"{images.labels.min()} to {images.labels.max()}: give it num_classes to "
@@ -456,7 +470,7 @@ def save_checkpoint(training: Training, path: Path, spec: Spec | None = None) ->
     tensors = {k: v.contiguous() for k, v in training.state_dict().items()}
     check_finite((spec or training.spec).name, tensors)
     metadata = {"spec": (spec or training.spec).to_json(), "subset": training.images.hash,
-                "labels": labels_of(training.spec, training.images), "start": training.start}
+                "labels": labels_of(training.denoiser, training.images), "start": training.start}
     files.replace_file(Path(path), save(tensors, metadata), keep=previous(Path(path)))
 
 
@@ -474,8 +488,8 @@ def load_checkpoint(training: Training, path: Path) -> None:
                         "checkpoint, or move it away to train from the start")
     same = training.spec.is_recorded_as(json.loads(metadata["spec"]))
     made_from = [metadata["subset"], *(metadata.get(key, "") for key in ("labels", "start"))]
-    if not same or made_from != [training.images.hash, labels_of(training.spec, training.images),
-                                 training.start]:
+    labels = labels_of(training.denoiser, training.images)
+    if not same or made_from != [training.images.hash, labels, training.start]:
         raise UserError(f"checkpoint {path} belongs to another specification, subset of images, "
                         "labels or start: give this run a file of its own")
     training.load_state_dict(state)

@@ -661,6 +661,75 @@ def test_more_labels_than_classes_are_refused(images):
         Training(few, images)
 
 
+class Conditional(nn.Module):
+    """A network of one's own, whose specification does not tell its classes."""
+
+    num_classes = 10
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Embedding(10, 3)
+
+    def forward(self, x, noise_label, labels=None):
+        return x + self.shift(labels)[:, :, None, None]
+
+
+OTHERS = {"own": ("own", {}), "diffusers": ("diffusers_unet", dict(
+    sample_size=32, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
+    down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), num_class_embeds=11))}
+
+
+@pytest.mark.parametrize("network, args", OTHERS.values(), ids=OTHERS)
+def test_whether_a_network_is_conditional_is_asked_of_itself(images, monkeypatch, tmp_path, network,
+                                                             args):
+    monkeypatch.setitem(networks.ARCHITECTURES, "own", Conditional)
+    spec, path = replace(TINY, network=network, network_args=args), tmp_path / "run.safetensors"
+    stop_at(1, spec, images, path)
+    assert next(train(spec, images, path)).step == 2
+    others = replace(images, labels=images.labels.roll(1))
+    with pytest.raises(UserError, match="another specification, subset of images, labels"):
+        next(train(spec, others, path))
+    with pytest.raises(UserError, match="has 10 classes but .* has labels 10 to 10"):
+        Training(spec, replace(images, labels=images.labels * 0 + 10))
+
+
+def test_only_a_network_that_drops_labels_has_a_null_class():
+    args = OTHERS["diffusers"][1]
+    assert not networks.build("diffusers_unet", **args).has_null_class
+    network = networks.build("diffusers_unet", **args, label_dropout=1.0).train()
+    assert network.has_null_class
+    x, t, labels = torch.randn(2, 3, 32, 32), torch.ones(2), torch.tensor([3, 4])
+    assert torch.equal(network(x, t, labels), network(x, t, None))
+    assert not torch.equal(network.eval()(x, t, labels), network(x, t, None))
+
+
+@pytest.mark.parametrize("network, args", [
+    ("unet", TINY.network_args), ("dit", dict(patch=8, dim=16, depth=1, heads=2)),
+    ("mlp", dict(channels=12)), OTHERS["diffusers"]])
+def test_images_of_another_size_than_the_networks_are_refused(images, network, args):
+    spec = replace(TINY, network=network, network_args=args)
+    grey = replace(images, pixels=images.pixels[:, :1])
+    with pytest.raises(UserError, match=r"takes images \[.*, but those of .* are \[.*: give it"):
+        Training(spec, grey)
+    if network in ("unet", "dit"):
+        with pytest.raises(UserError, match=r"\[3, 32, 32\], but .* are \[3, 64, 64\]: give it"):
+            Training(spec, replace(images, pixels=images.pixels.repeat(1, 1, 2, 2)))
+
+
+def test_a_network_that_takes_no_labels_is_one_line(images, monkeypatch):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x, t):
+            return self.layer(x)
+
+    monkeypatch.setitem(networks.ARCHITECTURES, "two", Two)
+    with pytest.raises(UserError, match="this Two cannot be .*write forward.self, x, noise_label"):
+        Training(replace(TINY, network="two", network_args={}), images)
+
+
 def test_a_conditional_model_learns_from_the_labels(images):
     spec = replace(TINY, network_args=TINY.network_args | {"num_classes": 10, "label_dropout": 0.1})
     run = end_of(spec, images, None)
