@@ -94,13 +94,13 @@ def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: 
 
 def from_denoiser(name: str, denoiser: denoisers.Denoiser, solver: Solver = Solver(),
                   version: str = "", shape: tuple[int, ...] = BANK.shape,
-                  device: str = "cpu") -> Model:
+                  device: str = "") -> Model:
     """A denoiser of yours, unconditional, as one more model: for `samples` and all that takes them.
 
     version: a word that you change whenever the denoiser does. Its samples are kept under its name,
     version and solver, where it is an nn.Module the hash of its weights, and of a Preconditioned
-    that of its framework too. shape: of a noise. Raises UserError for what is no denoiser, and
-    without a version for all but a Preconditioned.
+    that of its framework too. shape: of a noise. device: by default that of its parameters. Raises
+    UserError for what is no denoiser, and without a version for all but a Preconditioned.
     """
     samplers.check_denoiser(denoiser)
     module, told = isinstance(denoiser, nn.Module), {}
@@ -111,14 +111,16 @@ def from_denoiser(name: str, denoiser: denoisers.Denoiser, solver: Solver = Solv
         raise UserError(f"samples of {name} are kept, and nothing says when this {kind} changes: "
                         "give a version, as in version='1', and another one after a change")
     weights = artifacts.digest(dict(denoiser.state_dict()) | told) if module else ""
+    first = next(denoiser.parameters(), None) if module else None
+    found = check_device(device or "cpu") if device or first is None else first.device
     return Model(
         name=name, family="yours", architecture=type(denoiser).__name__ if module else "function",
         framework="yours", solver=solver, evaluations=solver.evaluations,
         parameters=networks.count_parameters(denoiser) if module else 0, images=None,
-        images_seen=None, generate=_sampled(denoiser, solver, device),
+        images_seen=None, generate=_sampled(denoiser, solver, found),
         identity={"yours": name, "version": version, "weights": weights, "solver": asdict(solver),
                   "code": sampling_code()},
-        denoiser=lambda: denoiser, shape=tuple(shape), device=check_device(device))
+        denoiser=lambda: denoiser, shape=tuple(shape), device=found)
 
 
 def denoiser_of(model: Model) -> denoisers.Denoiser:

@@ -7,6 +7,7 @@ Euler step (it lands on D). `sample` runs one to its end in batches.
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -270,16 +271,21 @@ def check_denoiser(denoiser: Denoiser, labels: Tensor | None = None) -> None:
 def answer(denoiser: Denoiser, u: Tensor, sigma: Tensor) -> Tensor:
     """D(u; sigma), looked at: anybody's function may stand here.
 
-    Raises UserError where it computes in another precision, or answers with another shape.
+    Raises UserError where it is on another device, computes in another precision, or answers with
+    another shape.
     """
     try:
         clean = denoiser(u, sigma)
     except RuntimeError as error:
+        said = str(error).partition("\n")[0]
+        if re.search("(same|expected) device", said) or said.count("torch.cuda.") == 1:
+            raise UserError(f"u is on the device '{u.device}' here, and this denoiser, or a part of "
+                            f"it, is not: move it there, or the noise to it ({said})") from error
         if "ouble" in str(error):
             raise UserError("u and sigma are float64 here, sigma of no dimension: for a network of "
                             "single precision that takes a sigma an image give lambda u, sigma: "
                             "network(u.float(), sigma.float().expand(len(u))) "
-                            f"({str(error).splitlines()[0]})") from error
+                            f"({said})") from error
         raise
     shape = getattr(clean, "shape", None)
     if shape != u.shape:

@@ -96,6 +96,18 @@ def test_what_is_mine_says_by_its_version_that_it_changed(mine, kind):
     assert known.identity != models.from_denoiser("mine", mine, version="2").identity
 
 
+def test_a_module_of_mine_is_sampled_where_it_is(monkeypatch):
+    monkeypatch.setattr(artifacts, "digest", lambda tensors: "")  # a meta tensor has no numbers
+    class Flat(nn.Linear):
+        def forward(self, u, sigma, labels=None):
+            return super().forward(u)
+
+    with torch.device("meta"):
+        mine = Flat(32, 32).eval()
+    assert models.from_denoiser("mine", Scaled().eval(), version="1").device == "cpu"
+    assert models.from_denoiser("mine", mine, version="1").device == torch.device("meta")
+
+
 def test_a_function_of_mine_is_sampled_in_its_version_and_shape():
     dark, bright = (models.from_denoiser("mine", lambda u, sigma, value=value: u * 0 + value,
                                          version=version, shape=(1, 4, 4))

@@ -306,6 +306,28 @@ def test_a_network_of_single_precision_is_told_what_to_do():
     assert found.shape == SHAPE and found.dtype == torch.float32
 
 
+@pytest.mark.parametrize("said", [
+    "", "Expected all tensors to be on the same device, but found at least two devices, cpu and "
+    "cuda:0!", "Input type (torch.DoubleTensor) and weight type (torch.cuda.FloatTensor) should be "
+    "the same"])
+def test_a_denoiser_on_another_device_is_told_so(said):
+    def failed(u, sigma):
+        raise RuntimeError(said)
+
+    network = torch.nn.Linear(4, 4, device="meta")
+    with pytest.raises(UserError, match="u is on the device 'cpu' here, and this denoiser"):
+        samplers.sample(failed if said else lambda u, sigma: network(u.float()),
+                        torch.randn(SHAPE), Solver(steps=2))
+
+
+def test_an_error_of_the_device_itself_is_not_translated():
+    def failed(u, sigma):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(RuntimeError, match="^CUDA error"):
+        samplers.sample(failed, torch.randn(SHAPE), Solver(steps=2))
+
+
 @pytest.mark.parametrize("change, said", [
     ({"batch": -1}, "batch=-1: give a whole number of noises"), ({"batch": 2.5}, "batch=2.5"),
     ({"noise": torch.randn(SHAPE).numpy()}, "noise is a tensor .*not ndarray"),
