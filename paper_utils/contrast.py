@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import ceil, prod
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from paper_utils import training
 from paper_utils.artifacts import below, load_tensors, save
 from paper_utils.data import Images, to_unit
-from paper_utils.errors import UserError, choose
+from paper_utils.errors import UserError, check_numbers, choose
 from paper_utils.files import replace_file
 from paper_utils.noise import seed_of, stream
 from paper_utils.precision import bf16, exact
@@ -56,6 +57,9 @@ class Spec:
     def __post_init__(self) -> None:
         choose(self.kind, KINDS, "kind of contrast model")
         choose(self.precision, PRECISIONS, "precision")
+        check_numbers(f"a {self.kind}", Integral, width=self.width, images_seen=self.images_seen,
+                      batch=self.batch)
+        check_numbers(f"a {self.kind}", Real, lr=self.lr, ema_images=self.ema_images)
 
     @property
     def run(self) -> str:

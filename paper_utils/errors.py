@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
+from numbers import Integral
 from types import FrameType
 from typing import TextIO
 
@@ -32,6 +33,14 @@ def choose(name: str, valid: Iterable[str], what: str) -> str:
     rest = f" and {len(valid) - SHOWN} more" if len(valid) > SHOWN else ""
     names = ", ".join(valid[:SHOWN])
     raise UserError(f"unknown {what} {name!r}: {hint}valid are {names or 'none'}{rest}")
+
+
+def check_numbers(who: str, kind: type, **values: object) -> None:
+    """UserError unless each is a number of this kind, numbers.Integral or Real, and above 0."""
+    for name, value in values.items():
+        if not (isinstance(value, kind) and value > 0):
+            number = "whole number" if kind is Integral else "number"
+            raise UserError(f"{name}={value!r} of {who}: give a {number} above 0")
 
 
 def check_device(device):

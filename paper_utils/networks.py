@@ -14,12 +14,13 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from paper_utils.errors import UserError, choose
+from paper_utils.errors import UserError, check_numbers, choose
 
 SQRT_HALF = math.sqrt(0.5)
 
@@ -272,6 +273,11 @@ class UNetFlags:
         choose(self.encoder, ("standard", "residual"), "encoder")
         choose(self.decoder_attention, ("last", "all"), "decoder_attention")
         choose(self.resampling, ("block", "conv"), "resampling")
+        check_numbers("a U-Net", Integral, image_size=self.image_size, channels=self.channels,
+                      width=self.width, patch=self.patch,
+                      channel_mult_noise=self.channel_mult_noise)
+        if (noise := self.width * self.channel_mult_noise) % 2 or noise < 4:
+            raise UserError(f"width={self.width} of a U-Net: give an even number from 4 up")
         divisor = self.patch * 2 ** (len(self.channel_mult) - 1)
         if self.image_size % divisor:
             raise UserError(f"image_size {self.image_size} must be a multiple of {divisor} "
@@ -467,7 +473,9 @@ def unpatchify(tokens: Tensor, patch: int) -> Tensor:
 
 
 def check_tokens(image_size: int, patch: int, dim: int, heads: int) -> None:
-    """UserError where the sizes of a transformer do not divide."""
+    """UserError where the sizes of a transformer are none, or do not divide."""
+    check_numbers("a transformer", Integral, image_size=image_size, patch=patch, dim=dim,
+                  heads=heads)
     if image_size % patch or dim % heads or dim % 4:
         raise UserError(f"patch {patch} must divide image_size {image_size}, "
                         f"and heads {heads} and 4 must divide dim {dim}")
@@ -639,6 +647,7 @@ class MLP(nn.Module):
 
     def __init__(self, channels: int, width: int = 256, depth: int = 3):
         super().__init__()
+        check_numbers("a perceptron", Integral, channels=channels, width=width)
         self.enter, self.leave = linear(channels, width), linear(width, channels, gain=0.0)
         self.blocks = nn.ModuleList(
             nn.Sequential(linear(width, width), nn.SiLU(), linear(width, width, gain=0.1))

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from importlib.util import find_spec
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from paper_utils import (artifacts, augmentation, data, denoisers, distillation,
 from paper_utils.artifacts import below
 from paper_utils.denoisers import CONSISTENCY, Framework, Preconditioned
 from paper_utils.distillation import Batch, Objective
-from paper_utils.errors import UserError, check_device, choose
+from paper_utils.errors import UserError, check_device, check_numbers, choose
 from paper_utils.samplers import Solver
 
 
@@ -77,12 +78,12 @@ class Spec:
         choose(self.precision, ("float32", "bf16"), "precision")
         if self.half not in (0, 1):
             raise UserError(f"half={self.half} of {self.name}: give 0 or 1")
-        for what in ("images", "images_seen", "batch", "learning_rate", "ema_half_life"):
-            if not getattr(self, what) > 0:
-                raise UserError(f"{what}={getattr(self, what)} of {self.name}: give a number above "
-                                "0")
-        if not self.warmup >= 0:
-            raise UserError(f"warmup={self.warmup} of {self.name}: give 0 images or more")
+        check_numbers(self.name, Integral, images=self.images, images_seen=self.images_seen,
+                      batch=self.batch)
+        check_numbers(self.name, Real, learning_rate=self.learning_rate,
+                      ema_half_life=self.ema_half_life)
+        if not (isinstance(self.warmup, Real) and self.warmup >= 0):
+            raise UserError(f"warmup={self.warmup!r} of {self.name}: give 0 images or more")
         if not self.trains:
             raise UserError(f"trains='' of {self.name}: give 'all' to train every parameter")
 

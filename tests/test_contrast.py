@@ -89,6 +89,14 @@ def test_spec_names_its_streams_apart_from_its_length():
         replace(spec, precision="float16")
 
 
+@pytest.mark.parametrize("change", [{"images_seen": 0}, {"batch": 0}, {"batch": 8.0}, {"width": 0},
+                                    {"width": "8"}, {"lr": -1}, {"lr": "1e-3"}, {"ema_images": 0}])
+def test_numbers_that_make_no_sense_are_refused(change):
+    [(name, value)] = change.items()
+    with pytest.raises(UserError, match=f"{name}={value!r} of a gan: give a .*number above 0"):
+        replace(SMALL["gan"], **change)
+
+
 @pytest.mark.parametrize("precision", contrast.PRECISIONS)
 @pytest.mark.parametrize("kind", contrast.KINDS)
 def test_resumed_training_gives_the_same_bits(monkeypatch, kind, precision, images):

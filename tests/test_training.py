@@ -198,7 +198,10 @@ def test_no_buffer_of_a_network_changes_in_training(spec):
 @pytest.mark.parametrize(("wrong", "said"), [
     (dict(precision="bfloat16"), "unknown precision 'bfloat16': did you mean"),
     (dict(half=2), "half=2 of tiny: give 0 or 1"),
-    (dict(batch=0), "batch=0 of tiny: give a number above 0"),
+    (dict(batch=0), "batch=0 of tiny: give a whole number above 0"),
+    (dict(batch=7.0), "batch=7.0 of tiny: give a whole"), (dict(batch=None), "batch=None of tiny"),
+    (dict(images="24"), "images='24' of tiny"), (dict(warmup="1"), "warmup='1' of tiny: give 0"),
+    (dict(learning_rate="1e-3"), "learning_rate='1e-3' of tiny: give a number above 0"),
     (dict(warmup=-1), "warmup=-1 of tiny: give 0"), (dict(trains=""), "trains='' of tiny.*'all'"),
     (dict(images_seen=0), "images_seen=0 of tiny"), (dict(learning_rate=-1.0), "learning_rate=-1")])
 def test_a_specification_that_makes_no_sense_is_refused(wrong, said):
