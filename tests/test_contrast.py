@@ -7,6 +7,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from paper_utils import contrast, data
+from paper_utils.artifacts import below
 from paper_utils.contrast import Spec
 from paper_utils.errors import UserError
 from paper_utils.noise import NoiseBank
@@ -170,6 +171,53 @@ def test_kl_agrees_with_torch_distributions():
     mean, log_variance = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
     oracle = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0, 1)).sum(1)
     assert torch.allclose(contrast.gaussian_kl(mean, log_variance), oracle, atol=1e-5)
+
+
+def assert_descended(loss, net, state, name):
+    """Adam's first moments are those of this loss's gradient, for its betas 0.5 and 0.999."""
+    grads = torch.autograd.grad(loss, list(net.parameters()))
+    largest = max(grad.abs().max().item() for grad in grads)
+    for k, grad in enumerate(grads):
+        slot = below(f"adam.{name}.{k}.", state)
+        torch.testing.assert_close(slot["exp_avg"], grad / 2, rtol=1e-3, atol=1e-5 * largest)
+        torch.testing.assert_close(slot["exp_avg_sq"], grad**2 / 1000, rtol=2e-3,
+                                   atol=1e-8 * largest**2)
+
+
+def test_the_first_step_of_a_gan_is_that_by_hand(images):
+    spec = SMALL["gan"]
+    bench = contrast._Bench(spec, "cpu", generator=contrast.Generator,
+                            discriminator=contrast.Discriminator)
+    generator, critic = bench.nets.values()
+    state = run(spec, images)[0]
+    fake = generator(bench.draw_latent(0))
+    real_says, fake_says = critic(bench.draw_images(images, 0)), critic(fake.detach())
+    gap = (1 - real_says).clamp(min=0).mean() + (1 + fake_says).clamp(min=0).mean()
+    torch.testing.assert_close(state["loss.discriminator"], gap.detach())
+    assert_descended(gap, critic, state, "discriminator")
+    with torch.no_grad():  # the generator meets the discriminator after its step
+        for name, parameter in critic.named_parameters():
+            parameter.copy_(state[f"discriminator.{name}"])
+    loss = -critic(fake).mean()
+    torch.testing.assert_close(state["loss.generator"], loss.detach())
+    assert_descended(loss, generator, state, "generator")
+
+
+def test_the_first_step_of_a_vae_is_that_by_hand(images):
+    """Its rate and distortion are a divergence and a density of torch.distributions."""
+    spec, std = SMALL["vae"], contrast.DECODER_STD
+    bench = contrast._Bench(spec, "cpu", vae=contrast.VAE)
+    vae, real = bench.nets["vae"], bench.draw_images(images, 0)
+    state = run(spec, images)[0]
+    mean, log_variance = vae.encode(real)
+    posterior = Normal(mean, log_variance.exp().sqrt())
+    decoded = vae(posterior.mean + posterior.stddev * bench.draw_latent(0))
+    rate = kl_divergence(posterior, Normal(0, 1)).sum(1).mean()
+    best = Normal(0, std).log_prob(torch.tensor(0.0))  # the density's constant
+    distortion = (best - Normal(decoded, std).log_prob(real)).sum((1, 2, 3)).mean()
+    torch.testing.assert_close(state["loss.rate"], rate.detach())
+    torch.testing.assert_close(state["loss.distortion"], distortion.detach())
+    assert_descended(rate + distortion, vae, state, "vae")
 
 
 def test_vae_learns(images):
