@@ -102,7 +102,7 @@ def geometric_frequencies(dim: int, endpoint: bool = False) -> Tensor:
 
 
 def waves(t: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of t [B] at frequencies [K]: two [B, K] float32 tensors."""
+    """cos and sin of t [B] at frequencies [K]: two [B, K] tensors, float32 or as wide as those."""
     angles = t.float()[:, None] * frequencies
     return angles.cos(), angles.sin()
 
@@ -230,7 +230,7 @@ class Embedding(nn.Module):
 
     def forward(self, noise_label: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         cos, sin = waves(noise_label, self.freqs)
-        emb = torch.cat([sin, cos], 1)
+        emb = torch.cat([sin, cos], 1).to(self.layer0.bias.dtype)
         if self.label is not None:
             labels = self.labels(labels, noise_label)
             one_hot = F.one_hot(labels, self.num_classes + 1)[:, :-1].to(emb.dtype)
@@ -633,7 +633,8 @@ class DiT(nn.Module):
 
     def condition(self, noise_label: Tensor, labels: Tensor | None) -> Tensor:
         """Time (and class) embedding [B, D]."""
-        c = self.time_embed(torch.cat(waves(noise_label, self.freqs), 1))
+        time = torch.cat(waves(noise_label, self.freqs), 1).to(self.time_embed[0].bias.dtype)
+        c = self.time_embed(time)
         return c if self.label_emb is None else c + self.label_emb(self.labels(labels, c))
 
 
@@ -656,7 +657,7 @@ class MLP(nn.Module):
         self.register_buffer("freqs", geometric_frequencies(64) * 10, persistent=False)
 
     def forward(self, x: Tensor, noise_label: Tensor, labels: Tensor | None = None) -> Tensor:
-        embedding = torch.cat(waves(noise_label, self.freqs), 1)
+        embedding = torch.cat(waves(noise_label, self.freqs), 1).to(self.enter.bias.dtype)
         h = self.enter(x.flatten(1))
         for block, noise in zip(self.blocks, self.noise):
             h = h + block(F.silu(h + noise(embedding)))

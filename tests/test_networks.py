@@ -87,6 +87,35 @@ def test_bfloat16_channels_last_agrees_with_float32(name):
     assert (rough - exact).norm() < 0.03 * exact.norm()
 
 
+@every
+@pytest.mark.parametrize("dtype, error", [(torch.float16, 0.01), (torch.bfloat16, 0.05),
+                                          (torch.float64, 1e-5)])
+def test_a_network_runs_in_its_own_precision(name, dtype, error):
+    network, (x, t) = awake(MAKERS[name](num_classes=3)).eval(), batch()
+    labels = torch.arange(6) % 4
+    exact = network(x, t, labels)
+    rough = network.to(dtype)(x.to(dtype), t.to(dtype), labels)
+    assert rough.dtype == dtype and (rough.float() - exact).norm() < error * exact.norm()
+
+
+def test_a_perceptron_runs_in_its_own_precision():
+    network, x = awake(build("mlp", channels=12)).eval(), torch.randn(6, 12, 1, 1)
+    exact = network(x, x[:, 0, 0, 0])
+    rough = network.half()(x.half(), x[:, 0, 0, 0].half())
+    assert (rough.float() - exact).norm() < 0.01 * exact.norm()
+
+
+def test_dropout_is_drawn_in_training_alone():
+    block = awake(networks.Block(8, 8, embedding=4, dropout=0.5))
+    x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 4)
+    for mode, same in ((block.train, False), (block.eval, True)):
+        mode()
+        torch.manual_seed(1)
+        first = block(x, emb)
+        torch.manual_seed(2)
+        assert torch.equal(block(x, emb), first) is same
+
+
 def test_label_dropout_acts_only_in_training():
     network, (x, t) = awake(UNet(**TINY, num_classes=3, label_dropout=1.0)), batch()
     labels = torch.zeros(6, dtype=torch.long)
