@@ -58,9 +58,11 @@ class NoiseBank:
     def __getitem__(self, index: int | slice) -> Tensor:
         """bank[k] -> [*shape]; bank[i:j] -> [j-i, *shape], float32. Slices need a stop.
 
-        Raises UserError for a negative index, a slice without an end (the bank has no last noise),
-        and an index that is no whole number.
+        Raises UserError for an index that is negative, beyond 63 bits or no whole number, and for a
+        slice without an end (the bank has no last noise) or of step 0.
         """
+        if isinstance(index, slice) and index.step == 0:
+            raise UserError("a slice of the noise bank has a step: give 1 for every noise, not 0")
         try:
             if not isinstance(index, slice):
                 return self._draw(operator.index(index))  # of numpy too
@@ -76,8 +78,9 @@ class NoiseBank:
         return torch.stack([self._draw(k) for k in numbers])
 
     def _draw(self, k: int) -> Tensor:
-        if k < 0:
-            raise UserError("the noise bank is endless: noises are numbered from 0")
+        if not 0 <= k < 2**63:
+            raise UserError("the noise bank is all but endless: noises are numbered from 0 to "
+                            "2**63 - 1")
         generator = np.random.Generator(np.random.Philox(key=[self.seed, k]))
         return torch.from_numpy(generator.standard_normal(self.shape, dtype=np.float32))
 

@@ -70,10 +70,17 @@ def test_the_seeds_of_any_whole_number_are_banks():
     assert not torch.equal(NoiseBank(2**63 - 1)[0], NoiseBank(2**63 - 2)[0])
 
 
-@pytest.mark.parametrize("index", [-1, slice(2, None), slice(None, -1), slice(-2, 3)])
+@pytest.mark.parametrize("index", [-1, slice(2, None), slice(None, -1), slice(-2, 3), 2**63,
+                                   slice(2**63 - 1, 2**63 + 1)])
 def test_the_bank_has_no_end(index):
     with pytest.raises(UserError, match="endless"):
         NoiseBank()[index]
+
+
+def test_a_slice_has_a_step():
+    with pytest.raises(UserError, match="give 1 for every noise, not 0"):
+        NoiseBank()[0:3:0]
+    assert torch.equal(NoiseBank()[0:3:2], NoiseBank()[0:3][::2])
 
 
 def test_other_integers_are_numbers_too_and_other_indices_one_line():
