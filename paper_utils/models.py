@@ -259,7 +259,7 @@ def contrast_model(name: str, spec: contrast.Spec, network: nn.Module, weights: 
         name=name, family=spec.kind.upper(), architecture=f"convolutional, width {spec.width}",
         framework=spec.kind.upper(), solver=None, evaluations=1,
         parameters=networks.count_parameters(network), images=images, images_seen=spec.images_seen,
-        identity={"weights": weights, "code": artifacts.code_version(contrast, precision)},
+        identity={"weights": weights, "code": contrast_code()},
         generate=generate)
 
 
@@ -311,6 +311,11 @@ def gaussian(images: data.Images) -> denoisers.GaussianDenoiser:
 def sampling_code() -> str:
     return artifacts.code_version(samplers, denoisers, networks, local_score, trainable, noise,
                                   data, precision)
+
+
+def contrast_code() -> str:
+    """A hash of the code that decides what a GAN or VAE is, and makes of a noise."""
+    return artifacts.code_version(contrast, noise, data, precision)
 
 
 # --- training on the spot -----------------------------------------------------------------------
@@ -470,8 +475,7 @@ def train_contrast(name: str, spec: contrast.Spec, images: data.Images,
 
     A run that was killed goes on from its checkpoint.
     """
-    made = {"spec": asdict(spec), "images": images.hash,
-            "code": artifacts.code_version(contrast, precision)}
+    made = {"spec": asdict(spec), "images": images.hash, "code": contrast_code()}
 
     path = artifacts.path_of("contrast", made)
     checkpoint = path.with_name(f"{path.stem}.checkpoint")

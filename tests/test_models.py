@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from paper_utils import artifacts, contrast, data, denoisers, models, networks, profiles, tables
-from paper_utils import training, zoo
+from paper_utils import artifacts, contrast, data, denoisers, models, networks, noise, precision
+from paper_utils import profiles, tables, training, zoo
 from paper_utils.errors import UserError
 from paper_utils.models import Model
 from paper_utils.noise import NoiseBank
@@ -158,6 +158,14 @@ def test_the_plane_holds_the_corners():
         assert gap.abs().max() <= 1
     models.hyperplane_samples(model, grid=5)
     assert model.calls == [28, 3]
+
+
+def test_the_samples_of_a_gan_are_of_its_code(monkeypatch):
+    """What draws its latents and its images counts, too."""
+    of, seen = artifacts.code_version, []
+    monkeypatch.setattr(artifacts, "code_version", lambda *parts: seen.append(parts) or of(*parts))
+    models.contrast_model("gan", contrast.Spec("gan", 4, 8), contrast.build("gan", 4), "hash", 16)
+    assert {*seen[0]} == {contrast, noise, data, precision}
 
 
 @pytest.mark.parametrize("network, args", [
