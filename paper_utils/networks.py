@@ -58,13 +58,14 @@ class GroupNorm(nn.GroupNorm):
     """Group norm in the precision of its weights; in bfloat16 channels_last the CPU kernel is 5x
     slower.
 
-    Where the weight trains but nothing before it, the input must ask for a gradient all the same:
-    torch's channels_last CPU kernel crashes without (seen with torch 2.13).
+    On a CPU, where the weight trains but nothing before it, the input must ask for a gradient all
+    the same: torch's channels_last kernel crashes without (seen with torch 2.13).
     """
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(self.weight.dtype)
-        if self.weight.requires_grad and torch.is_grad_enabled() and not wide.requires_grad:
+        trains = self.weight.requires_grad and torch.is_grad_enabled()
+        if wide.device.type == "cpu" and trains and not wide.requires_grad:
             wide = wide.detach().requires_grad_()
         return super().forward(wide).to(x.dtype)
 

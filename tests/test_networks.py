@@ -105,6 +105,16 @@ def test_a_perceptron_runs_in_its_own_precision():
     assert (rough.float() - exact).norm() < 0.01 * exact.norm()
 
 
+@pytest.mark.parametrize("device, asks", [("cpu", True), ("meta", False)])
+def test_the_input_of_a_norm_asks_for_a_gradient_on_a_cpu_alone(monkeypatch, device, asks):
+    """What saves a CPU's kernel from a crash would break the graph of torch.compile on a GPU."""
+    forward, seen = nn.GroupNorm.forward, []
+    monkeypatch.setattr(nn.GroupNorm, "forward", lambda self, x: seen.append(
+        x.requires_grad) or forward(self, x))
+    networks.group_norm(8).to(device)(torch.randn(1, 8, 2, 2, device=device))
+    assert seen == [asks]
+
+
 def test_dropout_is_drawn_in_training_alone():
     block = awake(networks.Block(8, 8, embedding=4, dropout=0.5))
     x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 4)
