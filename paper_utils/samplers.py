@@ -218,8 +218,8 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
             raise UserError("this denoiser made samples that are not finite numbers: look at its "
                             "weights, and at its answers for sigma from "
                             f"{solver.sigma_max:g} down to {solver.sigma_min:g}")
-        parts.append(x0)
-    return torch.cat(parts).float() if parts else noise.float()
+        parts.append(x0.float())
+    return torch.cat(parts) if parts else noise.float()
 
 
 def check_noise(noise: Tensor) -> None:
