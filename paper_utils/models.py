@@ -270,7 +270,7 @@ def closed_forms(images: data.Images, bag: int, device: str = "cpu") -> dict[str
     Raises UserError for a device that is not there.
     """
     check_device(device)
-    makers = {"optimal": lambda: denoisers.OptimalDenoiser(images.pixels),
+    makers = {"optimal": lambda: denoisers.OptimalDenoiser(images.pixels.to(device)),
               "gaussian": lambda: gaussian(images),
               "local": lambda: local_score.LocalEquivariantDenoiser(images, bag, device=device)}
     labels = {"optimal": "optimal denoiser (empirical)", "gaussian": "Gaussian (Wiener) denoiser",

@@ -171,6 +171,7 @@ def test_closed_forms_and_how_far_a_network_is_from_them():
     for name in models.CLOSED_FORMS:
         assert close(toy[name].generate(eps), cpu[name].generate(eps), 1e-3), name
     assert toy["local"].denoiser().bag(3)[0].device.type == "toy"
+    assert toy["optimal"].denoiser().pixels.device.type == "toy"
     measured = [regimes.denoiser_distances(
         {20: denoiser_of(SPECS["edm"], device)}, data.load("bundled"), {"some": images.pixels[:2]},
         types.SimpleNamespace(bag=64), device, [0.5, 5]) for device in ("toy", "cpu")]
