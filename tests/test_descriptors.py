@@ -391,6 +391,20 @@ def test_distortions_change_the_image_and_repeat_themselves(name, real):
     assert torch.equal(first[:100], copy_detection.distort(real[:100], name))
 
 
+def test_grey_copies_are_as_pillow_makes_them(real):
+    greyed = copy_detection.distort(real[:20], "grey")
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L") for image in real[:20]]
+    oracle = torch.from_numpy(np.stack([np.array(picture) for picture in pictures]))
+    assert (greyed.short() - oracle[:, None].short()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("level", [0, 255])
+def test_distortions_stay_within_what_a_byte_holds(level):
+    noisy = copy_detection.distort(torch.full((4, 3, 32, 32), level, dtype=torch.uint8), "noise")
+    assert (noisy.short() - level).abs().max() < 7 * 20
+    assert 0.4 < (noisy == level).float().mean() < 0.6
+
+
 @pytest.fixture
 def little_cifar(monkeypatch, real):
     """The bundled images in place of CIFAR-10: 60 to ask about, 60 held out."""
