@@ -16,8 +16,9 @@ EXACT = ((torch.backends.cuda.matmul, "fp32_precision", "ieee"),
 def exact() -> Iterator[None]:
     """A context, or decorator, in which a GPU computes in float32, its convolutions deterministic.
 
-    The gradients of reflected padding and of bicubic reduction, which Algorithm 1 takes for blur
-    and super-resolution, are summed on a GPU in no fixed order: the last bits differ there.
+    Gradients are summed on a GPU in no fixed order by torch's fused attention, which Algorithm 1
+    differentiates, and by reflected padding and bicubic reduction, which it takes for blur and
+    super-resolution: the last bits differ there.
     """
     before = [getattr(where, name) for where, name, _ in EXACT]
     try:
