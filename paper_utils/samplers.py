@@ -279,8 +279,8 @@ def answer(denoiser: Denoiser, u: Tensor, sigma: Tensor) -> Tensor:
     except RuntimeError as error:
         said = str(error).partition("\n")[0]
         if re.search("(same|expected) device", said) or said.count("torch.cuda.") == 1:
-            raise UserError(f"u is on the device '{u.device}' here, and this denoiser, or a part of "
-                            f"it, is not: move it there, or the noise to it ({said})") from error
+            raise UserError(f"u is on the device '{u.device}' here, and this denoiser, or a part "
+                            f"of it, is not: move it there, or the noise to it ({said})") from error
         if "ouble" in str(error):
             raise UserError("u and sigma are float64 here, sigma of no dimension: for a network of "
                             "single precision that takes a sigma an image give lambda u, sigma: "
