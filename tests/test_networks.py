@@ -456,7 +456,7 @@ def test_diffusers_network_takes_the_interface():
     (lambda: UNet(patch=0), "patch=0 of a U-Net: give a whole number above 0"),
     (lambda: UNet(width="8"), "width='8' of a U-Net: give a whole number"),
     (lambda: UNet(width=0), "width=0"), (lambda: UNet(width=2), "give an even number from 4 up"),
-    (lambda: UNet(width=5), "width=5 of a U-Net: give an even number"),
+    (lambda: UNet(width=33), "width=33 of a U-Net: give an even number"),
     (lambda: DiT(heads=0), "heads=0 of a transformer"), (lambda: UViT(patch=2.0), "patch=2.0 of"),
     (lambda: build("mlp", channels=0), "channels=0 of a perceptron"),
     (lambda: UViT(depth=3), "must be even"),
@@ -491,7 +491,7 @@ def test_fourier_frequencies_are_normal_with_a_scale_of_16():
     assert freqs.std().item() == pytest.approx(16, rel=0.25)
 
 
-@pytest.mark.parametrize("width", [33, 50, 100])
+@pytest.mark.parametrize("width", [34, 50, 100])
 def test_a_width_that_does_not_divide_into_groups_is_one_line(width):
     with pytest.raises(UserError, match="channels does not divide into .* another width"):
         networks.build("unet", **DDPMPP | TINY | {"width": width})
