@@ -203,7 +203,7 @@ class Training:
         self.ema = build(spec, start).to(self.device, memory_format=torch.channels_last)
         self._learning, self._averaged = ([p for p in d.parameters() if p.requires_grad]
                                           for d in (self.denoiser, self.ema))
-        self._buffers = [*zip(self.ema.buffers(), self.denoiser.buffers())]
+        self._buffers = [list(d.buffers()) for d in (self.ema, self.denoiser)]
         self.ema.eval().requires_grad_(False)
         self.objective = self._objective(start)
         self.optimizer = torch.optim.Adam(self._learning, lr=spec.learning_rate, fused=True)
@@ -283,8 +283,8 @@ class Training:
         keep = 0.5 ** (self.spec.batch / half_life)
         with torch.no_grad():
             torch._foreach_lerp_(self._averaged, self._learning, 1 - keep)
-            for average, buffer in self._buffers:
-                average.copy_(buffer)
+            if self._buffers[0]:
+                torch._foreach_copy_(*self._buffers)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Flat tensors: network.*, ema.*, optimizer.<parameter>.<moment>, step; target.* of an
