@@ -37,16 +37,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=PARTS, help="one of the parts")
     parser.add_argument("--device", default="cpu", help="of training, compile and distillation")
     asked = parser.parse_args(arguments)
-    return exit_code(lambda: _measure(asked))
+    return exit_code(lambda: _measure(asked), RuntimeError)
 
 
 def _measure(asked: argparse.Namespace) -> None:
+    """Print the rows of every part that is asked for. RuntimeError at the end names those that
+    failed, and why."""
     check_device(asked.device)
     size = QUICK if asked.quick else Size()
     print(f"{torch.get_num_threads()} thread(s), torch {torch.__version__}")
-    for name, part in PARTS.items():
-        if asked.only in (None, name):
-            show(part(size, asked.device))
+    failed = []
+    for name in [asked.only] if asked.only else PARTS:
+        try:
+            rows = PARTS[name](size, asked.device)
+        except Exception as error:  # the parts do without each other
+            failed.append(f"{name}: {type(error).__name__}: {error}")
+        else:
+            show(rows)
+    if failed:
+        raise RuntimeError("; ".join(failed))
 
 
 if __name__ == "__main__":

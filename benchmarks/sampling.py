@@ -24,7 +24,8 @@ def rows(size: Size) -> list[Row]:
     from diffusers import DDIMScheduler, HeunDiscreteScheduler, UNet2DModel
 
     unet = UNet2DModel(**diffusers_unet("cpu").network_args).eval()
-    denoiser = denoisers.Preconditioned(networks.DiffusersUNet(unet), denoisers.vp_discrete())
+    network = networks.DiffusersUNet(unet)
+    denoiser = denoisers.Preconditioned(network, denoisers.vp_discrete()).eval()
     noise = some_noise(size.batch)
     pairs = {"ddim": DDIMScheduler(), "heun": HeunDiscreteScheduler(beta_end=0.02,
                                                                     beta_start=1e-4)}

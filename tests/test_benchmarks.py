@@ -1,13 +1,16 @@
 """The benchmark compares like with like; its numbers are no test's business."""
 
 import contextlib
+import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import distillation, inverse, measuring, similarity, store, training
-from benchmarks.__main__ import show
+from benchmarks import (distillation, inverse, measuring, sampling, similarity, store,
+                        training)
+from benchmarks.__main__ import PARTS, main, show
 from benchmarks.measuring import Row, Size
 from paper_utils.errors import UserError
 
@@ -31,6 +34,37 @@ def test_a_missed_target_is_said(capsys):
     show([Row("GL", "60x", ">= 50x", True), Row("ddim", "1.20", "<= 1.0", False)])
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("target >= 50x: met") and second.endswith("target <= 1.0: MISSED")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_has_its_rows(part, monkeypatch):
+    """In this process alone; without a compiler and the matrix rate, which would take long."""
+    for module in (inverse, sampling, similarity):
+        monkeypatch.setattr(module, "alone", lambda work, *arguments: work(*arguments))
+    monkeypatch.setattr(store, "readers", lambda *processes, count: contextlib.nullcontext(
+        [types.SimpleNamespace(read=lambda way: None)] * len(processes)))
+    monkeypatch.setattr(training.training.torch, "compile", lambda network, **_: network)
+    rate = Row("training: share of the matrix rate", "1.00", "none", True)  # has its test below
+    monkeypatch.setattr(training, "matrix_share", lambda *_: rate)
+    spec = replace(training.diffusers_unet("cpu"), batch=2)
+    monkeypatch.setattr(training, "diffusers_unet", lambda device: spec)
+    tiny = Size(samples=128, images=16, slice=16, batch=1, steps=2, repeats=3, training=1,
+                images_known=64, noises=1, guided=1, restored=1, restoring=2, distilled=1,
+                distilling=1, stored=1)
+    found = PARTS[part](tiny, "cpu")
+    assert found and all(row.what and row.measured and row.target for row in found)
+
+
+def test_a_part_that_fails_is_named_at_the_end_and_the_others_go_on(monkeypatch, capsys):
+    def broken(size, device):
+        raise ValueError("no such luck")
+
+    monkeypatch.setattr("benchmarks.__main__.PARTS", {
+        "first": broken, "second": lambda size, device: [Row("GL", "60x", "none", True)]})
+    assert main([]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1].startswith("GL  60x")
+    assert printed.err == "error: first: ValueError: no such luck\n"
 
 
 def test_the_readers_of_the_store_read_its_files_both_ways():
