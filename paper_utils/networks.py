@@ -767,7 +767,8 @@ def build(arch: str, **kwargs) -> nn.Module:
     """A network by name, one of ARCHITECTURES. Raises UserError on an unknown name or argument, and
     where one that has no default is not given."""
     known = defaults(arch)
-    for name in kwargs if arch != "diffusers_unet" else ():
+    any_name = any(p.kind is p.VAR_KEYWORD for p in _parameters(arch).values())
+    for name in () if any_name else kwargs:
         choose(name, sorted(known), f"argument of {arch}")
     for name, value in known.items():
         if value is inspect.Parameter.empty and name not in kwargs:
@@ -776,9 +777,13 @@ def build(arch: str, **kwargs) -> nn.Module:
 
 
 def defaults(arch: str) -> dict:
-    """What `build` takes for this architecture, each with its default value."""
+    """What `build` takes for this architecture by a name of its own, each with its default."""
+    return {name: p.default for name, p in _parameters(arch).items()
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def _parameters(arch: str) -> dict[str, inspect.Parameter]:
     found = dict(inspect.signature(ARCHITECTURES[choose(arch, ARCHITECTURES, "arch")]).parameters)
-    found.pop("kwargs", None)  # diffusers knows which
     if found.pop("flags", None):
         found |= inspect.signature(UNetFlags).parameters
-    return {name: parameter.default for name, parameter in found.items()}
+    return found

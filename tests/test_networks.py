@@ -437,6 +437,22 @@ def test_the_defaults_are_those_of_the_classes():
     assert networks.defaults("dit")["dim"] == 384 and networks.defaults("uvit")["dim"] == 512
 
 
+@pytest.mark.parametrize("source, given", [
+    ("pass", {}), ("def __init__(self, **options): super().__init__()", {"width": 8}),
+    ("def __init__(self, depth, *rest, width=4): super().__init__()", {"depth": 2, "width": 8})])
+def test_a_class_of_ones_own_is_built_however_it_takes_its_arguments(monkeypatch, source, given):
+    space = {"nn": torch.nn}
+    exec(f"class Mine(nn.Module):\n    {source}", space)
+    monkeypatch.setitem(networks.ARCHITECTURES, "mine", space["Mine"])
+    assert isinstance(build("mine", **given), space["Mine"])
+    if "depth" in given:
+        assert set(networks.defaults("mine")) == {"depth", "width"}
+        with pytest.raises(UserError, match="mine needs depth"):
+            build("mine")
+        with pytest.raises(UserError, match="did you mean 'width'"):
+            build("mine", depth=2, widht=8)
+
+
 def test_diffusers_network_takes_the_interface():
     pytest.importorskip("diffusers")
     network = build("diffusers_unet", sample_size=16, block_out_channels=(32,), layers_per_block=1,
