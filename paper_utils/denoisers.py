@@ -68,8 +68,8 @@ class Preconditioned(nn.Module):
     """A network F and a framework make a denoiser (Karras et al. 2022, eq. 7).
 
     The coefficients are computed in the dtype of u, the network runs in its own. Raises UserError
-    for a network that is not called as `networks` says, and for labels that do not fit it, see
-    `check_labels`.
+    for a network that is not called as `networks` says, or answers with no tensor of the shape of
+    u, and for labels that do not fit it, see `check_labels`.
     """
 
     def __init__(self, network: nn.Module, framework: Framework):
@@ -125,6 +125,10 @@ class Preconditioned(nn.Module):
         dtype = next(self.network.parameters()).dtype
         told = () if augment is None else (augment,)
         out = self.network((c_in * u).to(dtype), c_noise.flatten().to(dtype), labels, *told)
+        if not isinstance(out, Tensor) or out.shape != u.shape:
+            raise UserError(f"a network answers with a tensor like x, {list(u.shape)}, not "
+                            f"{data.described(out)}: let its forward return one; UNet2DModel of "
+                            "diffusers becomes such a network by networks.DiffusersUNet")
         return c_skip * u + c_out * out.to(u.dtype)
 
 

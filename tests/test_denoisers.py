@@ -38,6 +38,16 @@ def test_discrete_vp_interpolates_the_index_in_log_sigma():
     torch.testing.assert_close(index, torch.tensor([0.5, 1.5, 2.5], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("answer, told", [
+    (lambda x: x[:, :1], r"float32 \[2, 1, 4, 4\]"), (lambda x: {"sample": x}, "dict")])
+def test_a_network_answers_with_a_tensor_like_its_input(answer, told):
+    """One of another shape would be broadcast, train, and be sampled."""
+    network = Recorder(torch.zeros(1))
+    network.forward = lambda x, noise_label, labels: answer(x)
+    with pytest.raises(UserError, match=rf"a tensor like x, \[2, 3, 4, 4\], not {told}: "):
+        Preconditioned(network, framework("edm"))(torch.zeros(2, 3, 4, 4), 1.0)
+
+
 def beta_integral(t: float) -> float:
     """The integral of beta(s) = 0.1 + 19.9 s by the midpoint rule: exact for a linear function."""
     n = 1000
