@@ -347,6 +347,14 @@ def test_an_architecture_of_ones_own_is_trained_again_when_its_source_changes(
     assert found[0].architecture == "mine"
 
 
+@pytest.mark.parametrize("wrong, words", [
+    ({"network": "unte"}, "unknown network 'unte': did you mean 'unet'"),
+    ({"framework": "edn-consistency"}, "unknown framework 'edn': did you mean 'edm'")])
+def test_a_misspelt_network_or_framework_is_not_trained(images, wrong, words):
+    with pytest.raises(UserError, match=words):
+        models.train(replace(TINY, **wrong), images)
+
+
 def test_an_architecture_without_a_source_is_not_kept(images, monkeypatch):
     space: dict = {"__name__": "nowhere"}
     exec(OWN, space)
