@@ -396,6 +396,8 @@ def _one(options: argparse.Namespace) -> int:
     output = options.output or folder / "executed" / notebook.name
     if os.path.isdir(output):
         raise UserError(f"{output} is a folder: give the name of a file in it")
+    if output.suffix != ".ipynb":
+        raise UserError(f"{output} would become a notebook: give a name that ends in .ipynb")
     if os.path.exists(output) and output.samefile(notebook):
         raise UserError(f"{output} is the notebook itself: give --output another file")
     for other, what in ((notebook, "the notebook"), (output, "its output")) if options.log else ():

@@ -65,6 +65,14 @@ def test_a_folder_as_output_is_refused_before_the_work(tmp_path, capsys):
     assert names(tmp_path) == ["tiny.ipynb"]
 
 
+def test_an_output_that_is_named_as_no_notebook_is_not_replaced_by_one(tmp_path, capsys):
+    path, other = notebook(tmp_path / "tiny.ipynb", "raise SystemExit"), tmp_path / "README.md"
+    other.write_text("words")
+    assert run.main([str(path), "--output", str(other)]) == 2
+    assert "give a name that ends in .ipynb" in capsys.readouterr().err
+    assert other.read_text() == "words"
+
+
 def test_a_notebook_is_never_written_over_itself(tmp_path, capsys):
     path = notebook(tmp_path / "tiny.ipynb", "raise SystemExit")
     before = path.read_bytes()
@@ -113,19 +121,19 @@ def test_parameters_that_are_no_plain_values_are_a_mistake():
 
 
 def test_a_pipe_or_a_device_is_no_output(tmp_path, capsys):
-    path, pipe = notebook(tmp_path / "tiny.ipynb", "raise SystemExit"), tmp_path / "pipe"
+    path, pipe = notebook(tmp_path / "tiny.ipynb", "raise SystemExit"), tmp_path / "pipe.ipynb"
     os.mkfifo(pipe)
     assert run.main([str(path), "--output", str(pipe)]) == 2
     assert capsys.readouterr().err == (f"error: {pipe} is no regular file: give the name of "
                                        "another one\n")
-    assert pipe.is_fifo() and names(tmp_path) == ["pipe", "tiny.ipynb"]
+    assert pipe.is_fifo() and names(tmp_path) == ["pipe.ipynb", "tiny.ipynb"]
 
 
 @pytest.mark.parametrize("option", ["--output", "--log"])
 def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, option, capsys):
     path = notebook(tmp_path / "tiny.ipynb", "raise SystemExit")
     (tmp_path / "file").write_text("")
-    words = {"--output": str(tmp_path / "o.ipynb"), option: str(tmp_path / "file" / "x")}
+    words = {"--output": str(tmp_path / "o.ipynb"), option: str(tmp_path / "file" / "x.ipynb")}
     assert run.main([str(path), *(word for pair in words.items() for word in pair)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: cannot write {tmp_path / 'file'}")
@@ -389,7 +397,8 @@ def test_another_failure_of_the_system_is_not_called_a_full_disk(tmp_path, monke
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     monkeypatch.setattr("papermill.execute_notebook", broken)
-    assert run.main([str(notebook(tmp_path / "n.ipynb")), "--output", str(tmp_path / "o")]) == 1
+    path, out = notebook(tmp_path / "n.ipynb"), tmp_path / "o.ipynb"
+    assert run.main([str(path), "--output", str(out)]) == 1
     assert capsys.readouterr().err == "error: [Errno 32] Broken pipe\n"
 
 
