@@ -320,8 +320,8 @@ def closed(options: argparse.Namespace) -> None:
     images = data.load(profile.dataset)
     known = models.closed_forms(images, profile.bag)
     known[conditional.GAUSSIAN] = conditional.gaussian(images)
-    for name in options.models:
-        model = known[choose(name, known, "closed form")]
+    for name in [choose(name, known, "closed form") for name in options.models]:
+        model = known[name]
         section = next(s for s in sections() if not model.classes or s.folder == zoo.CONDITIONAL)
         folder, noises = section.folder, options.noises or section.noises
         _check_noises(noises, name, folder)
@@ -337,8 +337,8 @@ def guided(options: argparse.Namespace) -> None:
 
     images = data.load(profiles.get("laptop").dataset)
     found = conditional.trained(profiles.get("laptop"), images)
-    for name in options.models:
-        one = found[choose(name, found, "conditional model")]
+    for name in [choose(name, found, "conditional model") for name in options.models]:
+        one = found[name]
         for model in (conditional.guided(one, w) for w in conditional.WEIGHTS if w != 1):
             noises = options.noises or section_of(name).noises
             _check_noises(noises, model.name, zoo.CONDITIONAL)
@@ -355,8 +355,8 @@ def restored(options: argparse.Namespace) -> None:
     profile = profiles.get("laptop")
     images, training_set = reconstructions.held_out(profile), data.load(profile.dataset)
     closed = reconstructions.references(training_set, profile)
-    for name in options.models:
-        choose(name, [*profile.families, *closed], "model of the inverse problems")
+    known = [*profile.families, *closed]
+    for name in [choose(name, known, "model of the inverse problems") for name in options.models]:
         model = closed[name] if name in closed else models.shipped(name)
         answers = [reconstructions.answer(model, problem, images, profile.guided_steps)
                    for problem in reconstructions.PROBLEMS]

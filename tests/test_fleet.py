@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from paper_utils import (artifacts, contrast, data, fetching, fleet, models, recipes, tables,
-                         training, zoo)
+from paper_utils import (artifacts, conditional, contrast, data, fetching, fleet, models, recipes,
+                         tables, training, zoo)
 from paper_utils.errors import UserError, ended_by_signals
 from paper_utils.noise import NoiseBank
 from paper_utils.paths import cache_dir
@@ -331,6 +331,23 @@ def test_cifar10_travels_as_sheets(tmp_path, monkeypatch, capsys):
     found = data.load("cifar10")
     assert found.hash == here
     assert json.loads(json.dumps(found.labels[:3].tolist())) == [6, 9, 9]
+
+
+@pytest.mark.parametrize("words", [
+    ["closed", "gaussian", "gausian"], ["guided", "edm-cond", "emd-cond"],
+    ["restored", "edm", "emd", "--made", "in a test"]])
+def test_a_misspelt_name_ends_the_command_before_the_first_sheet(words, monkeypatch, capsys):
+    def sample(*_, **__):
+        raise AssertionError("a sheet was made")
+
+    bundled = data.load("bundled")
+    monkeypatch.setattr(data, "load", lambda *_: bundled)
+    monkeypatch.setattr(models, "shipped", sample)
+    monkeypatch.setattr(models.samplers, "sample_gaussian", sample)
+    monkeypatch.setattr(conditional, "trained", lambda *_: {"edm-cond": SimpleNamespace()})
+    monkeypatch.setattr(conditional, "guided", sample)
+    assert fleet.main(words) == 2
+    assert f"did you mean '{words[1]}'" in capsys.readouterr().err
 
 
 def test_a_shipped_sheet_is_not_replaced_by_a_smaller_one(monkeypatch, tmp_path):
