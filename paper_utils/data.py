@@ -3,9 +3,11 @@
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -227,17 +229,16 @@ def from_folder(path: str | Path) -> Images:
     """The PNG, JPEG, WebP and BMP files of a folder, 8-bit and all of one size, as RGB.
 
     In natural order of their names, 2 before 10; named after the folder, without labels (all 0).
-    Raises UserError for no such folder, for one without images, for a file that is not whole, has
-    more than 8 bits or another size than the first one.
+    Warns of files with other suffixes, which are left out. Raises UserError for no such folder, for
+    one without images, for a file that is not whole, has more than 8 bits or another size than the
+    first one.
     """
-    folder = Path(path).expanduser().resolve()
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: give that which has the images")
-    files = sorted((file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES
-                    and not file.name.startswith(".")), key=_natural)
-    if not files:
-        raise UserError(f"{folder} has no image: it needs files {', '.join(SUFFIXES)} in itself, "
-                        "not in folders below")
+    files, others = _files(path)
+    folder = files[0].parent
+    if others:
+        kinds = ", ".join(sorted({file.suffix or file.name for file in others}))
+        warnings.warn(f"{len(others)} file(s) of {folder} are left out ({kinds}): images are "
+                      f"{', '.join(SUFFIXES)}", stacklevel=2)
     pictures: list[np.ndarray] = []
     for file in progress(files, f"reading {folder.name}", len(files), "image"):
         pictures.append(_picture(file))
@@ -248,9 +249,37 @@ def from_folder(path: str | Path) -> Images:
     return from_numpy(np.stack(pictures), name=folder.name)
 
 
+def paired(folder: str | Path, other: str | Path) -> tuple[Images, Images]:
+    """The images of two folders, as `from_folder` has them, where each has its partner's name.
+
+    The suffixes of the two may differ. Raises UserError as `from_folder` does, and for a file
+    without a partner.
+    """
+    for pair in zip_longest(_files(folder)[0], _files(other)[0]):
+        if len({file and file.stem for file in pair}) > 1:
+            lone = min(filter(None, pair), key=_natural)
+            raise UserError(f"{lone} has no partner of its name in "
+                            f"{other if lone is pair[0] else folder}: add it there, or take this "
+                            "one out")
+    return from_folder(folder), from_folder(other)
+
+
+def _files(path: str | Path) -> tuple[list[Path], list[Path]]:
+    """The images of a folder in natural order, and its other files; UserError without images."""
+    folder = Path(path).expanduser().resolve()
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: give that which has the images")
+    found = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    files = sorted((file for file in found if file.suffix.lower() in SUFFIXES), key=_natural)
+    if not files:
+        raise UserError(f"{folder} has no image: it needs files {', '.join(SUFFIXES)} in itself, "
+                        "not in folders below")
+    return files, [file for file in found if file not in files and file.is_file()]
+
+
 def _natural(file: Path) -> tuple[list[str | int], str]:
     """Sorts 'a2.png' before 'a10.png'."""
-    words = re.split(r"(\d+)", file.name)
+    words = re.split(r"(\d+)", file.stem)
     return [int(word) if word.isdecimal() else word for word in words], file.name
 
 

@@ -172,6 +172,31 @@ def test_a_folder_is_read_in_natural_order(folder):
     assert images.labels.tolist() == [0] * 5 and images.pixels.is_contiguous()
 
 
+def test_files_that_are_left_out_are_said_in_one_line(folder):
+    (folder / "a3.tiff").write_text("no image")
+    with pytest.warns(UserWarning, match=r"2 file.s. of .*mine are left out .\.tiff, \.txt.: "
+                      ) as said:
+        data.from_folder(folder)
+    assert len(said) == 1 and "\n" not in str(said[0].message)
+
+
+def test_two_folders_are_paired_by_name_and_not_by_order(folder):
+    other = folder.parent / "theirs"
+    other.mkdir()
+    for file in folder.glob("a*"):
+        Image.new("RGB", (8, 4), (7,) * 3).save(other / f"{file.stem}.png")
+    mine, theirs = data.paired(folder, str(other))
+    assert mine.hash == data.from_folder(folder).hash and len(theirs) == 5
+    assert theirs.hash == data.from_folder(other).hash != mine.hash
+    (other / "a100.png").unlink()
+    with pytest.raises(UserError, match="a100.jpg has no partner of its name in .*theirs: add"):
+        data.paired(folder, other)
+    (folder / "a2.PNG").unlink()  # as many files in both, of which two have none
+    with pytest.raises(UserError, match="a2.png has no partner of its name in .*mine: ") as failure:
+        data.paired(folder, other)
+    one_line(failure)
+
+
 def test_a_folder_keeps_rows_columns_and_colours(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (4, 8, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "1.png")

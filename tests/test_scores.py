@@ -515,7 +515,7 @@ def test_two_folders_of_images_are_scored_as_the_readme_says(tmp_path, monkeypat
             picture = (pixels.int() + shift).clamp(0, 255).byte().permute(1, 2, 0).numpy()
             Image.fromarray(picture).save(tmp_path / name / f"{k}.png")
     text = (data.BUNDLED.parents[2] / "README.md").read_text()
-    code = re.search(r"(?m)^    from paper_utils import data, descriptors, scores$(\n|    .*|\n)+", text)
+    code = re.search(r"(?m)^    from paper_utils import data, .*, tables$(\n|    .*|\n)+", text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "load", lambda name: bundled)
     exec("\n".join(line[4:] for line in code[0].splitlines()), {})
