@@ -31,7 +31,8 @@ from paper_utils.samplers import Solver
 BANK = NoiseBank()
 CLOSED_FORMS = ("optimal", "gaussian", "local")
 ONE_STEP = ("progressive-1", "cd", "ct")  # the students that join the models of section 2
-FAMILIES = {"uvit": "transformer", "dit": "transformer", "mlp": "perceptron"}  # else a U-Net
+FAMILIES = {**dict.fromkeys(("unet", "multistage", "diffusers_unet"), "U-Net"),
+            "uvit": "transformer", "dit": "transformer", "mlp": "perceptron"}  # else 'other'
 SAVED = 60.0  # seconds between two checkpoints of a training
 
 
@@ -50,7 +51,7 @@ class Model:
     """
 
     name: str
-    family: str  # 'U-Net', 'transformer', 'perceptron', 'closed form', 'GAN' or 'VAE'
+    family: str  # of FAMILIES, 'other' or 'yours'; 'closed form', 'GAN' or 'VAE'
     architecture: str
     framework: str
     solver: Solver | None
@@ -69,7 +70,7 @@ class Model:
 
     @property
     def trained_diffusion(self) -> bool:
-        return self.family in ("U-Net", "transformer", "perceptron")
+        return self.family not in ("closed form", "GAN", "VAE")
 
 
 # --- making models ------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: 
     """
     classes, device = tuple(range(denoiser.classes)), next(denoiser.parameters()).device
     return Model(
-        name=spec.name, family=FAMILIES.get(spec.network, "U-Net"),
+        name=spec.name, family=FAMILIES.get(spec.network, "other"),
         architecture=_architecture(spec, denoiser.network),
         framework=denoiser.framework.label, solver=spec.solver,
         evaluations=spec.solver.evaluations, parameters=networks.count_parameters(denoiser),
@@ -99,8 +100,10 @@ def from_denoiser(name: str, denoiser: denoisers.Denoiser, solver: Solver = Solv
 
     version: a word that you change whenever the denoiser does. Its samples are kept under its name,
     version and solver, where it is an nn.Module the hash of its weights, and of a Preconditioned
-    that of its framework too. shape: of a noise. device: by default that of its parameters. Raises
-    UserError for what is no denoiser, and without a version for all but a Preconditioned.
+    that of its framework too. shape: of a noise. device: by default that of its parameters. It
+    counts as a trained diffusion model of the family 'yours', so that it joins those of section 2;
+    one that nobody trained is dataclasses.replace(model, family="closed form"). Raises UserError
+    for what is no denoiser, and without a version for all but a Preconditioned.
     """
     samplers.check_denoiser(denoiser)
     module, told = isinstance(denoiser, nn.Module), {}

@@ -64,6 +64,7 @@ def test_a_denoiser_of_mine_is_a_model_whose_samples_are_kept():
     other = models.from_denoiser("mine", perturbed(perturbed(training.build(TINY))),
                                  Solver("heun", 3))
     assert not torch.equal(models.samples(mine, 2), models.samples(other, 2))
+    assert mine.trained_diffusion and not replace(mine, family="closed form").trained_diffusion
     again = models.resolved(mine, Solver("heun", 2))
     assert again.identity != mine.identity and again.evaluations == 3
 
@@ -344,7 +345,8 @@ def test_an_architecture_of_ones_own_is_trained_again_when_its_source_changes(
         monkeypatch.setitem(networks.ARCHITECTURES, "mine", module.Net)
         found.append(models.train(spec, images)[0])
     assert found[0].identity == found[1].identity != found[2].identity
-    assert found[0].architecture == "mine"
+    assert (found[0].architecture, found[0].family) == ("mine", "other")
+    assert found[0].trained_diffusion
 
 
 @pytest.mark.parametrize("wrong, words", [
