@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from paper_utils import artifacts, contrast, data, denoisers, models, networks, noise, precision
-from paper_utils import profiles, tables, training, zoo
+from paper_utils import profiles, recipes, tables, training, zoo
 from paper_utils.errors import UserError
 from paper_utils.models import Model
 from paper_utils.noise import NoiseBank
@@ -347,6 +348,23 @@ def test_an_architecture_of_ones_own_is_trained_again_when_its_source_changes(
     assert found[0].identity == found[1].identity != found[2].identity
     assert (found[0].architecture, found[0].family) == ("mine", "other")
     assert found[0].trained_diffusion
+
+
+def test_a_network_of_ones_own_trains_as_the_readme_says(images, tmp_path, monkeypatch):
+    """On few images, with two steps."""
+    text = (data.BUNDLED.parents[2] / "README.md").read_text()
+    code = re.search(r"(?m)^    from dataclasses import replace$(\n|    .*|\n)+", text)[0]
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "a_network.py").write_text(OWN)
+    edm = replace(recipes.specs("laptop")["edm"], images=16, images_seen=16, batch=8,
+                  solver=Solver("euler", 1))
+    monkeypatch.setattr(recipes, "specs", lambda profile: {"edm": edm})
+    monkeypatch.setattr(data, "load", lambda name: images)
+    monkeypatch.setattr(networks, "ARCHITECTURES", dict(networks.ARCHITECTURES))
+    space = {"MyNetwork": importlib.import_module("a_network").Net}
+    exec("\n".join(line[4:] for line in code.splitlines()), space)
+    assert space["model"].architecture == "mine" and len(space["losses"]) == 2
+    assert space["images"].shape == (512, 3, 32, 32)
 
 
 @pytest.mark.parametrize("wrong, words", [
