@@ -41,7 +41,7 @@ SIZES = tuple(field.name for field in fields(Profile) if field.type is int)
 # a chance level compares different noises or images; one step of Algorithm 1 guides nothing
 LEAST = dict.fromkeys(("noises", "grid_noises", "transfer_noises", "class_noises", "measured",
                        "guided_steps"), 2)
-MOST = 10**6  # noises of any kind
+MOST = dict.fromkeys(SIZES, 10**6) | {"hyperplane": 1_000}  # which is squared
 
 PROFILES = {
     "smoke": Profile("smoke", "bundled", noises=32, live=2, held_out=64, hyperplane=4,
@@ -67,7 +67,7 @@ def get(name: str, **overrides: int | None) -> Profile:
     """The profile of that name with single sizes overridden (None or 0 keeps the profile's own).
 
     Raises UserError for an unknown profile or size, a size that is not a positive integer, 1 where
-    LEAST asks for two, or more noises than MOST.
+    LEAST asks for two, or one above MOST.
     """
     profile = PROFILES[choose(name, PROFILES, "profile")]
     for size, value in overrides.items():
@@ -76,6 +76,6 @@ def get(name: str, **overrides: int | None) -> Profile:
         if value is not None and (type(value) is not int or value and value < least):
             raise UserError(f"{size}={value!r}: give a whole number of at least {least}, or 0 for "
                             f"the {name} profile's own {getattr(profile, size)}")
-        if value and size.endswith("noises") and value > MOST:
-            raise UserError(f"{size}={value}: give at most {MOST:,}")
+        if value and value > MOST[size]:
+            raise UserError(f"{size}={value}: give at most {MOST[size]:,}")
     return replace(profile, **{k: v for k, v in overrides.items() if v})

@@ -31,11 +31,12 @@ def test_mistakes_name_what_is_valid(name, sizes, words):
     assert "\n" not in str(failure.value)
 
 
-@pytest.mark.parametrize("size", ["noises", "grid_noises"])
-def test_a_million_noises_are_enough(size):
-    assert getattr(profiles.get("smoke", **{size: 10**6}), size) == 10**6
-    with pytest.raises(UserError, match=f"{size}=1000001: give at most 1,000,000"):
-        profiles.get("smoke", **{size: 10**6 + 1})
+@pytest.mark.parametrize("size", profiles.SIZES)
+def test_no_size_is_beyond_what_a_machine_holds(size):
+    most = 10**3 if size == "hyperplane" else 10**6
+    assert getattr(profiles.get("smoke", **{size: most}), size) == most
+    with pytest.raises(UserError, match=f"{size}={most + 1}: give at most {most:,}"):
+        profiles.get("smoke", **{size: most + 1})
 
 
 def test_profiles_grow_and_the_paper_one_is_the_papers():
