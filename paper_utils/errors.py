@@ -90,8 +90,9 @@ def exit_code(command: Callable[[], int | None], *failures: type[Exception],
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, UserError) else 1
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed: `make` installs all, and so does "
-              "pip install -e '.[notebooks,report]'", file=sys.stderr, flush=True)
+        print(f"error: {error.name} is not installed: `make` installs what notebooks need, "
+              "`make test` also the rest, and pip install -e '.[notebooks,report,test]' all",
+              file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr, flush=True)

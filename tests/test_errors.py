@@ -20,7 +20,8 @@ def raises(error):
     (UserError("no such model"), 2, "error: no such model\n"),
     (PermissionError(13, "no entry", "x"), 1, "error: [Errno 13] no entry: 'x'\n"),
     (ModuleNotFoundError("no", name="papermill"), 1, "error: papermill is not installed: `make` "
-     "installs all, and so does pip install -e '.[notebooks,report]'\n"),
+     "installs what notebooks need, `make test` also the rest, and pip install -e "
+     "'.[notebooks,report,test]' all\n"),
     (KeyboardInterrupt(), 130, "interrupted\n")])
 def test_every_end_but_success_is_one_line(error, code, said, capsys):
     assert errors.exit_code(lambda: raises(error)) == code
