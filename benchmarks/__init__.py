@@ -1,7 +1,8 @@
 """Ratios against the code people would write otherwise: `python -m benchmarks [--quick]`.
 
-Both sides of a ratio are timed in the same run, turn by turn; the median of the repeats counts.
-Let nothing else run meanwhile.
+Both sides of a ratio are timed in the same run, turn by turn. The median of the rounds is shown,
+and a target is missed when three rounds in four, or more, are beyond it. Let nothing
+else run meanwhile.
 
 store         artifacts read by eight processes at once through the store, against plain reading of
               the same files: sha256, then safetensors

@@ -6,7 +6,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import Row, Size, in_turns, quartiles_over, some_noise
+from benchmarks.measuring import Row, Size, in_turns, quartiles_over, some_noise, within
 from benchmarks.training import Ours, wait_for
 from paper_utils import networks, recipes, training
 from paper_utils.denoisers import CONSISTENCY
@@ -74,10 +74,7 @@ def rows(size: Size, device: str) -> list[Row]:
 
 
 def overhead(spec: training.Spec, steps: int, repeats: int, device: str) -> tuple[Row, float]:
-    """Time of a step over that of its evaluations alone, and its images per second.
-
-    Missed when three rounds in four, or more, are beyond the target.
-    """
+    """Time of a step over that of its evaluations alone, and its images per second."""
     ours = distilled(spec, device)
     bare = Bare(ours.run)
     for loop in (ours, bare):
@@ -88,7 +85,7 @@ def overhead(spec: training.Spec, steps: int, repeats: int, device: str) -> tupl
     shown = (f"{ratio:.2f}x the time (quartiles {low:.2f} to {high:.2f}; {rate:.0f} against "
              f"{bound:.0f} images/s)")
     row = Row(f"distillation ({spec.objective}) against three forward passes and one backward, "
-              f"batch {spec.batch}", shown, "< 1.15x", low < 1.15)
+              f"batch {spec.batch}", shown, "<= 1.15x", within(mine, other, 1.15))
     return row, rate
 
 

@@ -30,6 +30,12 @@ def test_works_take_turns():
     assert order.count("a") == order.count("b") == 3 and order[:4] in (list("abba"), list("baab"))
 
 
+@pytest.mark.parametrize("slow, met", [(2, True), (3, False)])
+def test_a_target_is_missed_when_three_rounds_in_four_are_beyond_it(slow, met):
+    mine = slow * [1.2] + (4 - slow) * [1.0]
+    assert measuring.within(mine, 4 * [1.0], 1.02) == met
+
+
 def test_a_missed_target_is_said(capsys):
     show([Row("GL", "60x", ">= 50x", True), Row("ddim", "1.20", "<= 1.0", False)])
     first, second = capsys.readouterr().out.splitlines()
@@ -48,7 +54,7 @@ def test_every_part_has_its_rows(part, monkeypatch):
     monkeypatch.setattr(training, "matrix_share", lambda *_: rate)
     spec = replace(training.diffusers_unet("cpu"), batch=2)
     monkeypatch.setattr(training, "diffusers_unet", lambda device: spec)
-    tiny = Size(samples=128, images=16, slice=16, batch=1, steps=2, repeats=3, training=1,
+    tiny = Size(samples=128, images=16, slice=16, batch=1, steps=2, repeats=6, training=1,
                 images_known=64, noises=1, guided=1, restored=1, restoring=2, distilled=1,
                 distilling=1, stored=1)
     found = PARTS[part](tiny, "cpu")
