@@ -1,6 +1,7 @@
 """Time and memory: how they are taken, and the row that says whether a target is met."""
 
 import multiprocessing
+import os
 import re
 import resource
 import sys
@@ -111,6 +112,24 @@ def alone(work: Callable[..., int], *arguments: object) -> int:
     """What a function of a module returns when a process of its own calls it."""
     with ProcessPoolExecutor(1, PROCESSES) as pool:
         return pool.submit(work, *arguments).result()
+
+
+def at_the_same_time(count: int, threads: int = 1, **environment: str) -> ProcessPoolExecutor:
+    """A pool of `count` processes, each of which is to `wait_for_all` in every work it is given."""
+    return ProcessPoolExecutor(count, PROCESSES, _start,
+                               (PROCESSES.Barrier(count), threads, environment))
+
+
+def _start(barrier, threads: int, environment: dict[str, str]) -> None:
+    global _barrier
+    _barrier = barrier
+    os.environ.update(environment)
+    torch.set_num_threads(threads)
+
+
+def wait_for_all() -> None:
+    """Until every process of the pool is here, so that each of them does one work."""
+    _barrier.wait()
 
 
 def peak_memory() -> int:

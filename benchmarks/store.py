@@ -1,17 +1,16 @@
 """The store of artifacts against plain reading of its files."""
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.measuring import PROCESSES, Row, Size, in_turns, quartiles_over, within
+from benchmarks.measuring import (Row, Size, at_the_same_time, in_turns, quartiles_over,
+                                  wait_for_all, within)
 from paper_utils import artifacts, files
 from paper_utils.errors import UserError
 
@@ -37,8 +36,7 @@ class Readers:
 
     def __init__(self, processes: int, count: int, cache: Path):
         self.processes, self.count, self.cache = processes, count, cache
-        self.pool = ProcessPoolExecutor(processes, PROCESSES, _start,
-                                        (cache, PROCESSES.Barrier(processes)))
+        self.pool = at_the_same_time(processes, PAPER_UTILS_CACHE=str(cache))
 
     def read(self, way: str) -> None:
         """Read all of them in every process; way: 'store' or 'plain'."""
@@ -46,15 +44,8 @@ class Readers:
             pass
 
 
-def _start(cache: Path, barrier) -> None:
-    global together
-    together = barrier  # before each reading, so that every process does one
-    os.environ["PAPER_UTILS_CACHE"] = str(cache)
-    torch.set_num_threads(1)
-
-
 def _read(way: str, count: int) -> None:
-    together.wait()
+    wait_for_all()
     if any(float(WAYS[way](k)["x"][-1]) != k for k in range(count)):
         raise RuntimeError("an artifact holds another's numbers")
 

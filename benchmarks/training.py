@@ -1,13 +1,13 @@
 """Our training loop against the loop of diffusers' example and a plain one; torch.compile."""
 
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from statistics import median
 
 import torch
 from torch import nn
 
-from benchmarks.measuring import PROCESSES, Row, Size, in_turns, seconds, some_pixels, within
+from benchmarks.measuring import (Row, Size, at_the_same_time, in_turns, seconds, some_pixels,
+                                  wait_for_all, within)
 from paper_utils import artifacts, data, precision, recipes, training
 
 
@@ -196,22 +196,15 @@ def at_once(size: Size, device: str) -> list[Row]:
 def concurrently(count: int, steps: int, device: str) -> list[float]:
     """Images per second of each of `count` processes that train at the same time."""
     threads = torch.get_num_threads() if count == 1 else 1
-    with ProcessPoolExecutor(count, PROCESSES, _start,
-                             (threads, PROCESSES.Barrier(count))) as pool:
+    with at_the_same_time(count, threads) as pool:
         return list(pool.map(_rate, [4 * steps] * count, [device] * count))
-
-
-def _start(threads: int, barrier) -> None:
-    global together
-    together = barrier  # all are ready, and each process trains one model
-    torch.set_num_threads(threads)
 
 
 def _rate(steps: int, device: str) -> float:
     spec = diffusers_unet(device)
     loop = Ours(spec, device)
     loop.steps(2)
-    together.wait()
+    wait_for_all()
     return steps * spec.batch / seconds(lambda: loop.steps(steps))
 
 
