@@ -4,9 +4,10 @@ Both sides of a ratio are timed in the same run, turn by turn. The median of the
 and a target is missed when three rounds in four, or more, are beyond it. Let nothing
 else run meanwhile.
 
-store         artifacts read by eight processes at once through the store, against plain reading of
-              the same files: sha256, then safetensors
+store         artifacts read by eight processes at once through the store, against reading the same
+              files by hand: sha256, then safetensors; and against safetensors alone
 GL            max_i M(x, y_i) of every sample, against the loop of the authors' `mscore` in numpy
+              and against (a @ b.T).max(1)
 sampling      the same network, equally many evaluations, against a loop over a diffusers scheduler
 optimal       256 samples of the optimal denoiser of 32,768 images, and its memory
 inverse       Algorithm 1 step by step against deepinv's DPS in its deterministic setting, and its

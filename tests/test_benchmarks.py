@@ -79,16 +79,18 @@ def test_the_readers_of_the_store_read_its_files_both_ways():
             two.read(way)
         next(two.cache.rglob("*.safetensors")).write_bytes(b"damaged")
         with pytest.raises(UserError, match="is damaged"):
-            two.read("plain")
+            two.read("by hand")
 
 
 @pytest.mark.parametrize("slowness, met", [(1.09, True), (1.11, False)])
 def test_the_store_is_judged_by_plain_reading(monkeypatch, slowness, met):
-    monkeypatch.setattr(store, "in_turns", lambda *_: [[slowness] * 3, [1.0] * 3, [0.5] * 3])
+    monkeypatch.setattr(store, "in_turns", lambda *_: [[slowness] * 3, [1.0] * 3,
+                                                          [0.2] * 3, [0.5] * 3])
     monkeypatch.setattr(store, "readers", lambda *_, count: contextlib.nullcontext((None, None)))
-    eight, one = store.rows(Size(stored=10))
+    eight, bare, one = store.rows(Size(stored=10))
     assert eight.met == met and f"{slowness}x" in eight.measured
     assert "against 320 MiB/s" in eight.measured and one.measured == "80 MiB/s" and one.met
+    assert bare.measured.startswith(f"{slowness / 0.2:.2f}x the time") and bare.met
 
 
 def test_memory_is_that_of_the_process_itself():
