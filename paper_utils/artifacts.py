@@ -82,6 +82,8 @@ def load_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
 
     Raises UserError for a file that is not one; a pickle (.pt, .pth, .pkl, .ckpt) is never loaded.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give a safetensors file")
     try:
         with safe_open(path, "pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}

@@ -444,8 +444,6 @@ def weights_of(path: str | Path, student: training.Spec | None = None) -> artifa
     if not path.exists():
         places = "" if given.is_absolute() else f", neither from {Path.cwd()} nor from the root"
         raise UserError(f"there is no {given}{places}: give a safetensors file's whole path")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give a safetensors file")
     path = path.resolve()  # of the zoo or not, wherever it was named from
     tensors, metadata = artifacts.load_tensors(path)
     made = _specification(metadata)

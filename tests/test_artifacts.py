@@ -416,7 +416,7 @@ def test_a_pickle_is_never_loaded(tmp_path, name):
 
 
 def test_other_unreadable_weights(tmp_path):
-    with pytest.raises(UserError, match="no whole safetensors"):
+    with pytest.raises(UserError, match="is a folder: give a safetensors file"):
         artifacts.load_tensors(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         artifacts.load_tensors(tmp_path / "nothing.safetensors")

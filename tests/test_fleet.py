@@ -239,6 +239,8 @@ def test_a_slim_checkpoint_enters_the_zoo_as_the_whole_one_does(folder, capsys):
     capsys.readouterr()
     assert fleet.main(["slim", str(path), "--out", str(folder)]) == 2
     assert "another folder" in capsys.readouterr().err
+    assert fleet.main(["slim", str(folder), "--out", str(small.parent)]) == 2
+    assert f"{folder} is a folder: give a safetensors file" in capsys.readouterr().err
 
 
 def test_a_slim_checkpoint_is_nothing_to_go_on_from(folder):
