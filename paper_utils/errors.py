@@ -55,8 +55,8 @@ def check_device(device):
         raise UserError(f"unknown device {device!r}: use 'cpu', 'cuda' or 'cuda:1'")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device!r} was asked for, but this machine has no CUDA GPU: "
-                        "use device='cpu' (--device cpu on a command line, and with make "
-                        'ON="--device cpu")')
+                        "use device='cpu' (--device cpu on a command line, -p device cpu with "
+                        'papermill, ON="--device cpu" with make)')
     if kind == "cuda" and index >= (count := torch.cuda.device_count()):
         raise UserError(f"device {device!r} was asked for, but this machine has {count} GPU(s), "
                         "which are counted from 'cuda:0'")

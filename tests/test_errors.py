@@ -66,7 +66,8 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
 
 def test_a_gpu_asked_for_where_there_is_none_names_every_way_to_the_cpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match="no CUDA GPU: use device='cpu'.*ON=\"--device cpu\""):
+    with pytest.raises(UserError, match="no CUDA GPU: use device='cpu'.*-p device cpu with "
+                       "papermill.*ON=\"--device cpu\""):
         errors.check_device("cuda")
 
 
