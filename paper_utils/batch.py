@@ -379,19 +379,20 @@ def plan(batch: Batch) -> Iterator[str]:
     todo = [job for job in known.values() if str(job.marker) in pending]
     pages = [page for page in report.pages(batch.folder.parent)
              if any(path.endswith(f"/{page.name}.ipynb") for path in pending)]
-    unit = graph.unit(device)
     yield (f"{batch.profile}: {len(todo)} of {len(known)} jobs and {len(pages)} notebooks to run, "
-           f"{graph.hours(todo, device):,.1f} {unit} for the jobs")
+           f"{graph.cost(todo, device)} for the jobs")
     for kind in dict.fromkeys(job.kind for job in todo):
         part = [job for job in todo if job.kind == kind]
         models = sum(len(job.models) for job in part)
-        hours = f"{graph.hours(part, device):>9,.1f} {unit}"
-        yield f"  {kind:<7} {models:>4} models in {len(part):>3} jobs {hours}"
+        yield (f"  {kind:<7} {models:>4} models in {len(part):>3} jobs "
+               f"{graph.cost(part, device, 9)}")
+    absent = () if profiles.PROFILES[batch.profile].imagenet else ("fig_imagenet",)
     for page in pages:
         needed = [job for job in todo if page.name in job.notebooks]
-        hours = f"{graph.hours(needed, device):>9,.1f} {unit}"
-        yield f"  {page.name:<21} needs {len(needed):>3} jobs {hours}, gives"
-        yield f"    {', '.join(figure.name for figure in page.figures) or 'no figure'}"
+        yield (f"  {page.name:<21} needs {len(needed):>3} jobs {graph.cost(needed, device, 9)}, "
+               "gives")
+        names = [figure.name for figure in page.figures if figure.name not in absent]
+        yield f"    {', '.join(names) or 'no figure'}"
     if todo:
         kind = graph.kind_of(device)
         yield (f"hours are operations / {graph.SPEED[kind]:.0e} a second, which "

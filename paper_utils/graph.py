@@ -72,8 +72,8 @@ class Job:
 
     def about(self, device: str) -> str:
         """One line: what it makes, how long it should take, for which notebooks."""
-        return (f"{self.name}: {', '.join(self.models)}; {hours([self], device):.1f} "
-                f"{unit(device)}, for {', '.join(self.notebooks)}")
+        return (f"{self.name}: {', '.join(self.models)}; {cost([self], device)}, for "
+                f"{', '.join(self.notebooks)}")
 
     def arguments(self, profile: str, device: str) -> str:
         """Of the command that does it, `python -m paper_utils.jobs`."""
@@ -99,6 +99,14 @@ def unit(device: str) -> str:
 def hours(jobs: Iterable[Job], device: str) -> float:
     """How long these jobs should take, one after the other."""
     return sum(job.minutes(device) for job in jobs) / 60
+
+
+def cost(jobs: Iterable[Job], device: str, width: int = 0) -> str:
+    """`hours` with their unit, the number at least `width` wide; under an hour minutes."""
+    taken, what = hours(jobs, device), unit(device)
+    if taken < 1:
+        taken, what = 60 * taken, what.replace("hours", "minutes")
+    return f"{taken:{width},.1f} {what}"
 
 
 def last_line(text: str) -> str:

@@ -599,7 +599,8 @@ def test_the_plan_of_the_paper_says_hours_and_figures(folder):
     assert lines[0] == (f"paper: {len(jobs)} of {len(jobs)} jobs and 7 notebooks to run, "
                         f"{hours:,.1f} GPU-hours for the jobs")
     text = "\n".join(lines)
-    for name in ("fig_two_regimes", "fig_rp_inverse", "fig_stages", "fig_rp_mae_heatmaps"):
+    for name in ("fig_two_regimes", "fig_rp_inverse", "fig_stages", "fig_rp_mae_heatmaps",
+                 "fig_imagenet"):
         assert text.count(name) == 1
     first = next(iter(jobs.values()))
     first.marker.write_text("{}")
@@ -607,6 +608,14 @@ def test_the_plan_of_the_paper_says_hours_and_figures(folder):
     first.marker.write_text('{"weights": ["gone.safetensors"]}')
     assert f"{len(jobs)} of {len(jobs)} jobs" in next(batch.plan(Batch("paper")))
     assert first.marker.exists()  # a plan changes nothing
+
+
+def test_the_plan_of_small_models_is_in_minutes_and_has_no_figure_of_what_it_lacks(folder):
+    lines = list(batch.plan(Batch("smoke")))
+    minutes = sum(job.minutes("cpu") for job in graph.load("smoke").values())
+    assert lines[0].endswith(f" run, {minutes:.1f} minutes on two cores for the jobs")
+    assert minutes > 0.1 and not any(" hours on" in line for line in lines)
+    assert "fig_imagenet" not in "\n".join(lines)
 
 
 def test_the_plan_of_a_share_has_its_own_jobs_only(folder):
