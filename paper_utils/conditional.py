@@ -78,8 +78,8 @@ def from_hub(sources: str, defaults: Sequence[str] = (), device: str = "cpu") ->
     return found
 
 
-def imagenet_rp(found: Mapping[str, Model], images: Mapping[str, Tensor], descriptor: Descriptor,
-                resamples: int = 1_000) -> pd.DataFrame:
+def imagenet_rp(found: Mapping[str, Model], images: Mapping[str, Tensor],
+                descriptor: Descriptor) -> pd.DataFrame:
     """RP_cond of every two pipelines: scores.pairwise of images uint8 [n, C, 3, H, W] by model.
 
     Raises UserError unless all take noises of one shape, which is what makes noises the same.
@@ -89,7 +89,7 @@ def imagenet_rp(found: Mapping[str, Model], images: Mapping[str, Tensor], descri
         raise UserError(f"pipelines with noises of different shapes share none ({shapes}): compare "
                         "pipelines of one latent size")
     rows = {name: features(descriptor, part) for name, part in images.items()}
-    return scores.pairwise(rows, scores.copies(descriptor.threshold), resamples)
+    return scores.pairwise(rows, scores.copies(descriptor.threshold))
 
 
 def check_noise(noise: int, profile: Profile) -> None:

@@ -231,9 +231,9 @@ def low_pass(images: Tensor, width: float) -> Tensor:
     return transforms.gaussian_blur(images, 2 * math.ceil(3 * width) + 1, width)
 
 
-def sharpness(images: Tensor, width: float = 1.0) -> float:
-    """Root mean square, in 8-bit levels, of what a low-pass filter takes away."""
-    return scores.rms(images.float() - low_pass(images, width).float())
+def sharpness(images: Tensor) -> float:
+    """Root mean square, in 8-bit levels, of what a low-pass filter one pixel wide takes away."""
+    return scores.rms(images.float() - low_pass(images, 1.0).float())
 
 
 # --- is it blur? --------------------------------------------------------------------------------
