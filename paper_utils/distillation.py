@@ -7,6 +7,15 @@
 An objective is what `training` minimizes instead of the denoising loss. A student is a denoiser
 like any other: what it answers for u at sigma is where it lands. A teacher is any denoiser that
 takes a noise level for each image, sigma [B]; see `Teacher`.
+
+`train.ipynb` distills a file of weights. With a teacher of another kind the loop is yours:
+
+    loss = objective("progressive", student, Solver("ddim", 2, "cosine"), teacher)
+    loss(student, Batch(clean, torch.randn_like(clean), torch.rand(len(clean)))).backward()
+
+The student is a Preconditioned network, here of 2 steps (then teacher of the one of 1 step), clean
+images [B, C, H, W] in [-1, 1]. Consistency objectives also want `loss.follow(student, batch)` after
+every step of the optimizer.
 """
 
 import copy

@@ -2,6 +2,7 @@
 optimal denoiser of a few images."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -259,6 +260,15 @@ def test_a_student_of_a_gaussian_learns_its_consistency_function(name, steps, op
         u = points(256) + sigma * normal(256, 4, 1, 1)
         with torch.no_grad():
             assert rms(one(u, sigma) - gaussian().flow(u, sigma, 0.002)) < 0.1
+
+
+def test_a_teacher_of_any_kind_is_distilled_as_the_module_says():
+    """A closed form teaches, whose weights nothing could start from."""
+    lines = re.findall(r"(?m)^    (loss.*)$", distillation.__doc__)
+    one = student("edm")
+    exec("\n".join(lines), vars(distillation) | {
+        "student": one, "teacher": gaussian(), "clean": points(8)})
+    assert len(lines) == 2 and all(p.grad is not None for p in one.parameters())
 
 
 def test_a_perfect_student_has_no_loss_where_the_teachers_step_is_exact():
