@@ -41,7 +41,7 @@ class Problem:
     state as in DPS; with other numbers of steps it is scaled to give the same sum.
 
     The gradient of a norm has about unit length on images of any size, and images are the longer
-    the more pixels they have, so a zeta is one for 32 x 32: see `of_dps`.
+    the more pixels they have, so a zeta is one for 32 x 32.
     """
 
     task: Task
@@ -63,16 +63,6 @@ class Problem:
         chosen = Guidance(30 / steps * self.zeta, solver, "variance-preserving", "norm", clip=False,
                           ancestral=None)
         return replace(chosen, **changes)
-
-
-def of_dps(scale: float, side: int = 256, ours: int = 32) -> tuple[float, float]:
-    """What a step size of DPS is as a zeta of `Problem`: of equal sum, and beside the image's size.
-
-    scale: of each of 1,000 steps on the norm (Chung et al. 2023: .5 for inpainting, .3 for blur and
-    super-resolution, images of 256 x 256). The second is scaled by the sides of the images too.
-    """
-    same = scale * 1_000 / 30
-    return same, same * ours / side
 
 
 INPAINTING, BOX = "random-inpainting", "box-inpainting"

@@ -54,11 +54,6 @@ def test_the_step_size_has_the_same_sum_over_any_number_of_steps():
         assert problem.guidance(steps).solver.steps == steps
 
 
-def test_step_sizes_of_dps_on_the_scale_of_a_problem():
-    same, beside = inverse.of_dps(0.5)
-    assert same == pytest.approx(1_000 * 0.5 / 30) and beside == pytest.approx(same / 8)
-
-
 def test_algorithm_1_is_asked_with_settings_of_its_own_and_no_defaults():
     guidance = Problem(MAIN.task, 3.0).guidance(15)
     assert guidance == inverse.Guidance(6.0, Solver("dpm-solver-1", 15, "karras", 0.01, 80),
