@@ -74,8 +74,9 @@ output.figure(plots.sample_grid(rows, columns=len(shared), title="One noise per 
 #   `"v_prediction"`, `"sample"`
 # - a diffusers pipeline of images: `denoisers.from_diffusers(pipeline)`
 #
-# `models.from_denoiser(name, denoiser, solver)` makes a model of it, as the other notebooks take
-# them, whose samples are kept.
+# `models.from_denoiser(name, denoiser, solver, version="1")` makes a model of it, whose samples are
+# kept (give another version when it changes). Put it into `everything` in `01_unconditional`, and
+# it stands among the diffusion models in every figure.
 
 # %%
 mean = data.to_unit(training.pixels).mean(0)

@@ -245,7 +245,7 @@ output.figure(plots.curves(inverse.drawn(boxes), "who", "x", "side of the lost b
 # In size they cannot be DPS's, which took 1,000 steps on images of 256 x 256. Its .5 of inpainting
 # has the sum of a zeta of 17 here, beyond this sweep, and its .3 that of 10. But the gradient of a
 # norm has about unit length whatever the number of pixels, while images with more pixels are
-# longer: beside the length of the image they are 2.1 and 1.3 (`inverse.of_dps`). For the same
+# longer: beside the length of the image, 8 times as long there, they are 2.1 and 1.3. For the same
 # reason a zeta belongs to one size of images.
 
 # %%
