@@ -52,8 +52,9 @@ held_out = data.load(sizes.dataset, "test")
 #
 # Their samples are of the same noises, those of all U-Nets by the same solver. The first few images
 # of each are generated again here and compared with the shipped ones, but for those that ship as
-# images alone: other moments of training than the budget all share (*moment*), models of the other
-# half of the dataset (*half* 1) and a transformer.
+# images alone, where the table has no number of them: other moments of training than the budget all
+# share (*moment*), models of the other half of the dataset (*half* 1), two U-Nets and a
+# transformer.
 
 # %%
 found = regimes.trained(sizes, training, device)

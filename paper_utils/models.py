@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from paper_utils import (artifacts, augmentation, contrast, data, denoisers, distillation,
                          local_score, networks, noise, precision, recipes, samplers, trainable,
                          training, zoo)
-from paper_utils.errors import UserError, check_device, choose
+from paper_utils.errors import UserError, check_device
 from paper_utils.noise import EXTENT, NoiseBank, hyperplane
 from paper_utils.profiles import Profile
 from paper_utils.progress import progress
@@ -386,11 +386,10 @@ def _foreign_code(spec: training.Spec) -> str:
     """A hash of the network and the framework of `spec` that were registered from outside.
 
     Of their whole module, or in a notebook, which has no file, of themselves. Raises UserError
-    for one that is not known, and where neither has a source that could be read.
+    where neither has a source that could be read.
     """
-    process = spec.framework.removesuffix(denoisers.CONSISTENCY)
-    parts = [networks.ARCHITECTURES[choose(spec.network, networks.ARCHITECTURES, "network")],
-             denoisers.FRAMEWORKS[choose(process, denoisers.FRAMEWORKS, "framework")]]
+    parts = [networks.ARCHITECTURES[spec.network],
+             denoisers.FRAMEWORKS[spec.framework.removesuffix(denoisers.CONSISTENCY)]]
     return "".join(_version_of(part) for part in parts
                    if part.__module__.partition(".")[0] != __package__)
 

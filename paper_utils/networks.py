@@ -783,7 +783,7 @@ def defaults(arch: str) -> dict:
 
 
 def _parameters(arch: str) -> dict[str, inspect.Parameter]:
-    found = dict(inspect.signature(ARCHITECTURES[choose(arch, ARCHITECTURES, "arch")]).parameters)
+    found = dict(inspect.signature(ARCHITECTURES[choose(arch, ARCHITECTURES, "network")]).parameters)
     if found.pop("flags", None):
         found |= inspect.signature(UNetFlags).parameters
     return found

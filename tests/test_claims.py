@@ -212,6 +212,16 @@ def test_what_cannot_be_decided_is_not_decided():
     assert found[0].verdict == "reproduced" and found[1].verdict.startswith("not decided")
 
 
+def test_a_width_with_a_gap_does_not_say_where_it_ceases_to_copy():
+    fine = [curve({64: 0., 256: middle, 1024: 1.}, width=width) for width, middle in (
+        (16, 1.), (32, 0.))]
+    order = claims.moves_right(pd.concat([*fine, curve({64: 0., 1024: 1.}, width=64)]))[1]
+    assert order.verdict == "reproduced"
+    assert order.measured.endswith("width 64: 64-1024 images, not trained between")
+    assert claims.moves_right(pd.concat([fine[1], fine[0].assign(width=64)]))[1].verdict == (
+        "not reproduced")
+
+
 def test_half_way_is_between_two_sizes():
     assert claims.half_way(curve({64: 0.0, 256: 0.49, 1024: 0.5, 4096: 1.0})) == (256, 1024)
     assert claims.half_way(curve({64: 0.6, 1024: 1.0})) is None

@@ -159,8 +159,9 @@ def test_an_unknown_name_lists_the_names(folder):
 # --- what ships ---------------------------------------------------------------------------------
 
 # models for whose weights the zoo has no room: moments of training, other halves, a transformer
-SHEETS_ALONE = {"dit-n64", *(f"unet-{width}-n{n}@{seen}" for width in (48, 96) for n in (64, 1024)
-                             for seen in (50_000, 200_000, 800_000, 1_600_000)),
+SHEETS_ALONE = {"dit-n64", "unet-192-n64", "unet-48-n16384",
+                *(f"unet-{width}-n{n}@{seen}" for width in (48, 96) for n in (64, 1024)
+                  for seen in (50_000, 200_000, 800_000, 1_600_000)),
                 *(f"unet-48-n{n}-half1" for n in (64, 256, 1024, 4096, 16384))}
 each_folder = pytest.mark.parametrize("folder", zoo.FOLDERS, ids=lambda f: f.name)
 
