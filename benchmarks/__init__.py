@@ -1,8 +1,8 @@
 """Ratios against the code people would write otherwise: `python -m benchmarks [--quick]`.
 
 Both sides of a ratio are timed in the same run, turn by turn. The median of the rounds is shown,
-and a target is missed when three rounds in four, or more, are beyond it. Let nothing
-else run meanwhile.
+and a target is missed when three rounds in four, or more, are beyond it. Let nothing else run
+meanwhile.
 
 store         artifacts read by eight processes at once through the store, against reading the same
               files by hand: sha256, then safetensors; and against safetensors alone

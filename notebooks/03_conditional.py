@@ -105,8 +105,8 @@ output.table(conditional.of_another_class(features, copies), "tab_another_class"
 
 # %%
 short = {f"{name}-cond": name for name in compared}
-maps = {"RP_cond": rp_cond.replace(short), "RP of the unconditional twins": rp_twins,
-        "MAE_cond": mae_cond.replace(short), "MAE score of the unconditional twins": mae_twins}
+maps = {"RP_cond": rp_cond.replace(short), "RP, unconditional": rp_twins,
+        "MAE_cond": mae_cond.replace(short), "MAE score, unconditional": mae_twins}
 note = f"{sizes.class_noises} noises, 10 classes, {describe.name} > {describe.threshold:.2f}"
 output.figure(plots.heatmaps(maps, compared, floor=0.0, note=note, columns=2), "fig_rp_cond")
 

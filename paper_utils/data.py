@@ -269,12 +269,14 @@ def _files(path: str | Path) -> tuple[list[Path], list[Path]]:
     folder = Path(path).expanduser().resolve()
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: give that which has the images")
-    found = [file for file in folder.iterdir() if not file.name.startswith(".")]
-    files = sorted((file for file in found if file.suffix.lower() in SUFFIXES), key=_natural)
+    files, others = [], []
+    for file in folder.iterdir():
+        if not file.name.startswith("."):
+            (files if file.suffix.lower() in SUFFIXES else others).append(file)
     if not files:
         raise UserError(f"{folder} has no image: it needs files {', '.join(SUFFIXES)} in itself, "
                         "not in folders below")
-    return files, [file for file in found if file not in files and file.is_file()]
+    return sorted(files, key=_natural), [file for file in others if file.is_file()]
 
 
 def _natural(file: Path) -> tuple[list[str | int], str]:

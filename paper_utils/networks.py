@@ -783,7 +783,8 @@ def defaults(arch: str) -> dict:
 
 
 def _parameters(arch: str) -> dict[str, inspect.Parameter]:
-    found = dict(inspect.signature(ARCHITECTURES[choose(arch, ARCHITECTURES, "network")]).parameters)
+    network = ARCHITECTURES[choose(arch, ARCHITECTURES, "network")]
+    found = dict(inspect.signature(network).parameters)
     if found.pop("flags", None):
         found |= inspect.signature(UNetFlags).parameters
     return found

@@ -192,8 +192,9 @@ def _heatmaps(matrices: Mapping[str, pd.DataFrame], floor: float | None, note: s
               columns: int = 0) -> Figure:
     if floor is None:
         floor = min(m.min().min() for m in matrices.values())
+    longest = max(len(NAMES.get(name, name)) for m in matrices.values() for name in m.index)
     height, width = (0.4 * max(m.shape[k] for m in matrices.values()) + room
-                     for k, room in enumerate((1.3, 1.6)))
+                     for k, room in enumerate((1.3, max(1.6, 0.8 + 0.06 * longest))))
     columns = columns or min(len(matrices), max(1, int(PAGE // width)))
     rows = -(-len(matrices) // columns)
     with plt.rc_context(STYLE):
