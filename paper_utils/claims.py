@@ -230,14 +230,16 @@ def even_parts_shared(pairs: pd.DataFrame, many_steps: Sequence[str],
                       contrast: Sequence[str]) -> Claim:
     """This project's control: what no affine denoiser makes is shared too.
 
-    pairs: of tables.even_parts_alike, of diffusion models and of GANs and VAEs (`contrast`).
+    pairs: of tables.even_parts_alike, of diffusion models and of GANs and VAEs (`contrast`),
+    without the even part of the Gaussian denoiser's limited images.
     """
     ours = among(pairs, many_steps)
     other = pairs[pairs.model.isin(contrast) | pairs.other.isin(contrast)]
     more = ((ours.low > 0) & (ours.score > other.score.max())).sum()
     return Claim("Even part: the models share what no Gaussian denoiser makes (our control)",
                  "for every two models of many steps the cosine of the even parts of one noise's "
-                 "images (what stays when the noise changes sign) is above 0 with its interval, "
+                 "images (what stays when the noise changes sign; without that of the Gaussian "
+                 "denoiser's images limited to the range of pixels) is above 0 with its interval, "
                  "and above that of every pair with a GAN or VAE in it",
                  f"models: {_range(ours)}, median {ours.score.median():.2f}; shuffled noises "
                  f"{_ends(ours.shuffled)}; with a GAN or VAE {_ends(other.score)}",
@@ -272,8 +274,8 @@ def unconditional(rp: pd.DataFrame, mae: pd.DataFrame, diffusion: list[str],
                   gl: pd.DataFrame, winners: Mapping[str, Tensor]) -> list[Claim]:
     """The claims of section 2, for pairs `rp`, `mae` and `even`, GL per model, hyperplane maps.
 
-    diffusion: all diffusion models, `many_steps` those that are no students of one step. even: of
-    tables.even_parts_alike. winners: which corner each point of the plane is most like, by model
+    diffusion: all diffusion models, `many_steps` those that are no students of one step. even: see
+    even_parts_shared. winners: which corner each point of the plane is most like, by model
     (scores.hyperplane_map), and NEAREST: which is nearest in noise.
     """
     claims = []

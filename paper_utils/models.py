@@ -733,6 +733,15 @@ def of_both_signs(model: Model, n: int) -> tuple[Tensor, Tensor]:
     return images[:n], images[n:]
 
 
+def limited(model: Model) -> Model:
+    """The same model with its images limited to the range of pixels, by the tanh of each."""
+    def generate(noise: Tensor, title: str = "") -> Tensor:
+        return model.generate(noise, title).tanh()
+
+    return replace(model, name=f"{model.name}, limited", generate=generate, denoiser=None,
+                   identity=model.identity | {"limited": "tanh"})
+
+
 def hyperplane_noises(grid: int) -> tuple[Tensor, Tensor]:
     """Noises 0, 1, 2, [3, 3, 32, 32], and those of the plane through them, [grid * grid, ...]."""
     corners = BANK[:3]

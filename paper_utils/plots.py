@@ -33,7 +33,8 @@ PAGE = 11.0     # inches, the widest that a row of heat maps becomes
 PICTURE = 0.64  # inches of a picture in a grid: two screen pixels for one of 32, four in a file
 MARKERS = "os^Dv*"
 REFERENCES = ("Gaussian denoiser", "held-out images")  # curves of these look as controls do
-NAMES = {"gaussian": "Gaussian denoiser", "optimal": "optimal denoiser", "local": "local score"}
+NAMES = {"gaussian": "Gaussian denoiser", "optimal": "optimal denoiser", "local": "local score",
+         "gaussian, limited": "Gaussian, limited"}
 COUNTS = ("n", "images", "steps", "generated again", "largest difference")  # columns of tables
 
 

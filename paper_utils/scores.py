@@ -318,6 +318,12 @@ def even_part(plus: Tensor, minus: Tensor) -> Tensor:
     return half - half.mean(0)
 
 
+def without(rows: Tensor, other: Tensor) -> Tensor:
+    """Rows [n, d] less their projection on the row of the same noise of another, [n, d]."""
+    along = (rows * other).sum(1, keepdim=True) / other.square().sum(1, keepdim=True)
+    return rows - along * other
+
+
 def same_noise_first(mine: Tensor, theirs: Tensor) -> float:
     """How often, of all the other model's images, that of the same noise is the most similar.
 

@@ -146,14 +146,19 @@ def even_parts(found: Mapping[str, Model], n: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "share"])
 
 
-def even_parts_alike(found: Mapping[str, Model], n: int, resamples: int = 1_000) -> pd.DataFrame:
+def even_parts_alike(found: Mapping[str, Model], n: int, resamples: int = 1_000,
+                     without: Model | None = None) -> pd.DataFrame:
     """Every pair of models: the cosine of the even parts of their images of one noise.
 
-    Columns: model, other, score (the mean over n noises), low, high, shuffled, n. A model whose
-    even part is 0 has no place here.
+    without: a control, whose even part each is made orthogonal to first. Columns: model, other,
+    score (the mean over n noises), low, high, shuffled, n. A model whose even part is 0 has no
+    place here.
     """
     parts = {name: scores.even_part(*models.of_both_signs(model, n))
              for name, model in found.items()}
+    if without:
+        control = scores.even_part(*models.of_both_signs(without, n))
+        parts = {name: scores.without(rows, control) for name, rows in parts.items()}
     rows = []
     for a, b in combinations(parts, 2):
         cosines, chance = (torch.cosine_similarity(parts[a], theirs)

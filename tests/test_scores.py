@@ -346,6 +346,13 @@ def test_an_affine_function_of_the_noise_has_no_even_part():
                                squares - squares.mean(0))
 
 
+def test_rows_without_others_are_orthogonal_to_them():
+    rows, other = unit(5, 7), 3 * unit(5, 7, 1)
+    left = scores.without(rows, other)
+    assert (left * other).sum(1).abs().max() < 1e-6
+    torch.testing.assert_close(left + (rows * other).sum(1, keepdim=True) / 9 * other, rows)
+
+
 @pytest.mark.parametrize("plus, minus, words", [
     (torch.zeros(1, 3), torch.zeros(1, 3), "at least two noises"),
     (plain(1, 2), plain(1, 2), "not rounded to bytes, not of uint8"),

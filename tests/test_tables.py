@@ -183,6 +183,28 @@ def test_even_parts_are_alike_where_they_are_the_same_whatever_the_odd_ones():
     assert (table.low <= table.score).all() and (table.score <= table.high).all()
 
 
+def test_even_parts_without_a_control_hold_nothing_of_it():
+    """a and b share e^2, which is the control's; what is left of them they do not share."""
+    def other(name: str, sign: float) -> Model:
+        def generate(noise: torch.Tensor, title: str = "") -> torch.Tensor:
+            return noise.square() + sign * (noise > 1.5) * (noise.flip(-1).abs() > 1)
+
+        return replace(fake(name), identity={"other": [name, sign]}, generate=generate)
+
+    found = {"a": other("a", 1.0), "b": other("b", -1.0)}
+    whole = tables.even_parts_alike(found, 8, 50)
+    rest = tables.even_parts_alike(found, 8, 50, bent("control", 1.0))
+    assert whole.score[0] > 0.8 and rest.score[0] == pytest.approx(-1, abs=0.01)
+
+
+def test_a_limited_gaussian_has_an_even_part():
+    gaussian = models.closed_forms(data.load("bundled").first(32), 16)["gaussian"]
+    limited = models.limited(gaussian)
+    plus, _ = models.of_both_signs(limited, 2)
+    torch.testing.assert_close(plus, models.of_both_signs(gaussian, 2)[0].tanh())
+    assert tables.even_parts({"limited": limited}, 4).share[0] > 1e-4
+
+
 def test_the_even_part_has_its_share_of_the_variance():
     """Of e + c e^2 with e normal: 2 c^2 of 1 + 2 c^2."""
     found = {"a": bent("a", 0.5), "straight": bent("straight", 0.0)}
