@@ -159,7 +159,7 @@ output.table(mae, "tab_mae_students")
 nearer = scores.pairwise({name: described[name] for name in names if name != gaussian.name},
                          scores.nearer_than(features[gaussian.name]), sizes.resamples)
 output.table(nearer, "tab_nearer_students")
-output.figure(plots.heatmaps({"RP score": rp, "MAE score": mae}, names,
+output.figure(plots.heatmaps({"RP": rp, "MAE score": mae}, names,
                              note=f"{note}; outlined: students", groups={"students": one_step}),
               "fig_students_heatmaps")
 
