@@ -158,18 +158,18 @@ output.table(tables.between_seeds(of_many, seeds, copies, sizes.resamples), "tab
 # VAEs have an even part as well, and the optimal denoiser, which copies the same training images.
 
 # %%
-limited = models.limited(everything["gaussian"])
+limited, both = models.limited(everything["gaussian"]), max(sizes.live, 2)
 asked = {name: everything[name] for name in [*diffusion, "optimal", *contrast]}
-even = tables.even_parts_alike({limited.name: limited} | asked, sizes.live, sizes.resamples)
-rest = tables.even_parts_alike(asked, sizes.live, sizes.resamples, limited)
+even = tables.even_parts_alike({limited.name: limited} | asked, both, sizes.resamples)
+rest = tables.even_parts_alike(asked, both, sizes.resamples, limited)
 output.table(tables.over("even part", {"whole": even, "without the limited Gaussian's": rest}),
              "tab_even_parts_alike")
 maps = {"Cosine of even parts": even, "Without the limited Gaussian's": rest}
 output.figure(plots.heatmaps(maps, [*diffusion, limited.name, "optimal", *contrast], 0.0,
-                             f"mean over {sizes.live} noises and their opposites",
+                             f"mean over {both} noises and their opposites",
                              {"many steps": many_steps}), "fig_even_parts")
 output.table(tables.even_parts(asked | {"gaussian": everything["gaussian"], limited.name: limited},
-                               sizes.live), "tab_even_parts", digits=3)
+                               both), "tab_even_parts", digits=3)
 
 # %% [markdown]
 # ## GANs and VAEs
