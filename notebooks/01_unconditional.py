@@ -160,8 +160,9 @@ output.table(tables.between_seeds(of_many, seeds, copies, sizes.resamples), "tab
 # %%
 limited, both = models.limited(everything["gaussian"]), max(sizes.live, 2)
 asked = {name: everything[name] for name in [*diffusion, "optimal", *contrast]}
-even = tables.even_parts_alike({limited.name: limited} | asked, both, sizes.resamples)
-rest = tables.even_parts_alike(asked, both, sizes.resamples, limited)
+even, rest = (scores.pairwise(parts, scores.cosine, sizes.resamples) for parts in (
+    tables.even_parts_of({limited.name: limited} | asked, both),
+    tables.even_parts_of(asked, both, limited)))
 output.table(tables.over("even part", {"whole": even, "without the limited Gaussian's": rest}),
              "tab_even_parts_alike")
 maps = {"Cosine of even parts": even, "Without the limited Gaussian's": rest}

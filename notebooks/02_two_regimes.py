@@ -297,6 +297,31 @@ output.figure(plots.scores_against(moments or {"": time}, "pair", x="images seen
               "fig_over_training")
 
 # %% [markdown]
+# ## What no Gaussian denoiser makes
+#
+# All of the above is also what the Gaussian denoiser shares, so ask for what it cannot make: the
+# part of an image that stays when the noise changes sign, which is 0 under every affine denoiser
+# (the *even part*, see `01_unconditional`), here without what the range of pixels alone makes of a
+# Gaussian image. Its cosine on the same noise, 0 with shuffled noises: left of every two widths; in
+# the middle of each with the optimal denoiser of the same images, which only copies; right of each
+# with the network of its width that was trained on the most images. If networks generalize, what
+# they learn from fewer images is what they learn from the most, and the right curve rises. It needs
+# new samples, of few noises; a network of which only the images ship is missing.
+
+# %%
+optimal = {n: models.closed_forms(training.first(n), sizes.bag, device)["optimal"]
+           for n in trained_sizes}
+limited = models.limited(models.closed_forms(training, sizes.bag, device)["gaussian"])
+even = regimes.even_parts_alike(found, grid, optimal, limited, max(sizes.live, 2), sizes.resamples)
+even_at_most = even.pop("of the most images")
+output.table(tables.over("with", even), "tab_even_parts_regimes")
+output.table(even_at_most, "tab_even_parts_across_architectures")
+panels = {f"Even part, with {name}": table for name, table in even.items()}
+output.figure(plots.scores_against(panels, "pair", shaded=True, colours=colours,
+                                   labels=dict.fromkeys(panels, "cosine")),
+              "fig_even_parts_regimes")
+
+# %% [markdown]
 # ## A mixture of Gaussians, where both truths are known
 #
 # The paper's settings of this study were not seen; these are ours. The network trains on N points

@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paper_utils import data, descriptors, models, recipes, samplers, scores, training, zoo
+from paper_utils import (data, descriptors, models, recipes, samplers, scores, tables, training,
+                         zoo)
 from paper_utils.denoisers import Denoiser, OptimalDenoiser
 from paper_utils.descriptors import Descriptor
 from paper_utils.models import Model
@@ -247,6 +248,36 @@ def with_most_images(table: pd.DataFrame, features: Mapping[str, Tensor], hits: 
                                       resamples)
             rows.append(score.row(images=row.images, pair=f"width {width}"))
     return scores.table_of(rows, "images", "pair")
+
+
+def even_parts_alike(found: Mapping[str, Model], table: pd.DataFrame, optimal: Mapping[int, Model],
+                     control: Model, noises: int, resamples: int = 1_000) -> dict[str, pd.DataFrame]:
+    """What networks share that no affine denoiser makes: the cosine of their even parts.
+
+    optimal: number of images -> their optimal denoiser; control: see tables.even_parts_of. Models that ship as their sheet alone, which has no noise and
+    its opposite, are left out. Returns by what they are compared with: 'each other', of every two
+    widths, and 'the optimal denoiser' of the same images, columns images, pair ('16 / 32', 'width
+    16'), score, low, high, n, shuffled; 'that of the most images', the network of the same width,
+    without shuffled; 'of the most images', a scores.pairwise of all that have as many.
+    """
+    some = {name: model for name, model in found.items() if not model.sheet_alone}
+    here = cells(table)[lambda rows: rows.model.isin(some)]
+    others = transformers(some)[lambda rows: rows.images == table.images.max()]
+    parts = tables.even_parts_of({name: some[name] for name in [*here.model, *others.model]},
+                                 noises, control)
+    rows = []
+    for n, cell in here.groupby("images"):
+        theirs = tables.even_parts_of({"optimal": optimal[n]}, noises, control)["optimal"]
+        for row in cell.itertuples():
+            score, chance = scores.agreement(parts[row.model], theirs, scores.cosine, resamples)
+            rows.append(score.row(images=n, pair=f"width {row.width}", shuffled=chance))
+    most = {f"U-Net {row.width}": parts[row.model]
+            for row in here[here.images == table.images.max()].sort_values("width").itertuples()}
+    most |= {"DiT": parts[name] for name in others.model}
+    return {"each other": between_widths(here, parts, scores.cosine, resamples),
+            "the optimal denoiser": scores.table_of(rows, "images", "pair", "shuffled"),
+            "that of the most images": with_most_images(here, parts, scores.cosine, resamples),
+            "of the most images": scores.pairwise(most, scores.cosine, resamples)}
 
 
 def nearer_than_second(found: Mapping[str, Model], table: pd.DataFrame,

@@ -20,7 +20,8 @@ from paper_utils.noise import stream
 MAE_THRESHOLD = 15.0  # on the 0..255 scale, strict (paper, section 2)
 CONTROL = "Gaussian / "  # begins the name of a score: of the Gaussian denoiser with what follows
 
-Hits = Callable[[Tensor, Tensor], Tensor]  # which of two models' rows agree: bool [n] or [n, C]
+# which of two models' rows agree, bool [n] or [n, C], or how much they do, float [n] (`cosine`)
+Hits = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def proportion(hits: Tensor, resamples: int = 1_000) -> Score:
     """Mean of hits [n] (bool), or [n, C] for C classes of each noise, with its 95 % interval.
 
     The interval is Wilson's (Wilson 1927), which covers few hits as well as many: 0 of n is
-    [0, 3.84 / (n + 3.84)]. Of noises with shares of hits between 0 and 1 it is that of the
-    percentile bootstrap, in which all classes of a noise are drawn together; where all have the
+    [0, 3.84 / (n + 3.84)]. Of noises with shares of hits between 0 and 1, or cosines, it is that of
+    the percentile bootstrap, in which all classes of a noise are drawn together; where all have the
     same share, which would be a point, Wilson's again. Raises UserError for no noise at all.
     """
     n, values = len(hits), _per_noise(_some(hits))
@@ -154,6 +155,14 @@ def close(a: Tensor, b: Tensor) -> Tensor:
     a, b = _paired(a, b)
     difference = (a.short() - b.short()).abs().flatten(-3).float().mean(-1)
     return difference < MAE_THRESHOLD
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """The cosine of rows k of two models, [n, d] each, in the place of hits: float [n].
+
+    Of rows that are 0 it is 0. Raises UserError for rows that do not pair.
+    """
+    return torch.cosine_similarity(*_paired(a, b))
 
 
 def nearer_than(third: Tensor) -> Hits:

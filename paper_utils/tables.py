@@ -146,26 +146,18 @@ def even_parts(found: Mapping[str, Model], n: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "share"])
 
 
-def even_parts_alike(found: Mapping[str, Model], n: int, resamples: int = 1_000,
-                     without: Model | None = None) -> pd.DataFrame:
-    """Every pair of models: the cosine of the even parts of their images of one noise.
+def even_parts_of(found: Mapping[str, Model], n: int,
+                  without: Model | None = None) -> dict[str, Tensor]:
+    """The even part of every model's images of n noises: float64 [n, d] each, for scores.cosine.
 
-    without: a control, whose even part each is made orthogonal to first. Columns: model, other,
-    score (the mean over n noises), low, high, shuffled, n. A model whose even part is 0 has no
-    place here.
+    without: a control, whose even part each is made orthogonal to first.
     """
     parts = {name: scores.even_part(*models.of_both_signs(model, n))
              for name, model in found.items()}
-    if without:
-        control = scores.even_part(*models.of_both_signs(without, n))
-        parts = {name: scores.without(rows, control) for name, rows in parts.items()}
-    rows = []
-    for a, b in combinations(parts, 2):
-        cosines, chance = (torch.cosine_similarity(parts[a], theirs)
-                           for theirs in (parts[b], scores.shuffled(parts[b])))
-        rows.append(scores.average(cosines, resamples).row(model=a, other=b,
-                                                           shuffled=chance.mean().item()))
-    return pd.DataFrame(rows)
+    if without is None:
+        return parts
+    control = scores.even_part(*models.of_both_signs(without, n))
+    return {name: scores.without(rows, control) for name, rows in parts.items()}
 
 
 def by_family(pairs: Mapping[str, pd.DataFrame], family: Mapping[str, str]) -> pd.DataFrame:

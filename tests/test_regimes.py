@@ -118,6 +118,34 @@ def test_what_more_images_change_at_one_width():
         [2, "width 8", 0.5], [2, "width 16", 1.0]]
 
 
+def with_even_part(model: Model, kind: int) -> Model:
+    """The model with an image whose even part is one of four that are orthogonal to each other."""
+    where = torch.zeros(3, 32, 32)
+    where[:, 8 * kind:8 * (kind + 1)] = 1
+    return replace(model, identity={"even": kind},
+                   generate=lambda noise, title="": noise + where * noise.square())
+
+
+def test_even_parts_are_compared_at_their_size_and_with_the_network_of_the_most_images():
+    """Of 2 images every network has the even part of their optimal denoiser, of 4 the wide one and
+    the transformer have what the other does not."""
+    kinds = {"unet-8-n4": 1, "unet-16-n4": 2, "dit-n4": 2}
+    found = {name: with_even_part(model, kinds.get(name, 0))
+             for name, model in (GRID | dict([transformer(2), transformer(4)])).items()}
+    found["unet-32-n2"] = replace(found["unet-32-n2"], sheet_alone=True)
+    optimal = {n: with_even_part(fake(8, n)[1], 0) for n in (2, 4)}
+    even = regimes.even_parts_alike(found, regimes.grid(found), optimal,
+                                    with_even_part(fake(8, 2)[1], 3), 8, 50)
+    scored = {name: dict(zip(zip(*(table[column] for column in table.columns[:2])),
+                             table.score.round(1))) for name, table in even.items()}
+    assert scored["each other"] == {(2, "8 / 16"): 1, (4, "8 / 16"): 0}
+    assert scored["the optimal denoiser"] == {
+        (2, "width 8"): 1, (2, "width 16"): 1, (4, "width 8"): 0, (4, "width 16"): 0}
+    assert scored["that of the most images"] == {(2, "width 8"): 0, (2, "width 16"): 0}
+    assert scored["of the most images"] == {("U-Net 8", "U-Net 16"): 0, ("U-Net 8", "DiT"): 0,
+                                            ("U-Net 16", "DiT"): 1}
+
+
 def test_a_copy_is_three_times_nearer_to_its_image_than_to_the_second():
     pixels = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
     pixels[1], pixels[2], pixels[3] = 100, 200, 40
@@ -451,6 +479,13 @@ def test_an_interval_below_zero_is_inside_its_panel():
     figure = plots.curves({"gain": gain, "RP": rp}, "who", "x", "x")
     (bottom, top), (zero, one) = (axis.get_ylim() for axis in figure.axes)
     assert bottom < -0.2 and top > 0.2 and -0.1 < zero < 0 < 1 < one < 1.1
+
+
+def test_a_cosine_below_zero_is_inside_its_panel_too():
+    table = pd.DataFrame({"pair": "8 / 16", "images": [2, 4], "score": -0.1, "low": -0.3,
+                          "high": 0.1, "n": 4})
+    figure = plots.scores_against({"even": table, "RP": table.assign(low=0.0)}, "pair")
+    assert [axis.get_ylim()[0] < -0.3 for axis in figure.axes] == [True, False]
 
 
 def test_what_does_not_depend_on_x_is_drawn_across_its_panel():

@@ -176,7 +176,8 @@ def bent(name: str, curve: float, slope: float = 1.0) -> Model:
 
 def test_even_parts_are_alike_where_they_are_the_same_whatever_the_odd_ones():
     found = {"a": bent("a", 0.1), "b": bent("b", 0.3, slope=-2.0), "c": bent("c", -0.1)}
-    table = tables.even_parts_alike(found, 16, 50).set_index(["model", "other"])
+    parts = tables.even_parts_of(found, 16)
+    table = scores.pairwise(parts, scores.cosine, 50).set_index(["model", "other"])
     assert table.score[("a", "b")] == pytest.approx(1)
     assert table.score[("a", "c")] == pytest.approx(-1)
     assert abs(table.shuffled[("a", "b")]) < 0.1 and set(table.n) == {16}
@@ -192,9 +193,11 @@ def test_even_parts_without_a_control_hold_nothing_of_it():
         return replace(fake(name), identity={"other": [name, sign]}, generate=generate)
 
     found = {"a": other("a", 1.0), "b": other("b", -1.0)}
-    whole = tables.even_parts_alike(found, 8, 50)
-    rest = tables.even_parts_alike(found, 8, 50, bent("control", 1.0))
-    assert whole.score[0] > 0.8 and rest.score[0] == pytest.approx(-1, abs=0.01)
+    whole = tables.even_parts_of(found, 8)
+    rest = tables.even_parts_of(found, 8, bent("control", 1.0))
+    assert scores.cosine(whole["a"], whole["b"]).mean() > 0.8
+    torch.testing.assert_close(scores.cosine(rest["a"], rest["b"]), -torch.ones(8).double(),
+                               rtol=0, atol=0.01)
 
 
 def test_a_limited_gaussian_has_an_even_part():
