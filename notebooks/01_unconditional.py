@@ -12,12 +12,12 @@
 # *Section 2 and appendix A of "The Emergence of Reproducibility and Consistency in Diffusion
 # Models" (ICML 2024).*
 #
-# The paper's finding: draw one noise, give it to different diffusion models, run a deterministic
+# The paper's finding: give the same noise to different diffusion models and run a deterministic
 # sampler, and nearly the same image comes out, whatever the architecture, the framework or the
-# training. This notebook asks the same of models this project trained itself on CIFAR-10, and
-# beside them of three models that nobody trained: closed forms computed from the data. They
-# matter. A network learns the mean and the covariance of the data first, and is then close to the
-# Gaussian one, so agreement alone proves less than it seems. What they share beyond that is asked
+# training. This notebook asks the same of models that this project trained on CIFAR-10. Beside them
+# stand three untrained models: closed forms computed from the data. They matter, because a network
+# learns the mean and the covariance of the data first and is then close to the Gaussian closed
+# form, so agreement alone proves less than it seems. What the models share beyond that is asked
 # separately.
 #
 # The parameters below choose a profile (`smoke`, `laptop`, `gpu`, `paper`); a size of 0 keeps the
@@ -49,23 +49,23 @@ held_out = data.load(sizes.dataset, "test")
 # %% [markdown]
 # ## The models
 #
-# U-Nets of four frameworks, a multistage U-Net, four transformers (U-ViT, and three DiTs) and
-# diffusers' own U-Net; they differ in network, diffusion process, noise levels and solver. (Of the
-# small ones trained on a CPU all but the DiTs share what EDM lets its network predict, a mixture of
-# image and noise that has unit variance at every noise level (*F-prediction* in the tables), and
-# its loss weight: these learn in a fraction of the time and make agreement easier. The models of
-# the `gpu` and `paper` profiles each have their own.) Some runs of one recipe differ only in the
-# seed. Three more make an image in one step: a progressively distilled student and two consistency
-# models, one distilled and one trained (`06_distillation` has their teacher and all stages). The
-# closed forms are the optimal denoiser of the training set (it can only copy), the Gaussian
-# denoiser (it knows the mean and the covariance of the data and nothing else) and the local
-# equivariant score of Kamb & Ganguli (it denoises every pixel from those patches of the training
-# images that look like its surroundings). GANs and VAEs are the contrast: they take 128 numbers, a
-# fixed projection of the same noise.
+# U-Nets of four frameworks, a multistage U-Net, four transformers (U-ViT and three DiTs) and
+# diffusers' own U-Net. They differ in network, diffusion process, noise levels and solver. (The
+# small ones trained on a CPU, except the DiTs, share EDM's loss weight and EDM's prediction target,
+# a mixture of image and noise that has unit variance at every noise level (*F-prediction* in the
+# tables). They learn in a fraction of the time, and it makes agreement easier. The models of the
+# `gpu` and `paper` profiles each have their own.) Some runs of one recipe differ only in the seed.
+# Three more models make an image in one step: a progressively distilled student and two consistency
+# models, one distilled and one trained (`06_distillation` has their teacher and all stages).
 #
-# On the `laptop` profile the weights come from `zoo/` and so do the images, one picture per model,
-# its *sheet*. The first few images of every model are generated again here and compared with the
-# sheet.
+# The closed forms are the optimal denoiser of the training set (it can only copy), the Gaussian
+# denoiser (it knows only the mean and the covariance of the data) and the local equivariant score
+# of Kamb & Ganguli (it denoises every pixel from those patches of the training images that look
+# like its surroundings). GANs and VAEs are the contrast: they take 128 numbers, a fixed projection
+# of the same noise.
+#
+# On the `laptop` profile the weights and the images come from `zoo/`, one picture per model, its
+# *sheet*. The first few images of every model are generated again here and compared with the sheet.
 
 # %%
 everything = models.unconditional(sizes, training, device)
@@ -74,9 +74,9 @@ check = tables.check_sheets(everything, images, sizes.live)
 output.table(check, "tab_sheets_generated_again")
 
 # %% [markdown]
-# One column below is one noise. Read it downwards: where the paper is right, all rows from
-# `ddpm-vp` to `ct` show the same thing. Then look at the row of the Gaussian denoiser, which knows
-# the mean and the covariance alone: what it shows too needs no more than those.
+# Each column below is one noise. Read it downwards: where the paper is right, all rows from
+# `ddpm-vp` to `ct` show the same thing. Then look at the row of the Gaussian denoiser: whatever it
+# shows too needs no more than the mean and the covariance.
 
 # %%
 output.figure(plots.sample_grid(images, title="One noise per column, one model per row"),
@@ -86,15 +86,14 @@ output.figure(plots.sample_grid(images, title="One noise per column, one model p
 # ## Reproducibility
 #
 # For two models and the same noises, **RP** is the share of noises whose two images are copies of
-# each other by a copy-detection descriptor, and the **MAE score** the share whose mean absolute
-# pixel difference is under 15 of 255. RP does not see grain: the descriptor is trained to know an
-# image again under noise and blur, so two models may have an RP of 1.00 and a MAE score of .00.
-# Every score of two models has a 95 % interval over noises (Wilson's; Newcombe's of differences; of
-# means that of the bootstrap) and a baseline, the same score with the noises shuffled. Outlined are
-# the models of many steps.
-# The paper's descriptor, SSCD, is made for larger pictures and is a download; here the project's
-# own descriptor for 32×32 images stands in for it, under its own name; below, a table has RP under
-# every descriptor at hand.
+# each other according to a copy-detection descriptor. The **MAE score** is the share whose mean
+# absolute pixel difference is under 15 of 255. RP does not see grain: the descriptor is trained to
+# recognize an image under noise and blur, so two models may have an RP of 1.00 and a MAE score of
+# .00. Every score of two models has a 95 % interval over noises (Wilson's; Newcombe's for
+# differences; bootstrap for means) and a baseline, the same score with the noises shuffled. The
+# many-step models are outlined. The paper's descriptor, SSCD, is made for larger pictures and must
+# be downloaded. The project's own descriptor for 32×32 images takes its place here, under its own
+# name; a table below gives RP under every available descriptor.
 
 # %%
 features = {name: descriptors.features(describe, rows) for name, rows in images.items()}
@@ -114,12 +113,12 @@ output.figure(plots.heatmaps({"RP": rp, "MAE score": mae}, shown, note=note,
                              groups={"many steps": many_steps}), "fig_rp_mae_heatmaps")
 
 # %% [markdown]
-# Is that more than what each of them shares with the Gaussian denoiser? A point is a pair of models
-# of many steps; above the diagonal they agree more with each other than either does with it. The
-# table has the same by family of network, for the paper says that the architecture does not matter,
-# and one question more, which needs no threshold and has no ceiling: on how many noises are two
-# models *nearer to each other* than either is to the Gaussian denoiser (a third, if the three had
-# nothing more in common)?
+# Is that more than what each of them shares with the Gaussian denoiser? Each point is a pair of
+# many-step models; above the diagonal they agree more with each other than either does with it. The
+# table gives the same by network family, because the paper says that the architecture does not
+# matter. It asks one more question, which needs no threshold and has no ceiling: on how many noises
+# are two models *nearer to each other* than either is to the Gaussian denoiser (a third, if the
+# three had nothing more in common)?
 
 # %%
 compared = {name: scores.beside_control(claims.among(pairs, many_steps),
@@ -135,8 +134,9 @@ output.table(tables.by_family(compared, {name: everything[name].family for name 
              "tab_agreement_by_family")
 
 # %% [markdown]
-# The intervals are over noises and leave out what another seed of the training would change. Two
-# recipes were trained with two seeds; for each, RP of either seed's model with every other model.
+# The intervals are over noises and do not cover what another training seed would change. Two
+# recipes were trained with two seeds; this table gives RP of both seeds' models with every other
+# model.
 
 # %%
 seeds = [(name, f"{name}-seed1") for name in diffusion if f"{name}-seed1" in diffusion]
@@ -145,17 +145,19 @@ output.table(tables.between_seeds(of_many, seeds, copies, sizes.resamples), "tab
 # %% [markdown]
 # ## What no Gaussian denoiser makes
 #
-# Change the sign of a noise, and the image of a Gaussian denoiser is mirrored at the mean image, as
-# under any other affine denoiser. So half the sum of a model's images of a noise and of its
-# opposite, less the mean over noises, holds nothing that a mean and a covariance could explain: the
-# *even part* of the map from noise to image. It is a few hundredths of the variance. If models
-# agree because they learned the same, and not only the same covariance, it is alike too: above is
-# its cosine between every two models on the same noise (0 with shuffled noises).
+# Change the sign of a noise, and the image of a Gaussian denoiser, or any other affine denoiser, is
+# mirrored at the mean image. So take half the sum of a model's images of a noise and of its
+# opposite, less the mean over noises. This *even part* of the map from noise to image holds nothing
+# that a mean and a covariance could explain. It is a few hundredths of the variance. If models
+# agree because they learned the same, and not only the same covariance, their even parts are alike
+# too: the upper map has their cosine for every two models on the same noise (0 with shuffled
+# noises).
 #
 # But pixels end at black and white, which bends every image in the same way. So there is one more
-# control, the Gaussian denoiser's image limited to the range of pixels (the tanh of each pixel),
-# which has an even part and no other knowledge; below is what the models share without it. GANs and
-# VAEs have an even part as well, and the optimal denoiser, which copies the same training images.
+# control, the Gaussian denoiser's image limited to the range of pixels (the tanh of each pixel). It
+# has an even part and no other knowledge; the lower map has what the models share without it. GANs
+# and VAEs also have an even part, and so does the optimal denoiser, which copies the same training
+# images.
 
 # %%
 limited, both = models.limited(everything["gaussian"]), max(sizes.live, 2)
@@ -175,8 +177,8 @@ output.table(tables.even_parts(asked | {"gaussian": everything["gaussian"], limi
 # %% [markdown]
 # ## GANs and VAEs
 #
-# The same two scores for them, with the two diffusion models of many steps that agree least by RP
-# beside them.
+# The same two scores for GANs and VAEs, beside the two many-step diffusion models that agree least
+# by RP.
 
 # %%
 pairs = claims.among(rp, many_steps)
@@ -188,11 +190,11 @@ output.figure(plots.heatmaps({"RP": rp, "MAE score": mae}, contrast + least, flo
 # ## Do they copy?
 #
 # Models that all copy their training set would agree for a trivial reason. **GL** is the share of
-# samples that are no copy of any training image; held-out real images are its baseline, and closed
-# forms that cannot copy: an image that is far from any photograph scores 1 whoever made it. NFE is
-# the number of evaluations of the network for an image. The Fréchet distance (FD) is taken in the
-# descriptor's own feature space, so it compares rows of this table and nothing else; it rewards
-# copying too, as the row of the optimal denoiser shows.
+# samples that copy no training image. Its baselines are held-out real images and closed forms that
+# cannot copy: an image that is far from any photograph scores 1 whoever made it. NFE is the number
+# of network evaluations per image. The Fréchet distance (FD) is taken in the descriptor's own
+# feature space, so it compares rows of this table and nothing else. It also rewards copying, as the
+# row of the optimal denoiser shows.
 
 # %%
 known = tables.features_of(describe, training)
@@ -206,8 +208,8 @@ output.table(rows, "tab_models")
 # %% [markdown]
 # ### Explore: the nearest training images
 #
-# In JupyterLab, pick a noise and see what every model makes of it and the training image most
-# similar to that, by the descriptor. (In a batch run, explorations are static pictures of their
+# In JupyterLab, pick a noise and see what every model makes of it, with the most similar training
+# image according to the descriptor. (In a batch run, explorations are static pictures of their
 # first state.)
 
 # %%
@@ -216,15 +218,15 @@ explore.nearest(images, features, training.pixels, known, describe.threshold)
 # %% [markdown]
 # ## The noise hyperplane
 #
-# Three noises span a plane. Every point of it is a noise (rescaled to unit variance); its colour
-# tells which of the three corner images the model's image is most like, and the paler, the less
+# Three noises span a plane, and every point of it is a noise (rescaled to unit variance). Its
+# colour tells which of the three corner images the model's image is most like; the paler, the less
 # alike. Models that learned the same map from noise to image divide the plane alike. But so does
-# whatever is smooth: the first map shows the noises themselves, and which corner each is nearest
-# to, and the GANs and VAEs follow it too. So likeness here is weaker evidence than it looks. Where
-# the colour is pale, the image is like none of the three, and which of them is the least unlike
-# says little: there even seeds of one recipe differ. A model that jumps, as the optimal denoiser
-# does between training images, breaks the pattern where the colours are full. (The local score is
-# left out: it takes a second an image.)
+# anything smooth: the first map shows which corner each noise itself is nearest to, and the GANs
+# and VAEs follow it too. So likeness here is weaker evidence than it looks. Where the colour is
+# pale, the image is like none of the three, and which of them is the least unlike says little:
+# there even seeds of one recipe differ. A model that jumps, as the optimal denoiser does between
+# training images, breaks the pattern where the colours are full. (The local score is left out: it
+# takes a second per image.)
 
 # %%
 planes = {name: models.hyperplane_samples(model, sizes.hyperplane)
@@ -239,30 +241,30 @@ output.figure(plots.hyperplane_maps(maps, points), "fig_hyperplane")
 # %% [markdown]
 # ### Explore: the noise hyperplane
 #
-# Move the point over the plane: every model's image there, beside its map.
+# Move the point over the plane to see every model's image there, beside its map.
 
 # %%
 explore.hyperplane(planes, maps)
 
 # %% [markdown]
-# ## Does the conclusion hang on the descriptor?
+# ## Does the conclusion depend on the descriptor?
 #
-# First, what each descriptor is worth: test images, each distorted in ten ways, are to be found
-# among the originals and many distractors, 10,000 in all in every row (µAP: micro average
-# precision, as the authors of SSCD define it). The first two rows have 1,000 originals, the others
-# 100, since the two large networks are slow: compare rows with the same number of queries only. The
-# distortions are of the kinds that the project's descriptor was trained to see through, so this is
-# its home ground.
+# First, how good is each descriptor? Test images, each distorted in ten ways, must be found among
+# the originals and many distractors, 10,000 in all in every row (µAP: micro average precision, as
+# the authors of SSCD define it). The first two rows have 1,000 originals, the others 100, since the
+# two large networks are slow: compare only rows with the same number of queries. The distortions
+# are of the kinds that the project's descriptor was trained to see through, so this is its home
+# ground.
 #
 # Every threshold but SSCD's own is chosen by one rule, on images the descriptor was not trained on:
 # five in a million pairs of different real images exceed it. How many test pairs exceed it is
 # measured afterwards (near-duplicates, of which CIFAR-10 has some, count as errors). This table was
 # measured once and is shipped.
 #
-# The next one is computed here: RP of all diffusion models, students included, under every
-# descriptor, and of each with the Gaussian denoiser. RP hangs on the threshold, so it also asks a
-# question without one: of all images of another model, is that of the same noise the most similar
-# (*same noise first*)? It has few noises and no intervals.
+# The next table is computed here: RP of all diffusion models, students included, under every
+# descriptor, and of each with the Gaussian denoiser. RP depends on the threshold, so the table also
+# asks a question without one: of all images of another model, is the one from the same noise the
+# most similar (*same noise first*)? It has few noises and no intervals.
 
 # %%
 output.table(tables.copy_detection(), "tab_copy_detection", digits=3).T
@@ -273,28 +275,28 @@ by_descriptor = tables.rp_by_descriptor(some, sizes.descriptors, device, images[
 output.table(by_descriptor, "tab_rp_by_descriptor")
 
 # %% [markdown]
-# And with one descriptor, does it hang on the cosine from which two images count as copies? In the
-# first column its own threshold and others; the models of many steps alone. *more* and *less*: how
-# many pairs agree more with each other than either does with the Gaussian denoiser, and how many
-# less, intervals apart.
+# For one descriptor, does the conclusion depend on the cosine from which two images count as
+# copies? The first column has the descriptor's own threshold and others; the models are the
+# many-step ones alone. *more* and *less*: how many pairs agree more with each other than either
+# does with the Gaussian denoiser, and how many less, with non-overlapping intervals.
 
 # %%
 by_threshold = tables.rp_by_threshold(of_many, features["gaussian"], describe.threshold)
 output.table(by_threshold, "tab_rp_by_threshold")
 
 # %% [markdown]
-# Where the descriptors differ, look at how well each finds an image again under noise and blur
-# (first table): one that fails there calls two images different that differ in grain alone, and
+# Where the descriptors differ, look at how well each recognizes an image under noise and blur
+# (first table). One that fails there calls two images different that differ only in grain, and
 # grain is what models of a small training budget differ in.
 #
 # ## The claims, and the paper's numbers beside ours
 #
 # Each verdict is computed by the rule beside it. A number of the paper agrees when it lies in our
-# interval. Only MAE compares like with like: RP here is by another descriptor than the paper's.
+# interval. Only MAE compares like with like: RP here uses another descriptor than the paper's.
 # Which of our models stands for DDPMv4 and which for DDPMv6 is this project's guess; the source
-# does not say how they differ. Where ours is higher, remember that models near the Gaussian
-# one agree for that reason; where it is lower, look first at the training budget in the table of
-# models.
+# does not say how they differ. Where our number is higher, remember that models near the Gaussian
+# denoiser agree for that reason; where it is lower, look first at the training budget in the table
+# of models.
 
 # %% tags=["nbval-ignore-output"]
 numbers = published.beside_heat_maps(rp, mae)
