@@ -13,14 +13,14 @@
 # Models" (ICML 2024).*
 #
 # The paper says that reproducibility carries over to conditional models. Two questions: do two
-# class-conditional models make the same image from the same noise and the same class (**RP_cond**),
-# and does a conditional model, for one of its classes, make what an unconditional model makes from
-# that noise (**RP_between**)? The definitions of the two scores are this project's; the paper's
+# class-conditional models make the same image from the same noise and the same class (**RP_cond**)?
+# And does a conditional model, for one of its classes, make what an unconditional model makes from
+# that noise (**RP_between**)? The definitions of the two scores are this project's. The paper's
 # tables of them were not seen, so no number of the paper stands beside ours here.
 #
 # RP_between takes the best of ten images, and the best of ten may match by luck. So we also take
-# the best of ten images that the same conditional model makes from *other* noises. And as
-# everywhere, a control that nobody trained: here the Gaussian denoiser of each class.
+# the best of ten images that the same conditional model makes from *other* noises. As everywhere,
+# there is an untrained control: here the Gaussian denoiser of each class.
 
 # %% tags=["parameters"]
 profile: str = "laptop"
@@ -50,9 +50,9 @@ hub = conditional.from_hub(imagenet, sizes.imagenet, device)  # what is not ther
 # ## The models
 #
 # Four conditional models, each the twin of an unconditional one of section 2: the same network and
-# training with a class label, a tenth of the labels dropped so that it can be guided. On the
-# `laptop` profile weights and images come from `zoo/conditional/`; the first noise of each is
-# sampled again here, with every class, and compared.
+# training with a class label, a tenth of the labels dropped to allow guidance. On the `laptop`
+# profile weights and images come from `zoo/conditional/`. The images of each model's first noise
+# are generated again here, with every class, and compared.
 
 # %%
 found = conditional.trained(sizes, training, device)
@@ -81,11 +81,11 @@ output.figure(plots.sample_grid(row, columns=11, heads=["twin, no class", *data.
 #
 # ## RP_cond
 #
-# Averaged over all classes of a noise; the intervals resample noises. Beside it RP of the
-# unconditional twins on the same noises, and the difference of the two; below, the MAE score. The
-# column *other class* of the table is the same score with another class for the second model: how
-# much of RP_cond comes from the noise and not from the class. The second table has it for two
-# images of one model: where it is high, the model makes little of its classes.
+# RP_cond is averaged over all classes of a noise; the intervals resample noises. Beside it stand RP
+# of the unconditional twins on the same noises and the difference of the two; below, the MAE score.
+# The column *other class* is the same score with another class for the second model: how much of
+# RP_cond comes from the noise and not from the class. The second table gives it for two images of
+# one model: where it is high, the model makes little of its classes.
 
 # %%
 features = {name: conditional.features(describe, rows) for name, rows in images.items()}
@@ -119,7 +119,7 @@ output.table(gaps, "tab_rp_cond_against_twins")
 # ## RP_between
 #
 # Rows are the unconditional models of section 2, columns conditional ones. Right: one class instead
-# of the best, in the mean over all ten; what is left of RP_between there does not hang on finding
+# of the best, averaged over all ten; what is left of RP_between there does not depend on finding
 # the class. `tab_rp_between.csv` also has the maximum over as many samples from other noises
 # (*random*).
 
@@ -131,8 +131,8 @@ output.figure(plots.rectangles(dict.fromkeys(titles, between), list(plain), list
                                note=note), "fig_rp_between")
 
 # %% [markdown]
-# Which class is it? Per model, how often each class gives the image most like its unconditional
-# twin's, and how often two models name the same class.
+# Which class is it? For each model: how often each class gives the image most like its
+# unconditional twin's, and how often two models name the same class.
 
 # %%
 ours = {name: features[name] for name in found}
@@ -151,9 +151,9 @@ output.table(same, "tab_same_winning_class")
 # ## Guidance
 #
 # Classifier-free guidance at several weights: 1 is the conditional model, 0 the same network
-# without a class. Noise *k* has class *k* modulo 10. Dashed is the control, the Gaussian denoisers
-# of the class and of all images under the same guidance, with the one of the two models that is
-# nearer to it (up to weight 2: beyond, many of its pixels leave their range).
+# without a class. Noise *k* has class *k* modulo 10. The dashed line is the control: the Gaussian
+# denoisers of the class and of all images under the same guidance, compared with whichever of the
+# two models is nearer to it (up to weight 2; beyond that, many of its pixels leave their range).
 
 # %%
 guided = conditional.guided_samples(found, {name: images[name] for name in found}, sizes)
@@ -192,10 +192,10 @@ claims.save(verdicts, "conditional", output, device)
 # %% [markdown]
 # ## ImageNet
 #
-# Class-conditional DiT pipelines of diffusers, by hub name or folder (`-p imagenet
-# facebook/DiT-XL-2-256`, several separated by commas; the `paper` profile has that one), join
-# through the same interface. They need a GPU and their download. Eight noises, ten classes each;
-# of several pipelines with noises of one shape also RP_cond, by the paper's own descriptor.
+# Class-conditional DiT pipelines of diffusers join through the same interface, by hub name or
+# folder (`-p imagenet facebook/DiT-XL-2-256`, several separated by commas; the `paper` profile has
+# that one). They need a GPU and their download. Eight noises, ten classes each. For several
+# pipelines whose noises have one shape there is also RP_cond, by the paper's own descriptor.
 
 # %%
 pictures = {name: models.samples(model, 8) for name, model in hub.items()}
