@@ -12,9 +12,9 @@
 # *Section 4 and appendix F of "The Emergence of Reproducibility and Consistency in Diffusion
 # Models" (ICML 2024).*
 #
-# A model may also restore an image from a measurement of it: pixels are lost, or it is blurred.
-# The paper replaces the stochastic step of DPS (Chung et al. 2023) by a deterministic solver
-# (Algorithm 1), so that noise, measurement, operator and model fix the answer:
+# A model can also restore an image from a measurement of it: pixels are lost, or it is blurred. The
+# paper replaces the stochastic step of DPS (Chung et al. 2023) by a deterministic solver (Algorithm
+# 1), so that noise, measurement, operator and model fix the answer:
 #
 #     u ← σ₀ ε
 #     for i = 1 … M:
@@ -25,14 +25,15 @@
 #     return u
 #
 # Then one can ask again: do different models give the same image? The finding: **RP is high inside
-# one architecture family and low between U-Nets and transformers.** Masks, step sizes and numbers
-# of evaluations of the paper were not seen, nor any number, so what follows is this project's
-# choice: pixels lost at random, a box lost, a quarter of the side, Gaussian and motion blur, and
-# clipped brightness, all with a little noise in the measurement *y* (`reconstructions.TASKS`).
+# one architecture family and low between U-Nets and transformers.** The paper's masks, step sizes
+# and numbers of evaluations were not seen, nor any of its numbers, so what follows is this
+# project's choice: pixels lost at random, a lost box, a quarter of the side length, Gaussian and
+# motion blur, and clipped brightness, all with a little noise in the measurement *y*
+# (`reconstructions.TASKS`).
 #
-# Two controls. A measurement may fix the answer by itself: so RP also from *other* noises, the
-# measurement kept. And is it the deterministic solver or the shared noise that counts? So RP of
-# stochastic DPS, with the same fresh noise and with another.
+# Two controls. A measurement may fix the answer by itself, so we also measure RP from *other*
+# noises with the same measurement. And is it the deterministic solver or the shared noise that
+# counts? So we also measure RP of stochastic DPS, with the same fresh noise and with another.
 
 # %% tags=["parameters"]
 profile: str = "laptop"
@@ -65,16 +66,16 @@ inverse.check_shown(shown, truth)
 # ## The models
 #
 # Four U-Nets and four transformers of section 2, which differ in seed, width and framework, and two
-# references that nobody trained: the Gaussian denoiser of the training images, and the optimal one
-# of the first 8,192. That one is optimal for its training set only: here it answers with one of
-# those images, whatever was measured. All restore the same measurements of held-out images from the
-# same noises, with the same solver.
+# untrained references: the Gaussian denoiser of the training images, and the optimal one of the
+# first 8,192. The latter is optimal for its training set only: here it answers with one of those
+# images, whatever was measured. All models restore the same measurements of held-out images from
+# the same noises, with the same solver.
 #
-# The two families are few models, and differ in more than architecture: among the transformers
+# The two families have few models and differ in more than architecture. Among the transformers,
 # `uvit` has another framework and budget than the DiTs, which are near copies of each other (see
 # the column *images seen*), and no U-Net has the framework of the DiTs. All intervals below are
-# over images, for these models; what other models of a family would do they do not say. On the
-# `laptop` profile their answers come from `zoo/inverse/`; the first are restored again here and
+# over images, for these models; they do not say what other models of a family would do. On the
+# `laptop` profile the answers come from `zoo/inverse/`; the first are restored again here and
 # compared.
 
 # %%
@@ -103,15 +104,15 @@ output.figure(plots.sample_grid(tour, columns=len(TASKS), heads=[p.task.name for
                                 title=f"Image {shown}", labels=labels), "fig_restored_tasks")
 
 # %% [markdown]
-# Are these restorations any good? Beside the models stand two that need no diffusion: a *trivial*
-# one, made of the measurement alone (which, the table says), and the *Wiener estimate*, the exact
-# mean of the posterior under the Gaussian of the training images, where the operator is linear: in
-# the mean square the best that their means and covariances allow. (A draw from that posterior, as a
-# sampler makes, has twice its squared error, 3 dB less.) *over trivial*: PSNR minus that of the
-# trivial one, on the same images. *distance* is one minus the cosine of the descriptors of restored
-# image and truth, in the place of LPIPS, whose weights are a download. *residual* is the distance
-# of image and measurement, where something was measured, over that of the truth: 1 is consistent,
-# more is not, less fits the noise.
+# Are these restorations any good? Two that need no diffusion stand beside the models. A *trivial*
+# one is made from the measurement alone (the table says how). The *Wiener estimate* is the exact
+# posterior mean under the Gaussian of the training images, where the operator is linear: in mean
+# square the best that their means and covariances allow. (A draw from that posterior, as a sampler
+# makes, has twice its squared error, 3 dB less.) *over trivial*: PSNR minus that of the trivial
+# restoration, on the same images. *distance*: one minus the cosine of the descriptors of restored
+# image and truth, in place of LPIPS, whose weights are a download. *residual*: the distance between
+# image and measurement, where something was measured, over that of the truth: 1 is consistent, more
+# is not, less fits the noise.
 
 # %%
 features = inverse.features(describe, answers)
@@ -120,21 +121,21 @@ beside = inverse.beside_baselines(TASKS, answers, truth, groups, models.gaussian
 output.table(beside, "tab_restorations")
 
 # %% [markdown]
-# A model worse than the trivial restoration has *over trivial* below 0. Where it is so, RP below
-# compares answers that agree, not answers that are good. One step size does not fit all operators,
-# as *residual* shows.
+# A model worse than the trivial restoration has *over trivial* below 0. There, RP below compares
+# answers that agree, not answers that are good. One step size does not fit all operators, as
+# *residual* shows.
 #
-# What the residual measures: the image after the last gradient, whose length is about $\zeta$ and
-# never shrinks, so it says by how much the last steps overshoot or stay behind as much as whether a
-# model can fit *y*. And Algorithm 1 here also sees the entries of *y* where pixels are lost, which
-# hold noise alone: they stay in *r* and so shorten every step. How much both are on `laptop`, by
-# restoring some images once more, says `figures/laptop/README.md`.
+# The residual is measured on the image after the last gradient, whose length is about $\zeta$ and
+# never shrinks. So it says as much about how far the last steps overshoot or stay behind as about
+# whether a model can fit *y*. Also, Algorithm 1 here sees the entries of *y* where pixels are lost,
+# which hold noise alone: they stay in *r* and so shorten every step. `figures/laptop/README.md`
+# says how much both matter on `laptop`, by restoring some images once more.
 
 # %% [markdown]
 # ## RP inside and across families
 #
-# Each map: RP of every two models on the same measurements and noises; outlined are the pairs
-# inside one family. What lies outside both outlines is across families, or a reference.
+# Each map shows RP of every two models on the same measurements and noises; pairs inside one family
+# are outlined. What lies outside both outlines is across families, or involves a reference.
 
 # %%
 pairs = {p.task.name: scores.pairwise(features[p.name], copies, sizes.resamples) for p in TASKS}
@@ -154,13 +155,13 @@ output.table(blocks, "tab_rp_blocks")
 
 # %% [markdown]
 # *other images*: the same pairs with their images mixed, the chance level. *other noise*: the
-# second model restored the same measurement from another noise: what the measurement alone fixes.
-# Where that is as high as RP, a high RP says nothing of the noise.
+# second model restored the same measurement from another noise, which shows what the measurement
+# alone fixes. Where that is as high as RP, a high RP says nothing about the noise.
 #
-# By how much do two models of one family agree more than two of different families? RP is near 1
-# on most tasks, where it can tell little: so also without a threshold, the RMS difference of two
-# models' pixels, of 255 (in inpainting of the lost pixels alone), and *farther*, by how much it is
-# larger across than inside; *other images* is what images of another truth would have.
+# By how much do two models of one family agree more than two of different families? RP is near 1 on
+# most tasks, where it can tell little, so we also ask without a threshold: the RMS difference of
+# two models' pixels, of 255 (for inpainting, of the lost pixels alone). *farther*: by how much it
+# is larger across than inside. *other images*: the same for images of different truths.
 
 # %%
 gaps = tables.over("task", {p.task.name: inverse.family_gap(
@@ -173,8 +174,8 @@ distances = tables.over("problem", {p.name: inverse.pixel_gap(
 output.table(distances, "tab_pixel_gap")
 
 # %% [markdown]
-# The same difference in the unconditional samples of these models: how far the families are apart
-# where nothing is measured.
+# The same difference in these models' unconditional samples: how far apart the families are where
+# nothing is measured.
 
 # %%
 free = {name: descriptors.features(describe, rows) for name, rows in
@@ -183,11 +184,12 @@ free_gap = inverse.family_gap(free, groups, copies, sizes.resamples)
 output.table(free_gap, "tab_family_gap_without_measurement")
 
 # %% [markdown]
-# Is it the family? Two seeds of one recipe are always inside one, and the DiTs share a framework
-# that no U-Net has. So the same differences from pairs of different frameworks alone, and at the
-# two largest step sizes, where they are largest. Of the transformers these are `uvit` against the
-# DiTs alone, and on `laptop` `uvit` saw 512,000 images, the DiTs 128,000, the U-Nets 160,000: this
-# separates neither the family from the budget nor one model from its family.
+# Is it the family? Two seeds of one recipe are always inside one family, and the DiTs share a
+# framework that no U-Net has. So here are the same differences from pairs of different frameworks
+# alone, also at the two largest step sizes, where they are largest. Among the transformers these
+# pairs are only `uvit` against the DiTs, and on `laptop` `uvit` saw 512,000 images, the DiTs
+# 128,000 and the U-Nets 160,000. So this separates neither the family from the budget nor one model
+# from its family.
 
 # %%
 frameworks = {name: model.framework for name, model in found.items()}
@@ -204,12 +206,12 @@ output.table(distances_apart, "tab_pixel_gap_apart")
 # %% [markdown]
 # ## From easy to hard
 #
-# More lost pixels, a larger box, and last larger step sizes. The last row of every map is the
-# Gaussian denoiser. (Those of fewer lost pixels and the smallest box, nearly all 1.00, are in the
-# table alone.) Under the maps RP and errors against the difficulty; dashed is the control, RP of
-# the Gaussian denoiser with each family. In the panels of the residual the line at 1 is the truth.
-# (The optimal denoiser is in the tables alone: its errors are so large that beside them the others
-# are one line.)
+# More lost pixels, a larger box, and finally larger step sizes. The last row of every map is the
+# Gaussian denoiser. (The maps for fewer lost pixels and for the smallest box, nearly all 1.00, are
+# in the table alone.) Under the maps are RP and errors against the difficulty; the dashed control
+# is RP of the Gaussian denoiser with each family. In the panels of the residual the line at 1 is
+# the truth. (The optimal denoiser is in the tables alone: its errors are so large that the others
+# would look like one line.)
 
 # %%
 hard = {p.name: scores.pairwise(features[p.name], copies, sizes.resamples)
@@ -235,18 +237,18 @@ output.figure(plots.curves(inverse.drawn(boxes), "who", "x", "side of the lost b
 # %% [markdown]
 # ## The step size
 #
-# Step sizes follow DPS in form: a constant multiple of the gradient of the residual's norm on the
-# variance-preserving state, given for 30 steps (with M steps each is multiplied by 30 / M). The
-# paper's were not seen. The maps above take 2, but 0.5 for high dynamic range, which with 2 moves
-# away from its measurement. It was chosen by the U-Nets' PSNR on box inpainting, on a grid of
-# factors of 2 and on the very images that are reported; the transformers and the Gaussian denoiser
-# have their best PSNR at 4.
+# Step sizes follow DPS in form: a constant multiple of the gradient of the residual's norm with
+# respect to the variance-preserving state, given for 30 steps (with M steps each is multiplied by
+# 30 / M). The paper's were not seen. The maps above use 2, but 0.5 for high dynamic range, which
+# moves away from its measurement with 2. The choice was made by the U-Nets' PSNR on box inpainting,
+# on a grid of factors of 2 and on the very images that are reported; the transformers and the
+# Gaussian denoiser have their best PSNR at 4.
 #
-# In size they cannot be DPS's, which took 1,000 steps on images of 256 x 256. Its .5 of inpainting
-# has the sum of a zeta of 17 here, beyond this sweep, and its .3 that of 10. But the gradient of a
-# norm has about unit length whatever the number of pixels, while images with more pixels are
-# longer: beside the length of the image, 8 times as long there, they are 2.1 and 1.3. For the same
-# reason a zeta belongs to one size of images.
+# In size they cannot be DPS's, which took 1,000 steps on images of 256 x 256. Summed over the
+# steps, its .5 for inpainting equals a zeta of 17 here, beyond this sweep, and its .3 equals 10.
+# But the gradient of a norm has about unit length whatever the number of pixels, while images with
+# more pixels are longer. Relative to the length of the image, 8 times as long there, they are 2.1
+# and 1.3. For the same reason a zeta belongs to one image size.
 
 # %%
 zetas = inverse.curves(ZETAS, lambda p: p.zeta, answers, features, truth, groups, describe,
@@ -259,8 +261,8 @@ output.figure(plots.curves(inverse.drawn(zetas), "who", "x", "step size $\\zeta$
                            levels=levels | {"PSNR, dB": without}), "fig_step_size")
 
 # %% [markdown]
-# Where RP falls, look at the images before you call it a disagreement: do the restorations still
-# make sense, and fit what was measured, at twice the default step size? And at the largest?
+# Where RP falls, look at the images before you call it disagreement: do the restorations still make
+# sense, and fit what was measured, at twice the default step size? And at the largest?
 
 # %%
 far, farthest = ZETAS[-2:]
@@ -272,7 +274,7 @@ output.figure(plots.sample_grid(rows | answers[farthest.name], title=farthest.na
 # %% [markdown]
 # ### Explore: the step size
 #
-# Change the step size, the largest first, and see where the families part.
+# Change the step size, starting with the largest, and see where the families part.
 
 # %%
 explore.step_size(rows, answers, ZETAS, zetas["RP"])
@@ -280,12 +282,12 @@ explore.step_size(rows, answers, ZETAS, zetas["RP"])
 # %% [markdown]
 # ## Why? The guided iterate leaves the distribution of its noise level
 #
-# The explanation that this project recalls of the paper (not seen in a source): guidance pushes
-# the iterate where no denoiser was trained, and there architectures differ. Measured, for the
-# first part of it: the squared Mahalanobis distance per dimension from the Gaussian with the mean
-# and covariance of the noised training images, which is 1 on average for real images with noise.
-# Lines are medians, bands quartiles over images. That leaving the distribution is what parts the
-# families is not shown by it: both grow with the step size.
+# This is the paper's explanation as this project recalls it (not seen in a source): guidance pushes
+# the iterate where no denoiser was trained, and there architectures differ. For the first part of
+# it we measure the squared Mahalanobis distance per dimension from the Gaussian with the mean and
+# covariance of the noised training images; for real images with noise it is 1 on average. Lines are
+# medians, bands quartiles over images. This does not show that leaving the distribution is what
+# parts the families: both grow with the step size.
 
 # %%
 few = truth.first(min(16, len(truth)))
@@ -302,9 +304,9 @@ output.figure(plots.bands(panels, "energy per dimension", ("real images with noi
 # %% [markdown]
 # ## A deterministic solver, or shared noise?
 #
-# The same problem by stochastic DPS: the same first noise, fresh noise in every step, the same
-# for both models or another. What must be shared is all of the noise; a deterministic solver has
-# no other than the first.
+# The same problem by stochastic DPS: the same first noise, then fresh noise in every step, either
+# the same for both models or another. What must be shared is all of the noise; a deterministic
+# solver has only the first.
 
 # %%
 firsts = {names[0]: found[names[0]] for names in groups.values()}
@@ -315,9 +317,9 @@ contrast = inverse.with_ancestral_noise(same, stochastic, copies, sizes.resample
 output.table(contrast, "tab_stochastic")
 
 # %% [markdown]
-# And Algorithm 1 with its other solvers, at about the same number of network evaluations, on a few
-# images. A higher order then has fewer steps, each guided the more, so the table compares what one
-# cost buys and not the orders by themselves.
+# Algorithm 1 with its other solvers, at about the same number of network evaluations, on a few
+# images. A higher order then has fewer steps, each guided more, so the table compares what the same
+# cost buys, not the orders by themselves.
 
 # %%
 output.table(inverse.solvers(found["edm"], few, describe, sizes.guided_steps, MAIN), "tab_solvers")
@@ -327,11 +329,11 @@ output.table(inverse.solvers(found["edm"], few, describe, sizes.guided_steps, MA
 #
 # For Gaussian data and a linear operator the posterior is Gaussian too, with a known mean, and its
 # own probability-flow ODE says what an exact sampler would make of the same noise. The data here
-# are the Gaussian of 8 x 8 thumbnails, half of whose pixels are lost; the denoiser is exact, so
+# are the Gaussian of 8 x 8 thumbnails, half of whose pixels are lost. The denoiser is exact, so
 # what is left is the error of Algorithm 1 itself. (The flow of the posterior is itself at some
-# distance from its mean: dashed.) A step size does not carry over between sizes of images: of these
-# 8 x 8 pixels the counterpart of 2 at 32 x 32 is about 0.5, so that the figure shows how near
-# Algorithm 1 can come, and not how near it comes above.
+# distance from its mean: dashed.) A step size does not carry over between image sizes: the
+# counterpart of 2 at 32 x 32 is about 0.5 at these 8 x 8 pixels. So the figure shows how near
+# Algorithm 1 can come, not how near it comes above.
 
 # %%
 known = inverse.against_the_posterior(training.first(min(5_000, len(training))))
