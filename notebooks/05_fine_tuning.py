@@ -13,13 +13,13 @@
 # Models" (ICML 2024).*
 #
 # Pre-train on one dataset, fine-tune on the first N images of another. What happens to
-# reproducibility (**RP**) and to copying (**GL**) when only a part of the parameters may learn? As
+# reproducibility (**RP**) and to copying (**GL**) when only some of the parameters may learn? As
 # far as this project recalls (the source was not seen), the paper finds that fine-tuning attention
 # alone on few images lowers RP and raises GL, compared with training from scratch.
 #
 # As far as this project recalls, the paper pre-trains on CIFAR-100. The models shipped for the
 # `laptop` profile were made where it could not be had: they learned the first five classes of
-# CIFAR-10 (airplane, automobile, bird, cat, deer), and were fine-tuned on the other five. The title
+# CIFAR-10 (airplane, automobile, bird, cat, deer) and were fine-tuned on the other five. The title
 # of every figure says which.
 
 # %% tags=["parameters"]
@@ -50,10 +50,10 @@ print(which)
 # ## The models
 #
 # One U-Net, pre-trained twice from different seeds. Every fine-tuning has the same budget; what
-# differs is which parameters learn: all, attention (its norm, query, key, value and output
-# layers), the last blocks (the finest level of the decoder with the output layer), or adapters of
-# rank 4 beside the frozen attention layers (LoRA). `scratch` starts from nothing and has the same
-# budget. Some models are sampled again here and compared with their sheets.
+# differs is which parameters learn: all, attention (its norm, query, key, value and output layers),
+# the last blocks (the finest level of the decoder with the output layer), or adapters of rank 4
+# beside the frozen attention layers (LoRA). `scratch` is trained from random initialization with
+# the same budget. Some models are sampled again here and compared with their sheets.
 
 # %%
 found = fine_tuning.trained(sizes, pretraining, device)
@@ -73,9 +73,9 @@ output.figure(plots.sample_grid(rows, columns=10, title=f"One noise per column; 
 # %% [markdown]
 # ## RP and GL against the number of fine-tuning images
 #
-# RP and MAE score compare two runs of one way: one from the first pre-trained network, one from the
-# second (for `scratch`, from two random initializations). GL is of the first run, against the
-# images it was fine-tuned on; held-out images of the same classes are its baseline (in the table).
+# RP and MAE score compare two runs of the same way of fine-tuning, one from each pre-trained
+# network (for `scratch`, from two random initializations). GL is of the first run, against the
+# images it was fine-tuned on; its baseline is held-out images of the same classes (in the table).
 
 # %%
 features = {name: descriptors.features(describe, part) for name, part in images.items()}
@@ -116,18 +116,20 @@ output.figure(plots.scores_against(both, "pair", labels=dict.fromkeys(both, "RP"
 # %% [markdown]
 # ## What do they agree with?
 #
-# With the first pre-trained network, from which the first run of all ways but `scratch` started:
-# how little fine-tuning changed. `scratch`, which did not start there, is the baseline: where it
-# agrees too, RP does not tell staying from moving. `tab_fine_tuning_with_base.csv` also has the
-# mean difference of the pixels, which does. And with the Gaussian denoiser of all images of the
-# five classes, which nobody trained: agreement no higher than this says little, and RP is near 1
-# with it. So `tab_fine_tuning_nearer.csv` asks without a threshold: are two runs nearer to each
-# other than either is to it (a third of the noises by chance), and are the two pre-trained networks
-# before any fine-tuning? How far do these agree with each other, and the first of them with that
+# First, with the first pre-trained network, from which the first run of every way but `scratch`
+# started: this shows how little fine-tuning changed. `scratch`, which did not start there, is the
+# baseline: where it agrees too, RP does not tell staying from moving.
+# `tab_fine_tuning_with_base.csv` also has the mean difference of the pixels, which does.
+#
+# Second, with the Gaussian denoiser of all images of the five classes, which is not trained.
+# Agreement no higher than this says little, and RP with it is near 1. So
+# `tab_fine_tuning_nearer.csv` asks without a threshold: are two runs nearer to each other than
+# either is to it (a third of the noises by chance)? Are the two pre-trained networks before any
+# fine-tuning? And how far do these two agree with each other, and the first of them with that
 # denoiser of classes it never saw?
 #
-# Every way was run once per start; intervals are over noises, and what another seed would change
-# they leave out.
+# Every way was run once per start. Intervals are over noises and do not cover what another seed
+# would change.
 
 # %%
 bases = fine_tuning.agreement_of_bases(features, copies, sizes.resamples)
