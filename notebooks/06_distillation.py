@@ -12,15 +12,14 @@
 # *Sections 2 and 4 of "The Emergence of Reproducibility and Consistency in Diffusion Models" (ICML
 # 2024).*
 #
-# A student learns to do in a few steps, or in one, what takes its teacher dozens. Does it still
-# make the image that other diffusion models make from the same noise, models it never saw? The
-# paper has two students in its heat maps: a progressively distilled one agrees with every other
-# model (RP .82 to .91), one of consistency training less (.70 to .81), but most with the other
-# student (.91).
+# A student learns to do in one or a few steps what takes its teacher dozens. Does it still make the
+# image that other diffusion models, which it never saw, make from the same noise? The paper has two
+# students in its heat maps. A progressively distilled one agrees with every other model (RP .82 to
+# .91). One of consistency training agrees less (.70 to .81), but most with the other student (.91).
 #
-# This project trained both, with consistency distillation and improved consistency training beside
-# them, and keeps every stage. Two more questions: what do the few steps cost, and is the agreement
-# an artefact of blur?
+# This project trained both, together with consistency distillation and improved consistency
+# training, and keeps every stage. Two more questions: what do the few steps cost, and is the
+# agreement an artefact of blur?
 
 # %% tags=["parameters"]
 profile: str = "laptop"
@@ -43,20 +42,20 @@ training, held_out = data.load(sizes.dataset), data.load(sizes.dataset, "test")
 # %% [markdown]
 # ## Teacher and students
 #
-# One U-Net is the teacher. **Progressive distillation** (Salimans & Ho 2022) halves its steps of
-# DDIM again and again: a student of n steps starts as a copy of the one of 2n steps and learns to
-# land in one step where that lands in two. **Consistency models** (Song et al. 2023) learn one
-# answer for all points of a trajectory, its end: `cd` follows the teacher's trajectories, `ct`
-# learns from data alone, and `ict` does so with the schedule, loss and noise levels of Song &
-# Dhariwal (2024), at a smaller scale and without their dropout and optimizer. With more than one
-# step a consistency model adds new noise between two steps. Here that is computed from the starting
-# noise, so that all three get the same.
+# One U-Net is the teacher. **Progressive distillation** (Salimans & Ho 2022) repeatedly halves its
+# DDIM steps: a student of n steps starts as a copy of the one of 2n steps and learns to land in one
+# step where that one lands in two. **Consistency models** (Song et al. 2023) learn the same answer
+# for all points of a trajectory: its end. `cd` follows the teacher's trajectories, `ct` learns from
+# data alone, and `ict` does so with the schedule, loss and noise levels of Song & Dhariwal (2024),
+# at a smaller scale and without their dropout and optimizer. With more than one step, a consistency
+# model adds new noise between steps. Here that noise is computed from the starting noise, so that
+# all three get the same.
 #
 # *images seen* counts a student's own training; those that have a teacher begin with its weights.
-# Where they differ from their papers: `cd` and `ct` compare images by squared error (the papers'
-# best by LPIPS, whose weights are a download), `ct` ends at 41 levels on `laptop` and keeps an
-# averaged target network, which the later paper drops. Every model here was trained once; intervals
-# are over noises, and what another seed would change they leave out.
+# Differences from their papers: `cd` and `ct` compare images by squared error (the papers' best use
+# LPIPS, whose weights are a download), `ct` ends at 41 levels on `laptop` and keeps an averaged
+# target network, which the later paper drops. Every model here was trained once. Intervals are over
+# noises and do not cover what another seed would change.
 
 # %%
 found = models.distilled(sizes, training, device)
@@ -77,9 +76,9 @@ output.figure(plots.sample_grid({name: images[name] for name in shown},
 # ## With the teacher
 #
 # Agreement with the teacher's own samples (Heun, 18 steps) against the number of steps. `teacher,
-# DDIM` is the teacher without distillation, given as few steps, `teacher, DPM-Solver++` the same by
-# a multistep solver of second order, the better of the two from four steps on; the dashed line is
-# the Gaussian denoiser, which nobody trained: agreement no higher than that says little.
+# DDIM` is the undistilled teacher with as few steps. `teacher, DPM-Solver++` is the same with a
+# second-order multistep solver, the better of the two from four steps on. The dashed line is the
+# untrained Gaussian denoiser: agreement no higher than that says little.
 
 # %%
 gaussian = models.closed_forms(training, sizes.bag)["gaussian"]
@@ -101,11 +100,11 @@ output.figure(plots.curves(with_teacher, "series", "steps", "steps", True,
               "fig_with_teacher")
 
 # %% [markdown]
-# With more than one step consistency models leave the teacher's image. But the new noise is noise
-# that the teacher never got: the paper's question is whether models agree that are given the same.
-# So the teacher gets it here, too: its image is noised again at the same levels with the same
-# noise, and its own solver goes on from there; the Gaussian denoiser likewise. Curves are means
-# over the three consistency models, but for *teacher and Gaussian*: those two with each other.
+# With more than one step, consistency models leave the teacher's image. But the teacher never got
+# the new noise, and the paper's question is whether models agree that are given the same noise. So
+# here the teacher gets it too: its image is noised again at the same levels with the same noise,
+# and its own solver continues from there. The Gaussian denoiser is treated likewise. Curves are
+# means over the three consistency models, except *teacher and Gaussian*: those two with each other.
 
 # %%
 again = {one.name: one for model in (found[students.TEACHER], gaussian)
@@ -126,10 +125,10 @@ output.figure(plots.curves(fresh, "what", "steps", "steps", True,
 # %% [markdown]
 # ## With models they never saw
 #
-# Models of section 2, of two families, trained apart from the teacher; and the Gaussian denoiser.
-# Below, for every stage of progressive distillation: with the teacher's own samples (*first
-# teacher, Heun*), with the stage that was the teacher of this one (*the stage before*), with the
-# consistency models at one step (*other students*) and with the models of section 2; a group's
+# These are models of section 2, of two families, trained apart from the teacher, and the Gaussian
+# denoiser. Below, every stage of progressive distillation is compared with the teacher's own
+# samples (*first teacher, Heun*), with the stage that was its teacher (*the stage before*), with
+# the consistency models at one step (*other students*) and with the models of section 2. A group's
 # curve is the mean over its models.
 
 # %%
@@ -166,11 +165,12 @@ output.figure(plots.heatmaps({"RP": rp, "MAE score": mae}, names,
 # %% [markdown]
 # ## The price
 #
-# Fréchet distance to held-out images in the descriptor's own features (it compares curves of this
-# figure and nothing else; real images, as few, have a distance above 0 too: the dashed line),
-# sharpness (what a filter of one pixel takes away, over that of real images), and the time of one
-# image on this machine. A low distance alone does not mean good images, for the descriptor ignores
-# grain: where sharpness is well above 1, the image is noisy.
+# The figure shows three things: the Fréchet distance to held-out images in the descriptor's own
+# features (it compares curves of this figure and nothing else; the same number of real images also
+# has a distance above 0, the dashed line), sharpness (what a filter of one pixel takes away, over
+# that of real images), and the time per image on this machine. A low distance alone does not mean
+# good images, because the descriptor ignores grain: where sharpness is well above 1, the image is
+# noisy.
 
 # %% tags=["nbval-ignore-output"]
 real = tables.features_of(describe, held_out)
@@ -191,10 +191,10 @@ output.figure(plots.curves(panels, "series", "evaluations", "network evaluations
 # %% [markdown]
 # ## Is it blur?
 #
-# The progressive student of one step blurs. Is its agreement with models that it never saw more
-# than that of any image as blurred? A low-pass filter brings the teacher's own images to the same
-# sharpness: the curve is the teacher through wider and wider filters, and what of a student is
-# above it is no blur.
+# The one-step progressive student blurs. Does it agree with models it never saw more than any
+# equally blurred image would? A low-pass filter brings the teacher's own images to the same
+# sharpness. The curve is the teacher through wider and wider filters; what of a student lies above
+# it is not blur.
 
 # %%
 soft = students.by_sharpness(everyone, described, one_step, list(unseen), describe, photos, copies,
@@ -209,9 +209,9 @@ output.figure(plots.curves({"RP with unseen models": soft}, "who", "sharpness",
 # %% [markdown]
 # ## The claims, and the paper's numbers beside ours
 #
-# How many steps the paper's `Progressivev1` takes is not known here; ours takes one. And the
-# paper's numbers are of another descriptor (SSCD) with its own threshold: that a number agrees says
-# that both are high or low, not more.
+# How many steps the paper's `Progressivev1` takes is not known here; ours takes one. The paper's
+# numbers use another descriptor (SSCD) with its own threshold, so agreement of a number says that
+# both are high or low, not more.
 
 # %% tags=["nbval-ignore-output"]
 numbers = published.beside_heat_maps(rp, mae)
