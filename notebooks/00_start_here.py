@@ -12,13 +12,13 @@
 # This is the companion to *The Emergence of Reproducibility and Consistency in Diffusion Models*
 # (Zhang, Zhou, Lu, Guo, Wang, Shen, Qu; ICML 2024). The paper found that different diffusion
 # models, given the same noise and a deterministic sampler, make nearly the same image. Each
-# notebook regenerates one section; this one shows the finding itself, and the idea that all of them
-# rest on, in a few cells.
+# notebook regenerates one section. This one shows, in a few cells, the finding itself and the idea
+# that all of them rest on.
 #
-# **Everything is a denoiser.** Whatever the framework, write the diffused image as *x(t) = s(t)
-# (x₀ + σ(t) ε)* and work with *u = x / s*. Then every model is one function *D(u; σ)* that
-# estimates the clean image, and every deterministic sampler follows *du/dσ = (u − D(u; σ)) / σ*
-# from the noise to an image.
+# **Everything is a denoiser.** Whatever the framework, write the diffused image as *x(t) = s(t) (x₀
+# + σ(t) ε)* and work with *u = x / s*. Then every model is one function *D(u; σ)* that estimates
+# the clean image, and every deterministic sampler follows *du/dσ = (u − D(u; σ)) / σ* from the
+# noise to an image.
 
 # %% tags=["parameters"]
 profile: str = "laptop"
@@ -39,12 +39,12 @@ print(f"{len(training)} training images, {bank.name}")
 # ## A noise that everybody shares
 #
 # Noise *k* of the bank is the same array on every machine, whatever the batch or the device. That
-# is what makes "the same noise" mean something. A column below is one noise. The U-Net and the
-# transformer share neither architecture nor framework nor solver; both learned from 32,768 images
-# of CIFAR-10, on a CPU (`unet-96-n32768` and `dit-n32768` of `02_two_regimes`). Two denoisers
-# nobody trained, both of all training images: the Gaussian denoiser, which knows their mean and
-# covariance and nothing else, and the optimal denoiser, whose samples are training images (the
-# paper's theorem). And a GAN and a VAE, which take 128 numbers, a fixed projection of the noise.
+# gives "the same noise" a meaning. Each column below is one noise. The U-Net and the transformer
+# share neither architecture nor framework nor solver; both were trained on 32,768 images of
+# CIFAR-10, on a CPU (`unet-96-n32768` and `dit-n32768` of `02_two_regimes`). Below them are two
+# untrained denoisers, both of all training images: the Gaussian denoiser, which knows only their
+# mean and covariance, and the optimal denoiser, whose samples are training images (the paper's
+# theorem). Last come a GAN and a VAE, which take 128 numbers, a fixed projection of the noise.
 
 # %%
 solver = samplers.Solver("heun", steps=18)
@@ -63,11 +63,11 @@ output.figure(plots.sample_grid(rows, columns=len(shared), title="One noise per 
 # %% [markdown]
 # ## A denoiser of your own
 #
-# A denoiser is any function of `u` and `sigma` that answers with the clean image. Anything that can
-# be written so joins every score of this project. This one answers with the mean image, whatever it
-# sees; its sample is the mean image from any noise.
+# A denoiser is any function of `u` and `sigma` that returns the clean image. Anything that can be
+# written so joins every score of this project. This one returns the mean image whatever it sees, so
+# its sample from any noise is the mean image.
 #
-# - a network of `u` and one `sigma` an image, in single precision (the state is kept in double):
+# - a network of `u` and one `sigma` per image, in single precision (the state is kept in double):
 #   `lambda u, sigma: net(u.float(), sigma.float().expand(len(u)))`
 # - a network `net(x, t, labels)` that predicts eps, v or x0 at the steps of a discrete schedule:
 #   `denoisers.Preconditioned(net, denoisers.discrete(alphas_cumprod, "epsilon")).eval()`, or with
@@ -87,11 +87,11 @@ rows["mean image"] = data.to_bytes(constant)
 # %% [markdown]
 # ## Do they make the same image?
 #
-# **RP** is the share of noises whose two images are copies of each other by a copy-detection
-# descriptor, the **MAE score** the share whose mean pixel difference is under 15 of 255. With so
-# few noises the scores are coarse; `02_two_regimes` has these models with 256 noises and intervals,
-# and there U-Net and transformer agree with each other more than either does with the Gaussian
-# denoiser, by both scores: they share what training taught them.
+# **RP** is the share of noises whose two images are copies of each other according to a
+# copy-detection descriptor; the **MAE score** is the share whose mean pixel difference is under 15
+# of 255. With so few noises the scores are coarse. `02_two_regimes` has these models with 256
+# noises and intervals. There U-Net and transformer agree with each other more than either does with
+# the Gaussian denoiser, by both scores: they share what training taught them.
 
 # %%
 describe = descriptors.load("cifar-copy")
@@ -114,15 +114,16 @@ output.figure(plots.heatmaps(maps, list(rows), 0.0, note), "fig_start_here_score
 # | `06_distillation` | students of one or few steps | 15 s | 1 min | 9 h | 757 h |
 # | `train` | trains, fine-tunes or distills one model | 10 s | 10 min | | |
 #
-# Every notebook takes the same `profile` parameter. `smoke` and `laptop` were measured on two
-# cores: `smoke` trains tiny models on a few bundled images, `laptop` uses the models shipped in
-# `zoo/`. `gpu` and `paper` train their own; theirs are GPU-hours for the models, estimated from the
-# networks and never measured (`make plan PROFILE=gpu` has them by job), and notebooks share
-# models, so the sum is less. Batches run by `papermill notebooks/01_unconditional.ipynb out.ipynb
-# -p profile gpu`, or all of them by `make report PROFILE=gpu`.
+# Every notebook takes the same `profile` parameter. The times of `smoke` and `laptop` were measured
+# on two cores: `smoke` trains tiny models on a few bundled images, `laptop` uses the models shipped
+# in `zoo/`. `gpu` and `paper` train their own models. Their times are GPU-hours for the models,
+# estimated from the networks and never measured (`make plan PROFILE=gpu` lists them by job).
+# Notebooks share models, so the sum is less. To run one as a batch, use `papermill
+# notebooks/01_unconditional.ipynb out.ipynb -p profile gpu`; to run all, `make report PROFILE=gpu`.
 #
-# The results so far, from the last run of each notebook with this profile. Its tables have the rule
-# behind each verdict and what was measured; `make report` makes a page of it all.
+# Below are the results so far, from the last run of each notebook with this profile. The notebooks'
+# tables have the rule behind each verdict and what was measured; `make report` makes a page of it
+# all.
 
 # %% tags=["nbval-ignore-output"]
 claims.overview(plots.Output.of(profile).folder)
