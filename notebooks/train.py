@@ -14,13 +14,13 @@
 #
 #     papermill notebooks/train.ipynb out.ipynb -p profile gpu -p model edm-cond
 #
-# The profile decides the size and the budget (`smoke` seconds, `laptop` about ten minutes on two
-# cores, `gpu` minutes on one large GPU, `paper` mostly 50 million images, the budget of the paper's
-# section 3), and the device where none is given. *Images seen* counts every time that an image is
-# shown. The weights go to the artifact store, where `01_unconditional` of the same profile finds
-# them again (on the `laptop` profile it reads `zoo/` instead, which `python -m paper_utils.fleet`
-# fills); a run that was killed goes on from its last checkpoint when it is started again with the
-# same parameters.
+# The profile decides the size, the budget and, where none is given, the device. `smoke` takes
+# seconds, `laptop` about ten minutes on two cores, `gpu` minutes on one large GPU. `paper` mostly
+# trains on 50 million images, the budget of the paper's section 3. *Images seen* counts every time
+# an image is shown. The weights go to the artifact store, where `01_unconditional` of the same
+# profile finds them (on the `laptop` profile it reads `zoo/` instead, which `python -m
+# paper_utils.fleet` fills). A run that was killed continues from its last checkpoint when it is
+# started again with the same parameters.
 #
 # To fine-tune, give the weights to start from (a safetensors file of `zoo/` or of an earlier
 # training), what to train (`all`, `attention`, `last`, `low-rank` or a regular expression on the
@@ -29,7 +29,7 @@
 #     papermill notebooks/train.ipynb out.ipynb -p model edm -p start zoo/edm.safetensors \
 #         -p trains attention -p dataset cifar10:5-9 -p images 64
 #
-# A student that is distilled (`06_distillation`) starts from its teacher in the same way:
+# A distilled student (`06_distillation`) starts from its teacher in the same way:
 #
 #     papermill notebooks/train.ipynb out.ipynb -p model cd \
 #         -p start zoo/distillation/teacher.safetensors
@@ -60,17 +60,17 @@ weights = models.weights_of(start, spec) if start else None
 print(f"{spec.name}: {spec.network}, {spec.framework}, {spec.images_seen:,} images seen")
 
 # %% [markdown]
-# The loss is the weighted denoising error of the framework (of a student: the distance to where its
-# objective wants it), averaged over the batch; the curve is its running mean. Different frameworks
-# weight noise levels differently, so their losses do not compare.
+# The loss is the weighted denoising error of the framework (for a student, the distance to where
+# its objective wants it), averaged over the batch; the curve is its running mean. Different
+# frameworks weight noise levels differently, so their losses cannot be compared.
 
 # %%
 trained, losses = models.train(spec, subset, device, weights)
 output.figure(plots.loss_curve(losses, spec), f"fig_loss_{spec.name}")
 
 # %% [markdown]
-# Images of the first noises of the bank, from the averaged weights. After a short training they
-# look like blurred textures; agreement between models comes long before good looks.
+# Images from the first noises of the bank, by the averaged weights. After a short training they
+# look like blurred textures; models agree long before their images look good.
 
 # %%
 samples = models.samples(trained, 12)
