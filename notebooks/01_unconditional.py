@@ -86,7 +86,7 @@ output.figure(plots.sample_grid(images, title="One noise per column, one model p
 # ## Reproducibility
 #
 # For two models and the same noises, **RP** is the share of noises whose two images are copies of
-# each other according to a copy-detection descriptor. The **MAE score** is the share whose mean
+# each other according to a copy-detection descriptor; the **MAE score** is the share whose mean
 # absolute pixel difference is under 15 of 255. RP does not see grain: the descriptor is trained to
 # recognize an image under noise and blur, so two models may have an RP of 1.00 and a MAE score of
 # .00. Every score of two models has a 95 % interval over noises (Wilson's; Newcombe's for

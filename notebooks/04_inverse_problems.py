@@ -282,9 +282,9 @@ explore.step_size(rows, answers, ZETAS, zetas["RP"])
 # %% [markdown]
 # ## Why? The guided iterate leaves the distribution of its noise level
 #
-# This is the paper's explanation as this project recalls it (not seen in a source): guidance pushes
-# the iterate where no denoiser was trained, and there architectures differ. For the first part of
-# it we measure the squared Mahalanobis distance per dimension from the Gaussian with the mean and
+# The paper's explanation, as this project recalls it (not seen in a source): guidance pushes the
+# iterate where no denoiser was trained, and there architectures differ. For the first part of it we
+# measure the squared Mahalanobis distance per dimension from the Gaussian with the mean and
 # covariance of the noised training images; for real images with noise it is 1 on average. Lines are
 # medians, bands quartiles over images. This does not show that leaving the distribution is what
 # parts the families: both grow with the step size.

@@ -77,7 +77,7 @@ output.figure(plots.sample_grid({name: images[name] for name in shown},
 #
 # Agreement with the teacher's own samples (Heun, 18 steps) against the number of steps. `teacher,
 # DDIM` is the undistilled teacher with as few steps. `teacher, DPM-Solver++` is the same with a
-# second-order multistep solver, the better of the two from four steps on. The dashed line is the
+# second-order multistep solver, the better of the two from four steps on; the dashed line is the
 # untrained Gaussian denoiser: agreement no higher than that says little.
 
 # %%
@@ -125,11 +125,11 @@ output.figure(plots.curves(fresh, "what", "steps", "steps", True,
 # %% [markdown]
 # ## With models they never saw
 #
-# These are models of section 2, of two families, trained apart from the teacher, and the Gaussian
-# denoiser. Below, every stage of progressive distillation is compared with the teacher's own
-# samples (*first teacher, Heun*), with the stage that was its teacher (*the stage before*), with
-# the consistency models at one step (*other students*) and with the models of section 2. A group's
-# curve is the mean over its models.
+# Models of section 2, of two families, trained apart from the teacher, and the Gaussian denoiser.
+# Below, every stage of progressive distillation is compared with the teacher's own samples (*first
+# teacher, Heun*), with the stage that was its teacher (*the stage before*), with the consistency
+# models at one step (*other students*) and with the models of section 2. A group's curve is the
+# mean over its models.
 
 # %%
 unseen = models.by_name(sizes.families, sizes, training, device)
@@ -165,12 +165,11 @@ output.figure(plots.heatmaps({"RP": rp, "MAE score": mae}, names,
 # %% [markdown]
 # ## The price
 #
-# The figure shows three things: the Fréchet distance to held-out images in the descriptor's own
-# features (it compares curves of this figure and nothing else; the same number of real images also
-# has a distance above 0, the dashed line), sharpness (what a filter of one pixel takes away, over
-# that of real images), and the time per image on this machine. A low distance alone does not mean
-# good images, because the descriptor ignores grain: where sharpness is well above 1, the image is
-# noisy.
+# Fréchet distance to held-out images in the descriptor's own features (it compares curves of this
+# figure and nothing else; the same number of real images also has a distance above 0, the dashed
+# line), sharpness (what a filter of one pixel takes away, over that of real images), and the time
+# per image on this machine. A low distance alone does not mean good images, because the descriptor
+# ignores grain: where sharpness is well above 1, the image is noisy.
 
 # %% tags=["nbval-ignore-output"]
 real = tables.features_of(describe, held_out)
@@ -191,7 +190,7 @@ output.figure(plots.curves(panels, "series", "evaluations", "network evaluations
 # %% [markdown]
 # ## Is it blur?
 #
-# The one-step progressive student blurs. Does it agree with models it never saw more than any
+# The progressive student of one step blurs. Does it agree with models it never saw more than any
 # equally blurred image would? A low-pass filter brings the teacher's own images to the same
 # sharpness. The curve is the teacher through wider and wider filters; what of a student lies above
 # it is not blur.
