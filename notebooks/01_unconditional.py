@@ -35,7 +35,7 @@ device: str = ""
 from torch.nn.functional import normalize
 
 from paper_utils import claims, data, descriptors, explore, models, plots, profiles, published
-from paper_utils import run, scores, tables
+from paper_utils import rules, run, scores, tables
 
 run.check_parameters()
 sizes = profiles.get(profile, noises=noises, live=live, hyperplane=hyperplane)
@@ -121,8 +121,8 @@ output.figure(plots.heatmaps({"RP": rp, "MAE score": mae}, shown, note=note,
 # three had nothing more in common)?
 
 # %%
-compared = {name: scores.beside_control(claims.among(pairs, many_steps),
-                                        claims.across(pairs, many_steps, ["gaussian"]))
+compared = {name: scores.beside_control(scores.among(pairs, many_steps),
+                                        scores.across(pairs, many_steps, ["gaussian"]))
             for name, pairs in {"RP": rp, "MAE score": mae}.items()}
 title = f"Every two models, and each with the Gaussian denoiser; {sizes.noises} noises"
 output.figure(plots.against_control(compared, "the Gaussian denoiser", title), "fig_beside_control")
@@ -181,7 +181,7 @@ output.table(tables.even_parts(asked | {"gaussian": everything["gaussian"], limi
 # by RP.
 
 # %%
-pairs = claims.among(rp, many_steps)
+pairs = scores.among(rp, many_steps)
 least = pairs.loc[pairs.score.idxmin(), ["model", "other"]].tolist()
 output.figure(plots.heatmaps({"RP": rp, "MAE score": mae}, contrast + least, floor=0.0, note=note),
               "fig_contrast_heatmaps")
@@ -234,7 +234,7 @@ planes = {name: models.hyperplane_samples(model, sizes.hyperplane)
 maps = {name: scores.hyperplane_map(*(descriptors.features(describe, part) for part in plane))
         for name, plane in planes.items()}
 nearest = (normalize(part.flatten(1)) for part in models.hyperplane_noises(sizes.hyperplane))
-maps = {claims.NEAREST: scores.hyperplane_map(*nearest)} | maps
+maps = {rules.NEAREST: scores.hyperplane_map(*nearest)} | maps
 points = f"{sizes.hyperplane} × {sizes.hyperplane} noises; full colour: cosine 1, white: 0"
 output.figure(plots.hyperplane_maps(maps, points), "fig_hyperplane")
 
@@ -303,5 +303,5 @@ numbers = published.beside_heat_maps(rp, mae)
 output.table(numbers, "tab_paper_numbers")
 output.figure(plots.beside_paper(numbers, "The paper's 42 numbers and ours"), "fig_paper_numbers")
 winners = {name: winner for name, (winner, _) in maps.items()}
-verdicts = claims.unconditional(rp, mae, diffusion, many_steps, contrast, rest, gl, winners)
+verdicts = rules.unconditional(rp, mae, diffusion, many_steps, contrast, rest, gl, winners)
 claims.save(verdicts, "unconditional", output, device)

@@ -36,7 +36,7 @@ device: str = ""
 
 # %%
 from paper_utils import claims, data, descriptors, explore, mixture, models, plots, profiles
-from paper_utils import published, recipes, regimes, run, scores, tables
+from paper_utils import published, recipes, regimes, rules, run, scores, tables
 
 run.check_parameters()
 sizes = profiles.get(profile, grid_noises=grid_noises, live=live)
@@ -367,6 +367,6 @@ beside = published.beside_curves(ours, recipes.GRIDS[profile].widths)
 output.table(beside, "tab_paper_numbers_regimes")
 
 # %% tags=["nbval-ignore-output"]
-verdicts = claims.two_regimes(rp, nested, against["optimal"], halves, errors, crossings, alike,
-                              nearer)
+verdicts = rules.two_regimes(rp, nested, against["optimal"], halves, errors, crossings, alike,
+                             nearer)
 claims.save(verdicts, "two_regimes", output, device)

@@ -33,7 +33,7 @@ device: str = ""
 
 # %%
 from paper_utils import claims, conditional, data, descriptors, models, plots, profiles, recipes
-from paper_utils import run, scores, tables, zoo
+from paper_utils import rules, run, scores, tables, zoo
 
 run.check_parameters()
 sizes = profiles.get(profile, class_noises=class_noises, live=live)
@@ -94,9 +94,9 @@ rp_cond = scores.pairwise(features, copies, sizes.resamples)
 rp_cond["other class"] = conditional.other_class(rp_cond, features, copies)
 rp_plain = scores.pairwise(plain, copies, sizes.resamples)
 compared = [*twin.values(), "gaussian"]
-rp_twins = claims.among(rp_plain, compared)
+rp_twins = scores.among(rp_plain, compared)
 mae_cond = scores.pairwise(images, scores.close, sizes.resamples)
-mae_twins = claims.among(scores.pairwise(unconditional, scores.close, sizes.resamples), compared)
+mae_twins = scores.among(scores.pairwise(unconditional, scores.close, sizes.resamples), compared)
 output.table(rp_twins.assign(**{"MAE score": mae_twins.score}), "tab_rp_unconditional_twins")
 output.table(rp_cond.assign(**{"MAE score": mae_cond.score}), "tab_rp_cond")
 
@@ -185,8 +185,8 @@ output.figure(plots.sample_grid(rows, columns=10, heads=data.CLASSES,
 # ## The claims
 
 # %% tags=["nbval-ignore-output"]
-networks = claims.among(rp_plain, plain_models)
-verdicts = claims.conditional(rp_cond, mae_cond, gaps, networks, between, guidance, control.name)
+networks = scores.among(rp_plain, plain_models)
+verdicts = rules.conditional(rp_cond, mae_cond, gaps, networks, between, guidance, control.name)
 claims.save(verdicts, "conditional", output, device)
 
 # %% [markdown]

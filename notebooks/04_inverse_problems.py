@@ -47,9 +47,9 @@ device: str = ""
 # %%
 from dataclasses import replace
 
-from paper_utils import claims, data, descriptors, explore, models, plots, profiles, run, scores
+from paper_utils import claims, data, descriptors, explore, models, plots, profiles, rules, run
 from paper_utils import reconstructions as inverse
-from paper_utils import tables, zoo
+from paper_utils import scores, tables, zoo
 from paper_utils.reconstructions import BOXES, DROPS, MAIN, TASKS, ZETAS
 
 run.check_parameters()
@@ -345,5 +345,5 @@ output.figure(plots.against_known_posterior(known, "8 x 8 Gaussian images, half 
 # ## The claims
 
 # %% tags=["nbval-ignore-output"]
-verdicts = claims.inverse_problems(gaps, apart, blocks, zetas["RP"], contrast, guided, real)
+verdicts = rules.inverse_problems(gaps, apart, blocks, zetas["RP"], contrast, guided, real)
 claims.save(verdicts, "inverse", output, device)

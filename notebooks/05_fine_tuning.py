@@ -32,7 +32,7 @@ device: str = ""
 
 # %%
 from paper_utils import claims, data, descriptors, fine_tuning, models, plots, profiles, recipes
-from paper_utils import run, scores, tables
+from paper_utils import rules, run, scores, tables
 
 run.check_parameters()
 sizes = profiles.get(profile, transfer_noises=transfer_noises, live=live)
@@ -158,5 +158,5 @@ output.figure(plots.scores_against(panels, "way", labels=dict.fromkeys(panels, "
 # ## The claims
 
 # %% tags=["nbval-ignore-output"]
-verdicts = claims.fine_tuning(rp, gl, gain, with_start, bases, gaussian, nearer, bases_nearer)
+verdicts = rules.fine_tuning(rp, gl, gain, with_start, bases, gaussian, nearer, bases_nearer)
 claims.save(verdicts, "fine_tuning", output, device)

@@ -29,8 +29,8 @@ live: int = 0
 device: str = ""
 
 # %%
-from paper_utils import claims, data, descriptors, models, plots, profiles, published, run, scores
-from paper_utils import students, tables, zoo
+from paper_utils import claims, data, descriptors, models, plots, profiles, published, rules, run
+from paper_utils import scores, students, tables, zoo
 
 run.check_parameters()
 sizes = profiles.get(profile, grid_noises=grid_noises, live=live)
@@ -219,6 +219,6 @@ output.table(numbers[with_student & numbers.ours.notna()], "tab_paper_numbers_st
 
 # %% tags=["nbval-ignore-output"]
 sharp = price.set_index("run").sharpness[[students.TEACHER, *one_step]].to_dict()
-verdicts = claims.distillation(rp, mae, nearer, list(unseen), fresh["RP"], fresh_pairs, gains,
-                               sharp)
+verdicts = rules.distillation(rp, mae, nearer, list(unseen), fresh["RP"], fresh_pairs, gains,
+                              sharp)
 claims.save(verdicts, "distillation", output, device)

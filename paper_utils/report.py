@@ -25,7 +25,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from paper_utils import claims, files, graph, levels, profiles
+from paper_utils import claims, files, graph, levels, profiles, rules
 from paper_utils.errors import UserError, choose, exit_code
 from paper_utils.graph import Job
 from paper_utils.paths import ROOT
@@ -119,7 +119,7 @@ GRADES = ("Grades of what the paper says: S read in a source, F measured from a 
 
 
 def _verdict_part(found: list[Page], folder: Path, jobs: Mapping[str, Job]) -> str:
-    lines = ["## Verdicts", "", f"{claims.RULES} A claim opens to its rule and all that was "
+    lines = ["## Verdicts", "", f"{rules.HISTORY} A claim opens to its rule and all that was "
              f"measured. {GRADES}"]
     known = {page.name: page for page in found}
     for section, rows in claims.load(folder).items():

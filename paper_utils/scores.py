@@ -295,6 +295,19 @@ def pairwise(rows: Mapping[str, Tensor], hits: Hits, resamples: int = 1_000) -> 
     return pd.DataFrame(table, columns=columns)
 
 
+def among(pairs: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
+    """The pairs whose two models are both in `names`."""
+    names = set(names)
+    return pairs[pairs.model.isin(names) & pairs.other.isin(names)]
+
+
+def across(pairs: pd.DataFrame, some: Iterable[str], others: Iterable[str]) -> pd.DataFrame:
+    """The pairs with one model in `some` and the other in `others`."""
+    some, others = set(some), set(others)
+    forward = pairs.model.isin(some) & pairs.other.isin(others)
+    return pairs[forward | (pairs.model.isin(others) & pairs.other.isin(some))]
+
+
 def beside_control(pairs: pd.DataFrame, control: pd.DataFrame) -> pd.DataFrame:
     """Every pair of models beside what its two models have in common with a control.
 

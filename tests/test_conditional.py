@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from paper_utils import claims, conditional, data, denoisers, descriptors, models, profiles, recipes
+from paper_utils import conditional, data, denoisers, descriptors, models, profiles, recipes, rules
 from paper_utils import samplers, scores, training, zoo
 from paper_utils.errors import UserError
 from paper_utils.models import BANK
@@ -352,7 +352,7 @@ def gap(difference: float, half: float):
     (0.0, 0.3, 0.1, "not decided: the intervals are too wide"),
     (0.0, 0.05, 0.6, "not reproduced")])
 def test_carrying_over_is_judged_by_the_twins(difference, half, chance, verdict):
-    claim = claims.carries_over(gap(difference, half), pairs(0.5, 0.7, chance))
+    claim = rules.carries_over(gap(difference, half), pairs(0.5, 0.7, chance))
     assert claim.verdict == verdict and "another class 0.25 to 0.25" in claim.measured
 
 
@@ -370,7 +370,7 @@ def test_another_class_from_the_same_noise():
     (0.8, 0.2, "reproduced"), (0.6, 0.2, "partly: lower than two unconditional models"),
     (0.6, 0.4, "not reproduced"), (0.1, 0.2, "not reproduced")])
 def test_between_is_judged_by_random_samples_and_by_unconditional_models(low, random, verdict):
-    claim = claims.one_class_is_the_unconditional(pairs(low, 0.95, random), pairs(0.8, 0.9))
+    claim = rules.one_class_is_the_unconditional(pairs(low, 0.95, random), pairs(0.8, 0.9))
     assert claim.verdict == verdict and "recalled" in claim.statement
 
 
@@ -382,7 +382,7 @@ def curves(*changes: tuple):
 
 
 def test_guidance_is_judged_by_the_change_at_its_largest_weight():
-    verdicts = [claims.guidance_matters(curves(*c)).verdict
+    verdicts = [rules.guidance_matters(curves(*c)).verdict
                 for c in ((-0.5, 0.0, 0.2), (-0.5, 0.0), (0.05,))]
     assert verdicts == ["lower for 1, higher for 1 of 3 pairs", "lower for 1, higher for 0 of 2 "
                         "pairs", "no difference seen"]
@@ -394,7 +394,7 @@ def test_the_control_stands_apart_in_the_claims():
     between = pd.concat([pairs(0.8, 0.9), pairs(0.0, 0.1, 0.5, ("a", "g"))])
     mae = pd.concat([pairs(0.1, 0.2), pairs(0.1, 0.3, names=("a", "g")),
                      pairs(0.8, 0.9, names=("b", "g"))])
-    found = claims.conditional(rp, mae, gap(0.0, 0.05), pairs(0.8, 0.9), between, curves(0.0), "g")
+    found = rules.conditional(rp, mae, gap(0.0, 0.05), pairs(0.8, 0.9), between, curves(0.0), "g")
     assert [claim.verdict for claim in found] == [
         "reproduced", "reproduced", "yes", "in 0 of 1 pairs; in 0 less than with it", "yes",
         "no difference seen"]
@@ -403,14 +403,14 @@ def test_the_control_stands_apart_in_the_claims():
                            ("local", "yes")):
         more = pd.concat([between, pairs(0.9, 1.0, names=(model, "b")),
                           pairs(1.0, 1.0, names=(model, "g"))])
-        found = claims.conditional(rp, mae, gap(0.0, 0.05), pairs(0.8, 0.9), more, curves(0.0),
-                                   "g")
+        found = rules.conditional(rp, mae, gap(0.0, 0.05), pairs(0.8, 0.9), more, curves(0.0),
+                                  "g")
         assert found[4].verdict == verdict
 
 
 def test_without_models_nothing_is_decided():
     nothing = scores.pairwise({}, scores.close)
     gaps = conditional.carried_over({}, {}, {}, scores.close)
-    found = claims.conditional(nothing, nothing, gaps, nothing, conditional.between({}, {}, 0.5),
-                               curves(), "g")
+    found = rules.conditional(nothing, nothing, gaps, nothing, conditional.between({}, {}, 0.5),
+                              curves(), "g")
     assert {claim.verdict for claim in found} == {"not decided: not trained yet"}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from paper_utils import artifacts, claims, data, descriptors, fine_tuning, fleet, models, plots
-from paper_utils import profiles, recipes, scores, tables, training, zoo
+from paper_utils import artifacts, data, descriptors, fine_tuning, fleet, models, plots, profiles
+from paper_utils import recipes, rules, scores, tables, training, zoo
 from paper_utils.errors import UserError
 from paper_utils.models import BANK
 
@@ -211,7 +211,7 @@ def test_every_way_is_held_against_its_own_runs_with_the_gaussian(scores_, verdi
              .assign(run=lambda t, k=k: [("", "seed1" if way == "scratch" else "other")[k]
                                          for way in t.way]) for k in (0, 1)]
     same = curve({("all", 16): 1.0}).assign(run="seed1")
-    claim = claims.ways_beyond_gaussian(pairs, pd.concat([*forms, same]))
+    claim = rules.ways_beyond_gaussian(pairs, pd.concat([*forms, same]))
     assert claim.verdict == verdict and "at 16 images" in claim.measured
 
 
@@ -245,14 +245,14 @@ def test_partial_fine_tuning_with_few_images(rp, gl, verdict):
     copied = curve({("scratch", 16): 0.3, ("attention", 16): gl})
     bases = scores.Score(0.7, 0.6, 0.8, 99)
     still = curve({("attention", 16): 0.4, ("scratch", 16): 0.0})
-    claim = claims.partial_with_few(pairs, copied, still, bases)
+    claim = rules.partial_with_few(pairs, copied, still, bases)
     assert claim.verdict == verdict and "recalled" in claim.statement
     assert "started from RP 0.40" in claim.measured and "0.70 [0.60, 0.80]" in claim.measured
     for scratch, told in ((0.9, "not decided: 'attention' did not leave the network it started "
                            "from"), (0.91, verdict)):  # RP cannot tell where scratch has it too
         still = curve({("attention", 16): 0.91, ("scratch", 16): scratch})
-        assert claims.partial_with_few(pairs, copied, still, bases).verdict == told
-    missing = claims.partial_with_few(pairs[pairs.way != "attention"], copied, still, bases)
+        assert rules.partial_with_few(pairs, copied, still, bases).verdict == told
+    missing = rules.partial_with_few(pairs[pairs.way != "attention"], copied, still, bases)
     assert missing.verdict == "not decided: not trained yet"
 
 
@@ -268,14 +268,14 @@ def gain(*differences: float) -> pd.DataFrame:
 def test_a_shared_start(differences, verdict):
     table = gain(*differences).assign(images=[4, 8][:len(differences)])
     moved = curve({("all", n): 0.9 for n in (4, 8)})
-    assert claims.shared_start(table, moved).verdict == verdict
+    assert rules.shared_start(table, moved).verdict == verdict
 
 
 def test_what_did_not_leave_its_start_does_not_count():
     table = gain(0.3, -0.2).assign(images=[4, 8])
-    claim = claims.shared_start(table, curve({("all", 4): 0.9, ("all", 8): 0.91}))
+    claim = rules.shared_start(table, curve({("all", 4): 0.9, ("all", 8): 0.91}))
     assert claim.verdict == "yes, everywhere" and claim.measured.startswith("of 2 ways and sizes 1")
-    stayed = claims.shared_start(table, curve({("all", 4): 0.95, ("all", 8): 0.91}))
+    stayed = rules.shared_start(table, curve({("all", 4): 0.95, ("all", 8): 0.91}))
     assert stayed.verdict == "not decided: none left the network it started from"
 
 
@@ -298,8 +298,8 @@ def test_the_claims_of_the_study_take_each_number_from_its_place():
     still = curve({("attention", 4): 0.1, ("scratch", 4): 0.1, ("all", 4): 0.5})
     gaussian = curve({("attention", 64): 0.7, ("scratch", 64): 0.95}).assign(run="")
     nearer = curve({("scratch", 4): 0.9, ("scratch", 64): 0.6, ("attention", 64): 0.5})
-    found = claims.fine_tuning(rp, gl, gain(0.3, 0.0), still, bases, gaussian, nearer,
-                               scores.Score(0.66, 0.6, 0.7, 99))
+    found = rules.fine_tuning(rp, gl, gain(0.3, 0.0), still, bases, gaussian, nearer,
+                              scores.Score(0.66, 0.6, 0.7, 99))
     assert [c.verdict for c in found] == [
         "reproduced", "more at 1, less at 0 of 2 ways and sizes",
         "for 1 of 2 ways (attention); less for 1", "for 1 of 2 pairs"]
@@ -325,8 +325,8 @@ def test_a_zoo_without_models_gives_empty_tables_and_no_verdict():
     rp = fine_tuning.reproducibility(table, {}, copies)
     gl = fine_tuning.generalization(table, {}, directions(4, 0), directions(4, 0), 0.5)
     start = fine_tuning.against(table, {}, directions(4, 0), copies)
-    found = claims.fine_tuning(rp, gl, fine_tuning.shared_start(table, {}, copies), start,
-                               scores.Score(0, 0, 1, 1), start, rp, scores.Score(0, 0, 1, 1))
+    found = rules.fine_tuning(rp, gl, fine_tuning.shared_start(table, {}, copies), start,
+                              scores.Score(0, 0, 1, 1), start, rp, scores.Score(0, 0, 1, 1))
     assert all(claim.verdict == "not decided: not trained yet" for claim in found)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from paper_utils import claims, mixture, plots
+from paper_utils import mixture, plots, rules
 from paper_utils.denoisers import OptimalDenoiser
 from paper_utils.noise import stream
 
@@ -142,7 +142,7 @@ def test_the_tables_of_a_trained_study_decide_the_claim_and_are_drawn():
     errors, crossings = mixture.errors(squares, 50), mixture.crossings(squares, 50)
     assert crossings[["asked about", "sigma"]].values.tolist() == [
         [asked, sigma] for asked in ("training", "new") for sigma in TINY.sigmas]
-    assert claims.mixture_crosses(errors, crossings).verdict
+    assert rules.mixture_crosses(errors, crossings).verdict
     axes = plots.mixture_errors(errors, crossings).axes
     assert [axis.get_title() for axis in axes] == [
         f"$\\sigma$ = {sigma}, {asked} points" for asked in ("training", "new")

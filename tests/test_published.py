@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from paper_utils import plots, published, recipes
-from test_claims import curve, table
+from test_rules import curve, table
 
 MODELS = "DDPMv4 DDPMv6 Multistagev1 EDMv1 UViT CT Progressivev1".split()
 RP = np.array([  # the published heat map, symmetric, row by row

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from paper_utils import artifacts, claims, data, fleet, models, profiles, scores, zoo
+from paper_utils import artifacts, data, fleet, models, profiles, rules, scores, zoo
 from paper_utils import reconstructions as inverse
 from paper_utils.denoisers import GaussianDenoiser
 from paper_utils.descriptors import Descriptor
@@ -475,7 +475,7 @@ def blocks(score: float, other: float) -> pd.DataFrame:
     ((-0.2, 0.3, 0.2, -0.1),
      "not reproduced: lower across on 0 of 2 tasks, by more than 0.1 on none")])
 def test_families_differ_where_both_families_are_above(lows, verdict):
-    assert claims.families_differ(gaps(*lows), blocks(0.5, 0.1)).verdict == verdict
+    assert rules.families_differ(gaps(*lows), blocks(0.5, 0.1)).verdict == verdict
 
 
 @pytest.mark.parametrize("lows, verdict", [
@@ -483,12 +483,12 @@ def test_families_differ_where_both_families_are_above(lows, verdict):
     ((), "not decided: no such pairs")])
 def test_families_of_different_frameworks(lows, verdict):
     table = gaps(*lows).rename(columns={"task": "problem"})
-    assert claims.families_differ_apart(table).verdict == verdict
+    assert rules.families_differ_apart(table).verdict == verdict
 
 
 def test_the_noise_decides_where_other_noises_give_less():
-    assert claims.noise_decides(blocks(0.5, 0.1)).verdict == "yes"
-    assert claims.noise_decides(blocks(0.5, 0.45)).verdict.startswith("at 0 of 3")
+    assert rules.noise_decides(blocks(0.5, 0.1)).verdict == "yes"
+    assert rules.noise_decides(blocks(0.5, 0.45)).verdict.startswith("at 0 of 3")
 
 
 def step_sizes(strong_across: float, strong_within: float) -> pd.DataFrame:
@@ -502,7 +502,7 @@ def step_sizes(strong_across: float, strong_within: float) -> pd.DataFrame:
 @pytest.mark.parametrize("across, within, verdict", [
     (0.2, 0.8, "yes"), (0.9, 0.9, "no"), (0.5, 0.2, "it falls, not more than inside")])
 def test_the_gap_grows_where_only_across_falls(across, within, verdict):
-    assert claims.gap_grows(step_sizes(across, within)).verdict == verdict
+    assert rules.gap_grows(step_sizes(across, within)).verdict == verdict
 
 
 def energy(low: float) -> pd.DataFrame:
@@ -512,18 +512,18 @@ def energy(low: float) -> pd.DataFrame:
 
 def test_the_iterate_leaves_the_distribution_where_it_is_above_real_images():
     real, inside, outside = energy(0.9), energy(0.95), energy(1.2)
-    claim = claims.leaves_the_distribution(
+    claim = rules.leaves_the_distribution(
         {"a": {0.0: inside, 8.0: outside}, "b": {0.0: inside, 8.0: outside}}, real)
     assert claim.verdict == "reproduced" and "zeta 8 at 100%" in claim.measured
-    usual = claims.leaves_the_distribution({"a": {0.0: inside, 2.0: inside, 8.0: outside}}, real)
+    usual = rules.leaves_the_distribution({"a": {0.0: inside, 2.0: inside, 8.0: outside}}, real)
     assert usual.verdict == "partly: at zeta 8 alone"
-    larger = claims.leaves_the_distribution(
+    larger = rules.leaves_the_distribution(
         {"a": {0.0: inside, 2.0: inside, 4.0: outside, 8.0: outside}}, real)
     assert larger.verdict == "partly: at zeta 4 and 8 alone"
-    some = claims.leaves_the_distribution(
+    some = rules.leaves_the_distribution(
         {"a": {0.0: inside, 8.0: outside}, "b": {0.0: inside, 8.0: inside}}, real)
     assert some.verdict == "partly: for some models"
-    always = claims.leaves_the_distribution({"a": {0.0: outside, 8.0: outside}}, real)
+    always = rules.leaves_the_distribution({"a": {0.0: outside, 8.0: outside}}, real)
     assert always.verdict.startswith("not decided")
 
 
@@ -532,9 +532,9 @@ def test_what_determinism_buys():
                           ("stochastic", "two models, same fresh noise", 0.8, 0.7, 0.9, 32),
                           ("stochastic", "one model, other fresh noise", 0.2, 0.1, 0.3, 32)],
                          columns=["solver", "runs", "score", "low", "high", "n"])
-    assert claims.determinism(table).verdict == "yes"
+    assert rules.determinism(table).verdict == "yes"
     table.loc[2, ["low", "high"]] = (0.65, 0.95)
-    assert claims.determinism(table).verdict == "no"
+    assert rules.determinism(table).verdict == "no"
 
 
 def test_quartiles_have_their_names():

@@ -9,7 +9,7 @@ import torch
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 
-from paper_utils import (claims, data, fleet, models, plots, profiles, recipes, regimes, samplers,
+from paper_utils import (data, fleet, models, plots, profiles, recipes, regimes, rules, samplers,
                          scores, training, zoo)
 from paper_utils.denoisers import GaussianDenoiser, OptimalDenoiser
 from paper_utils.errors import UserError
@@ -516,14 +516,14 @@ def test_pairs_are_counted_beside_their_control_as_the_claim_counts_them():
             ("a", "control", 0.6, 0.5), ("b", "control", 0.6, 0.5), ("c", "control", 0.75, 0.6)]
     pairs = pd.DataFrame(rows, columns=["model", "other", "score", "low"])
     pairs = pairs.assign(high=2 * pairs.score - pairs.low, n=9)
-    models, it = claims.among(pairs, "abcd"), claims.across(pairs, "abcd", ["control"])
+    models, it = scores.among(pairs, "abcd"), scores.across(pairs, "abcd", ["control"])
     beside = scores.beside_control(models, it)
     assert beside.nearest.tolist() == [0.6, 0.75, 0.75, 0.9]
     axis = plots.against_control({"RP": beside}, "it").axes[0]
     assert {text.get_text() for text in axis.get_legend().get_texts()} == {
         "more than with it: 1", "less than either's with it: 1", "less than one's with it: 1",
         "intervals overlap: 1"}
-    assert claims.more_than("RP", models, it, "it").verdict == (
+    assert rules.more_than("RP", models, it, "it").verdict == (
         "in 1 of 4 pairs; in 1 less than with it")
 
 

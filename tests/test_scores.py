@@ -4,6 +4,7 @@ import math
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -293,6 +294,14 @@ def test_the_nearest_training_image_has_the_size_of_the_image():
 
 
 # --- tables -------------------------------------------------------------------------------------
+
+def test_pairs_among_and_across():
+    pairs = pd.DataFrame([("a", "b", .1), ("a", "x", .2), ("x", "b", .3), ("x", "y", .4)],
+                         columns=["model", "other", "score"])
+    assert scores.among(pairs, ["a", "b"]).score.tolist() == [.1]
+    assert scores.across(pairs, ["a", "b"], ["x", "y"]).score.tolist() == [.2, .3]
+    assert scores.across(pairs, "xy", "ab").score.tolist() == [.2, .3]
+
 
 def test_the_pairwise_table():
     same, opposite = plain(*range(0, 250, 50)), plain(*range(250, 0, -50))

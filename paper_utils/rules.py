@@ -1,0 +1,987 @@
+"""The rules that say whether this run agrees with the paper: a function a claim, by section.
+
+The paper's numbers are in `published`; `HISTORY` says how the rules came about.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import pandas as pd
+from torch import Tensor
+
+from paper_utils import published, recipes, scores
+from paper_utils.claims import Claim
+from paper_utils.scores import CONTROL, Score, across, among
+
+RECALLED = " (recalled from the paper, not seen in a source)"
+HISTORY = ("Each verdict is computed by the rule that its claim states. Rules were written before "
+           "their claim first ran, but for that of the architecture families and that of even "
+           "parts, which followed a trial, and nearness to each other, a second control; what was "
+           "changed after numbers had been seen made a rule stricter, or gave it better intervals "
+           "(Wilson's and Newcombe's), or asks in more places (the mixture, which was asked at "
+           "new points alone) or of every pair (the Gaussian control of section 3, which was of "
+           "the lowest pair, and that of consistency models of several steps, which was of "
+           "means), where the verdict says in how many it holds; leaves undecided what intervals "
+           "do not decide (with whom consistency training agrees most); does not count what did "
+           "not move (the shared start of fine-tuning) or was not trained finely enough to tell "
+           "(the widest network, where GL passes 1/2); or asks what can be answered (blur, once "
+           "by a filter on both sides).")
+NEAREST = "nearest noise"  # the map of the noise plane that shows the noises themselves
+MARGIN = 0.1  # RP that counts as lost; settled before any of these scores was seen
+SAID = {"paper": "said, without a number", "grade": "S"}
+UNSEEN = {"paper": "recalled, not seen", "grade": "M"}
+SCORE, DIFFERENCE = ("score", "low", "high"), ("difference", "low", "high")
+
+
+def _ours(*parts: tuple[pd.Series | None, str], columns: Sequence[str] = SCORE) -> dict:
+    """The fields `ours` and `n` of a Claim, from rows of tables and what each is.
+
+    What it is may name columns of the row in braces. columns: those of the number and the ends of
+    its interval. n: that of the first row; a row that is None is left out.
+    """
+    parts = [(row, what) for row, what in parts if row is not None]
+    if not parts:
+        return {}
+    texts = ["{:z.2f} [{:z.2f}, {:z.2f}] ({})".format(*row[list(columns)], what.format_map(row))
+             for row, what in parts]
+    n = parts[0][0].get("n")
+    return {"ours": "; ".join(dict.fromkeys(texts)), "n": None if n is None else int(n)}
+
+
+def _least(table: pd.DataFrame, by: pd.Series) -> pd.Series | None:
+    """The first row where `by` is lowest; None of an empty table."""
+    return table.iloc[by.argmin()] if len(table) else None
+
+
+def _span(numbers: Iterable[float], between: str = " to ") -> str:
+    """Lowest and highest number with two digits, or with more where the paper has more."""
+    numbers = list(numbers)
+    ends = [max(f"{x:.2f}", f"{x:g}", key=len) for x in (min(numbers), max(numbers))]
+    return between.join(dict.fromkeys(ends))
+
+
+def _ends(numbers: Iterable[float]) -> str:
+    """Lowest and highest number with two digits."""
+    return "{:z.2f} to {:z.2f}".format(min(numbers), max(numbers))
+
+
+def _papers_end(score: str, k: int) -> str:
+    """All widths of published.CURVES at its fewest (k = 0) or most (k = -1) images."""
+    values = _span((curve[k] for curve in published.CURVES[score].values()), "-")
+    return f"{values} at {published.SIZES[k]} images"
+
+
+def _papers_half_way() -> str:
+    """Between which numbers of images the paper's curves of GL pass 1/2."""
+    curves = published.curves("GL", "width").groupby("width", sort=False)
+    return "; ".join(f"width {width}: {n}-{m} images"
+                     for width, (n, m) in ((width, half_way(curve)) for width, curve in curves))
+
+
+def worst(pairs: pd.DataFrame) -> str:
+    """The pair with the lowest score: a verdict on all pairs hangs on it."""
+    row = pairs.loc[pairs.score.idxmin()]
+    return f"{row.model}, {row.other}"
+
+
+def _range(pairs: pd.DataFrame) -> str:
+    """The lowest score with its pair, and the highest."""
+    return f"{pairs.score.min():.2f} ({worst(pairs)}) to {pairs.score.max():.2f}"
+
+
+# --- section 2 ----------------------------------------------------------------------------------
+
+def high_for_every_pair(name: str, pairs: pd.DataFrame,
+                        paper: Sequence[Sequence[float]]) -> Claim:
+    """Different diffusion models make nearly the same image; paper: published.RP or published.MAE.
+
+    pairs: of all diffusion models; those of the paper's seven decide.
+    """
+    lowest = min(map(min, paper))
+    statement = f"{name}: every two diffusion models make nearly the same image"
+    rule = (f"of the counterparts of the paper's models the lowest pair has at least {lowest:.2f}, "
+            "the paper's lowest; partly if every interval is above half way from shuffled noises "
+            "to that")
+    ours = among(pairs, published.COUNTERPARTS.values())
+    if ours.empty:
+        return Claim(statement, rule, "no such pair", "not decided: not trained yet")
+    verdict = _as_high(ours, lowest)
+    return Claim(statement, rule,
+                 f"lowest {ours.score.min():.2f} ({worst(ours)}), highest {ours.score.max():.2f}, "
+                 f"shuffled at most {ours.shuffled.max():.2f}; of all {len(pairs)} pairs the "
+                 f"lowest is {pairs.score.min():.2f} ({worst(pairs)})", verdict,
+                 _span(sum(paper, ())), "S", **_ours((_least(ours, ours.score),
+                                                      "{model}, {other}")))
+
+
+def _as_high(pairs: pd.DataFrame, lowest: float) -> str:
+    """The verdict on pairs whose counterparts in the paper have at least `lowest`."""
+    half_way = (pairs.shuffled + lowest) / 2
+    return ("reproduced" if pairs.score.min() >= lowest else
+            "partly: lower than the paper" if (pairs.low > half_way).all() else "not reproduced")
+
+
+def lower_without_diffusion(name: str, diffusion: pd.DataFrame, contrast: pd.DataFrame,
+                            paper: Sequence[Sequence[float]]) -> Claim:
+    """GANs and VAEs do not share the property.
+
+    diffusion: pairs of models of many steps; paper: published.RP or published.MAE.
+    """
+    low, high = diffusion.score.min(), contrast.score.max()
+    hardly = _as_high(diffusion, min(map(min, paper))) == "not reproduced"
+    verdict = ("not reproduced" if high >= low else
+               "not decided: by this score diffusion models hardly have it" if hardly else
+               "reproduced" if contrast.high.max() < diffusion.low.min() else
+               "not decided: intervals overlap")
+    return Claim(f"{name}: GANs and VAEs do not have the property",
+                 "their highest pair is below the lowest pair of diffusion models of many steps, "
+                 "intervals apart, and that one above half way from shuffled noises to the paper's "
+                 "lowest",
+                 f"highest GAN/VAE pair {high:.2f}, lowest diffusion pair {low:.2f} "
+                 f"({worst(diffusion)})", verdict, **SAID,
+                 **_ours((_least(contrast, -contrast.score), "{model}, {other}"),
+                         (_least(diffusion, diffusion.score), "{model}, {other}")))
+
+
+def more_than(name: str, pairs: pd.DataFrame, reference: pd.DataFrame, what: str) -> Claim:
+    """This project's control: agreement with each other, not only with a closed form.
+
+    reference: agreement with the closed form of at least one model of every pair.
+    """
+    beside = scores.beside_control(pairs, reference)
+    more, less = beside.more.sum(), beside.less.sum()
+    verdict = ("yes" if more == len(pairs) else
+               f"in {more} of {len(pairs)} pairs; in {less} less than with it")
+    return Claim(f"{name}: the models agree with each other more than with {what} (our control)",
+                 "every pair's score is above that of either model with the closed form, intervals "
+                 "apart",
+                 f"models: {_range(pairs)}, median {pairs.score.median():.2f}; with the closed "
+                 f"form: {reference.score.min():.2f} to {reference.score.max():.2f}, median "
+                 f"{reference.score.median():.2f}", verdict,
+                 **_ours((_least(pairs, pairs.score), "{model}, {other}"),
+                         (_least(reference, -reference.score), "{model}, {other}")))
+
+
+def nothing_copied(gl: pd.DataFrame, held_out: float, control: float) -> Claim:
+    """The models are in the generalization regime: their samples are no training images.
+
+    gl: columns model, GL, low, high, n; control: GL of a closed form that cannot copy.
+    """
+    least = gl.iloc[gl.GL.argmin()]
+    verdict = ("not reproduced" if least.GL < held_out - 0.05 else
+               "reproduced" if control < held_out - 0.05 else
+               "reproduced, as by the Gaussian denoiser, which cannot copy")
+    return Claim("GL: trained on all of CIFAR-10, the models do not copy it",
+                 "lowest GL no more than 0.05 under that of held-out real images",
+                 f"lowest GL {least.GL:.2f} ({least.model}), held-out real images {held_out:.2f}, "
+                 f"the Gaussian denoiser, our control, {control:.2f}",
+                 verdict, f"{_papers_end('GL', -1)} (U-Nets of section 3)", "F",
+                 **_ours((least, "{model}"), columns=("GL", "low", "high")))
+
+
+def even_parts_shared(pairs: pd.DataFrame, many_steps: Sequence[str],
+                      contrast: Sequence[str]) -> Claim:
+    """This project's control: what no affine denoiser makes is shared too.
+
+    pairs: of tables.even_parts_alike, of diffusion models and of GANs and VAEs (`contrast`),
+    without the even part of the Gaussian denoiser's limited images.
+    """
+    ours = among(pairs, many_steps)
+    other = pairs[pairs.model.isin(contrast) | pairs.other.isin(contrast)]
+    more = ((ours.low > 0) & (ours.score > other.score.max())).sum()
+    return Claim("Even part: the models share what no Gaussian denoiser makes (our control)",
+                 "for every two models of many steps the cosine of the even parts of one noise's "
+                 "images (what stays when the noise changes sign; without that of the Gaussian "
+                 "denoiser's images limited to the range of pixels) is above 0 with its interval, "
+                 "and above that of every pair with a GAN or VAE in it",
+                 f"models: {_range(ours)}, median {ours.score.median():.2f}; shuffled noises "
+                 f"{_ends(ours.shuffled)}; with a GAN or VAE {_ends(other.score)}",
+                 "yes" if more == len(ours) else f"in {more} of {len(ours)} pairs",
+                 **_ours((_least(ours, ours.score), "{model}, {other}"),
+                         (_least(other, -other.score), "{model}, {other}")))
+
+
+def maps_alike(agreement: Mapping[tuple[str, str], float], chance: float,
+               contrast: Mapping[tuple[str, str], float], nearest: Sequence[float]) -> Claim:
+    """The noise hyperplane is divided alike by different models.
+
+    Controls: GANs and VAEs among themselves, and the map of the corner that is nearest in noise
+    with each model's.
+    """
+    least, pair = min(agreement.values()), ", ".join(min(agreement, key=agreement.get))
+    verdict = ("not reproduced" if least <= chance else
+               "partly: above chance" if least <= (1 + chance) / 2 else
+               "reproduced" if least > max(*contrast.values(), *nearest) else
+               "partly: no more than GANs and VAEs, or than with the noise itself")
+    return Claim("Hyperplane: different models divide the noise plane alike",
+                 "every two maps name the same corner at more points than half way from chance to "
+                 "all, at more than two GANs or VAEs do, and at more than any model's names the "
+                 "corner that is nearest in noise (our controls); partly if above chance",
+                 f"lowest agreement {least:.2f} ({pair}), chance {chance:.2f}; GANs and VAEs among "
+                 f"themselves {_ends(contrast.values())}; with the corner nearest in noise "
+                 f"{_ends(nearest)}", verdict, **SAID, ours=f"{least:.2f} ({pair})")
+
+
+def unconditional(rp: pd.DataFrame, mae: pd.DataFrame, diffusion: list[str],
+                  many_steps: list[str], contrast: list[str], even: pd.DataFrame,
+                  gl: pd.DataFrame, winners: Mapping[str, Tensor]) -> list[Claim]:
+    """The claims of section 2, for pairs `rp`, `mae` and `even`, GL per model, hyperplane maps.
+
+    diffusion: all diffusion models, `many_steps` those that are no students of one step. even: see
+    even_parts_shared. winners: which corner each point of the plane is most like, by model
+    (scores.hyperplane_map), and NEAREST: which is nearest in noise.
+    """
+    claims = []
+    for name, pairs, paper in (("RP", rp, published.RP), ("MAE score", mae, published.MAE)):
+        ours = among(pairs, many_steps)
+        claims += [high_for_every_pair(name, among(pairs, diffusion), paper),
+                   lower_without_diffusion(name, ours, among(pairs, contrast), paper),
+                   more_than(name, ours, across(pairs, many_steps, ["gaussian"]),
+                             "the Gaussian denoiser")]
+    found = gl.set_index("model", drop=False)
+    agreement, chance = scores.map_agreement({name: winners[name] for name in diffusion})
+    others, _ = scores.map_agreement({name: winners[name] for name in contrast})
+    nearest = [(winners[name] == winners[NEAREST]).double().mean().item() for name in diffusion]
+    return [*claims, even_parts_shared(even, many_steps, contrast),
+            nothing_copied(found.loc[diffusion], found.GL["held-out"], found.GL["gaussian"]),
+            maps_alike(agreement, chance, others, nearest)]
+
+
+# --- section 3 ----------------------------------------------------------------------------------
+
+def valley(rp: pd.DataFrame) -> Claim:
+    """RP falls with the number of images, has its minimum between the regimes, rises after."""
+    measured, found, worst_fit = [], [], None
+    rp = rp[rp.groupby("pair").images.transform("nunique") > 2]  # a valley has two sides
+    for pair, curve in rp.groupby("pair", sort=False):
+        curve = curve.sort_values("images")
+        lowest = _lowest(curve)
+        falls, rises = (bool((side.low > lowest.high).any()) for side in
+                        (curve[curve.images < lowest.images], curve[curve.images > lowest.images]))
+        found.append((falls, rises, lowest.inside))
+        if worst_fit is None or sum(found[-1]) < worst_fit[0]:
+            worst_fit = sum(found[-1]), (curve.iloc[0], lowest, curve.iloc[-1])
+        measured.append(f"{pair}: {curve.score.iloc[0]:.2f} at {curve.images.iloc[0]}, lowest "
+                        f"{lowest.score:.2f} at {lowest.images} ({_where(lowest, curve)}), "
+                        f"{curve.score.iloc[-1]:.2f} at {curve.images.iloc[-1]}")
+    falls, rises, there = (sum(pair[k] for pair in found) for k in range(3))
+    verdict = ("not decided: too few sizes trained" if not found else
+               "reproduced" if falls == rises == there == len(found) else
+               "not reproduced" if not falls + rises else
+               f"partly: of {len(found)} compared {falls} with a fall, {rises} with a rise, "
+               f"{there} with the lowest between the paper's regimes")
+    return Claim("RP falls with the number of images, is lowest between the regimes, rises after",
+                 "every two widths: on either side of the lowest some size has a higher interval, "
+                 f"and the lowest is at more than {published.MEMORIZATION} and less than "
+                 f"{published.GENERALIZATION:.0f} images; partly if some of it",
+                 "; ".join(measured), verdict,
+                 f"falls from {_papers_end('RP', 0)} to "
+                 f"{_span(map(min, published.CURVES['RP'].values()), '-')}, rises to "
+                 f"{_papers_end('RP', -1)}", "F",
+                 **_ours(*((row, "{pair} at {images} images") for row in
+                           (worst_fit[1] if worst_fit else ()))))
+
+
+def _lowest(curve: pd.DataFrame) -> pd.Series:
+    """The row with the lowest score; of several, one between the paper's regimes (`inside`)."""
+    inside = curve.images.between(published.MEMORIZATION, published.GENERALIZATION,
+                                  inclusive="neither")
+    rows = curve.assign(inside=inside)[curve.score == curve.score.min()]
+    return rows.loc[rows.inside.idxmax()]
+
+
+def _where(lowest: pd.Series, curve: pd.DataFrame) -> str:
+    ends = curve.images.min(), curve.images.max()
+    return ("between the paper's regimes" if lowest.inside else
+            "the end of what was trained" if lowest.images in ends else
+            "not between the paper's regimes")
+
+
+def half_way(curve: pd.DataFrame) -> tuple[int, int] | None:
+    """The two numbers of images between which GL passes 1/2; None where it does not."""
+    rows = curve.sort_values("images")
+    pairs = pairwise(zip(rows.images, rows.score))
+    return next(((n, m) for (n, low), (m, high) in pairs if low < 0.5 <= high), None)
+
+
+def moves_right(gl: pd.DataFrame) -> list[Claim]:
+    """GL goes from 0 to 1 with the number of images, and later for a larger model."""
+    ends, middles = {}, {}
+    gl = gl[gl.groupby("width").images.transform("nunique") > 1]
+    for width, curve in gl.groupby("width"):
+        curve = curve.sort_values("images")
+        ends[width] = curve.iloc[0], curve.iloc[-1]
+        middles[width] = half_way(curve)
+    highest, lowest = (pick((end[k] for end in ends.values()), key=lambda row: row.score,
+                            default=None) for pick, k in ((max, 0), (min, 1)))
+    apart = bool(ends) and highest.score < 0.5 and lowest.score > 0.9
+    shape = Claim("GL goes from 0 (copies) to 1 (none) with the number of training images",
+                  "every width: under 0.5 at its fewest images, above 0.9 at its most",
+                  "; ".join(f"width {w}: {a.score:.2f} to {b.score:.2f}"
+                            for w, (a, b) in ends.items()),
+                  "not decided: too few sizes trained" if not ends else
+                  "reproduced" if apart else "not reproduced",
+                  f"{_papers_end('GL', 0)}, {_papers_end('GL', -1)}", "F",
+                  **_ours((highest, "width {width:.0f}, {images:.0f} images"),
+                          (lowest, "width {width:.0f}, {images:.0f} images")))
+    sizes = sorted({*gl.images})
+    told = {w: m for w, m in middles.items() if not m or m in pairwise(sizes)}
+    known = [middle for middle in told.values() if middle]
+    verdict = ("not decided: too few widths trained" if len(told) < 2 else
+               "not decided: a width never passes 1/2 here" if len(known) < len(told) else
+               "reproduced" if all(a[1] <= b[0] for a, b in pairwise(known)) else
+               "not decided: between the same sizes for two widths"
+               if all(a <= b for a, b in pairwise(known)) else "not reproduced")
+    passed = "; ".join(f"width {w}: " + ("{}-{} images".format(*m) if m else "never")
+                       + ("" if w in told else ", not trained between") for w, m in middles.items())
+    return [shape, Claim("The larger the model, the more images it can memorize",
+                         "GL passes 1/2 at more images for every larger width: between two sizes "
+                         "no smaller than those of the width before; a width that was not trained "
+                         "at sizes between, where others were, says nothing", passed, verdict,
+                         _papers_half_way(), "F", ours=passed)]
+
+
+def leaves_the_optimum(optimal: pd.DataFrame) -> Claim:
+    """Agreement with the optimal denoiser falls to 0."""
+    optimal = optimal[optimal.groupby("width").images.transform("nunique") > 1]
+    ends = {w: c.sort_values("images").iloc[[0, -1]] for w, c in optimal.groupby("width")}
+    falls = all(e.low.iloc[0] > e.high.iloc[1] for e in ends.values())
+    gone = all(e.low.iloc[1] < 0.01 for e in ends.values())
+    worst_fit = max(ends.values(), default=optimal, key=lambda e: (
+        e.low.iloc[0] <= e.high.iloc[1], e.low.iloc[1]))
+    verdict = ("not decided: too few sizes trained" if not ends else
+               "reproduced" if falls and gone else
+               "partly: it falls" if falls else "not reproduced")
+    return Claim("Agreement with the optimal denoiser falls to 0 with the number of images",
+                 "every width: the interval at the fewest images is above that at the most, and "
+                 "that reaches under 0.01",
+                 "; ".join(f"width {w}: {e.score.iloc[0]:.2f} to {e.score.iloc[1]:.2f}"
+                           for w, e in ends.items()), verdict,
+                 f"{_papers_end('optimal', 0)}, {_papers_end('optimal', -1)}", "F",
+                 **_ours(*((row, "width {width:.0f}, {images:.0f} images")
+                           for _, row in worst_fit.iterrows())))
+
+
+def halves_agree(halves: pd.DataFrame) -> Claim:
+    """Networks trained on disjoint halves come to agree (Kadkhodaie et al. 2024).
+
+    Our control: two halves share their mean and covariance nearly, so two networks that learned
+    nothing else would agree too, as much as each does with the Gaussian denoiser. halves: of
+    regimes.across_halves.
+    """
+    statement = ("Two networks that share no training image agree once there are enough of them "
+                 "(Kadkhodaie et al. 2024)")
+    rule = ("RP at the most images is above that at the fewest, intervals apart, and above "
+            "shuffled noises; partly if not above RP of either network with the Gaussian denoiser, "
+            "interval of the difference (our control)")
+    curve = halves.sort_values("images")
+    if curve.images.nunique() < 2:
+        return Claim(statement, rule, f"{len(halves)} pairs", "not decided: not trained yet")
+    first, last = curve.iloc[0], curve.iloc[-1]
+    verdict = ("not reproduced" if last.low <= max(first.high, last.shuffled) else
+               "reproduced" if last["gain low"] > 0 else
+               "partly: no more than with the Gaussian denoiser")
+    measured = (f"{first.score:.2f} at {first.images:.0f} images, {last.score:.2f} at "
+                f"{last.images:.0f}; there with the Gaussian denoiser {last.control:.2f}, "
+                f"difference {last.gain:+.2f} [{last['gain low']:.2f}, {last['gain high']:.2f}]")
+    return Claim(statement, rule, measured, verdict, **_ours(
+        (last, "width {width:.0f}, {images:.0f} images"),
+        (first, "width {width:.0f}, {images:.0f} images")))
+
+
+def more_than_gaussian(alike: Mapping[int, pd.DataFrame],
+                       nearer: Mapping[int, pd.DataFrame]) -> list[Claim]:
+    """Our controls of the networks of the most images, U-Nets and a transformer: do they agree more
+    than each does with the Gaussian denoiser, and are they nearer to each other than to it?
+
+    alike, nearer: of regimes.across_architectures, number of images -> RP with closed forms among
+    the rows, and scores.nearer_than the Gaussian denoiser.
+    """
+    if len(alike) < 2:  # of the fewest images at most, where all copy
+        return []
+    most = max(alike)
+    nets = {*nearer[most].model, *nearer[most].other}
+    return [more_than(f"RP of U-Nets and a transformer of {most:,} images",
+                      among(alike[most], nets), across(alike[most], nets, ["gaussian"]),
+                      "the Gaussian denoiser"),
+            nearer_to_each_other(f"U-Nets and a transformer of {most:,} images", nearer[most])]
+
+
+def nearer_to_each_other(what: str, pairs: pd.DataFrame) -> Claim:
+    """Our control without a threshold. pairs: scores.nearer_than the Gaussian denoiser."""
+    statement = (f"{what} are nearer to each other than either is to the Gaussian denoiser (our "
+                 "control, without a threshold)")
+    rule = ("on more than half of the noises for every pair, by the descriptor, its interval too "
+            "(a third if the three had nothing more in common)")
+    if pairs.empty:
+        return Claim(statement, rule, "no pair", "not decided: not trained yet")
+    more = int((pairs.low > 1 / 2).sum())
+    return Claim(statement, rule,
+                 f"{_range(pairs)}, median {pairs.score.median():.2f}",
+                 "yes" if more == len(pairs) else f"for {more} of {len(pairs)} pairs",
+                 **_ours((_least(pairs, pairs.score), "{model}, {other}"),
+                         (_least(pairs, -pairs.score), "{model}, {other}")))
+
+
+def mixture_crosses(errors: pd.DataFrame, crossings: pd.DataFrame) -> Claim:
+    """From the empirical optimum to the ground truth, in a mixture of Gaussians.
+
+    errors, crossings: of `mixture`, both at noisy training points and at new ones.
+    """
+    kinds, lowest = ("training", "new"), errors.sigma.min()
+    found = crossings[crossings.crossing.notna() & crossings.decided]
+    nearer = {at: (part["to ground truth"] < part["to empirical"]).tolist() for at, part
+              in errors.sort_values("points").groupby(["asked about", "sigma"])}
+    leaves = {at for at, truth in nearer.items() if truth[-1] and not truth[0]}
+    holds = leaves & set(zip(found["asked about"], found.sigma))
+    here = [kind for kind in kinds if (kind, lowest) in holds]
+    others = ", ".join(f"{sigma:g}" for sigma in sorted(set(errors.sigma))
+                       if all((kind, sigma) in holds for kind in kinds))
+    verdict = ("reproduced" if len(here) == len(kinds) else
+               f"partly: at noisy {here[0]} points alone" if here else
+               "not decided: the two truths are nearer to each other than the network is to them"
+               if all((kind, lowest) in leaves for kind in kinds) else
+               f"not reproduced: at sigma {others} only, not at the lowest" if others else
+               "not reproduced")
+    rows = found.to_dict("records")
+    there = ["crossing at {crossing:.0f} [{low:.0f}, {high:.0f}] points (at noisy {asked about} "
+             "points, sigma {sigma:g})".format_map(row) for row in rows if row["sigma"] == lowest]
+    return Claim("Mixture of Gaussians: with more data the network leaves the empirical optimum "
+                 "for the ground truth (settings and rule are ours)",
+                 "at the lowest noise level the empirical optimum is nearer with the fewest points "
+                 "and the ground truth with the most, at noisy new points and, which was added "
+                 "after the former had been seen, at noisy training points; only crossings count "
+                 "where the two are farther from each other than the network is from them",
+                 "; ".join("{asked about} points, sigma {sigma:g}: at {crossing:.0f} points"
+                           .format_map(row) for row in rows) or "no decided crossing", verdict,
+                 "studied, settings not seen", "S",
+                 ours="; ".join(there) or f"no decided crossing (sigma {lowest:g})",
+                 n=int(found.n.iloc[0]) if there else None)
+
+
+def two_regimes(rp: pd.DataFrame, gl: pd.DataFrame, optimal: pd.DataFrame, halves: pd.DataFrame,
+                errors: pd.DataFrame, crossings: pd.DataFrame, alike: Mapping[int, pd.DataFrame],
+                nearer: Mapping[int, pd.DataFrame]) -> list[Claim]:
+    """The claims of section 3, from the tables of `regimes` and `mixture`."""
+    return [valley(rp), *moves_right(gl), leaves_the_optimum(optimal), halves_agree(halves),
+            *more_than_gaussian(alike, nearer), mixture_crosses(errors, crossings)]
+
+
+# --- section 4: conditional models --------------------------------------------------------------
+
+def carries_over(gaps: pd.DataFrame, rp_cond: pd.DataFrame) -> Claim:
+    """The property carries over to class-conditional models.
+
+    gaps: conditional.carried_over.
+    """
+    statement = ("The property carries over to conditional models: same noise, same class, nearly "
+                 "the same image")
+    rule = (f"for every pair of twins RP_cond is at most {MARGIN} under the unconditional RP of "
+            "the same noises (interval of the difference; the margin is our reading of \"carries "
+            "over\"), and all RP_cond are above the same class from shuffled noises; partly if the "
+            "latter alone")
+    if gaps.empty:
+        return Claim(statement, rule, "no pair", "not decided: not trained yet", **SAID)
+    verdict = ("not reproduced" if not (rp_cond.low > rp_cond.shuffled).all() else
+               "reproduced" if (gaps.low > -MARGIN).all() else
+               "partly: above chance, lower than without classes" if (gaps.high < -MARGIN).any()
+               else "not decided: the intervals are too wide")
+    least = gaps.loc[gaps.difference.idxmin()]
+    return Claim(statement, rule,
+                 f"RP_cond {_range(rp_cond)}, shuffled at most {rp_cond.shuffled.max():.2f}, same "
+                 f"noise but another class {rp_cond['other class'].min():.2f} to "
+                 f"{rp_cond['other class'].max():.2f}; of "
+                 f"{len(gaps)} pairs of twins the least is {least.model}, {least.other}: "
+                 f"{least.score:.2f} against {least.twins:.2f} without classes, difference "
+                 f"{least.difference:.2f} [{least.low:.2f}, {least.high:.2f}]", verdict, **SAID,
+                 **_ours((least, "{model}, {other}: RP_cond minus RP of their twins"),
+                         columns=DIFFERENCE))
+
+
+def one_class_is_the_unconditional(between: pd.DataFrame, unconditional: pd.DataFrame) -> Claim:
+    """RP_between, against its own chance level and the agreement of unconditional models."""
+    statement = ("For some class a conditional model makes the unconditional model's image of the "
+                 "same noise" + RECALLED)
+    rule = ("every pair reaches the lowest RP of two unconditional models on these noises; partly "
+            "if every pair's interval is above half way to it from the maximum over as many "
+            "samples of the conditional model from other noises")
+    if between.empty or unconditional.empty:
+        return Claim(statement, rule, "no pair", "not decided: not trained yet", **UNSEEN)
+    lowest = unconditional.score.min()
+    half_way = (between.low > (between.random + lowest) / 2).all()
+    verdict = ("reproduced" if half_way and between.score.min() >= lowest else
+               "partly: lower than two unconditional models" if half_way else "not reproduced")
+    return Claim(statement, rule,
+                 f"RP_between {_range(between)}, with one class on average "
+                 f"{between['one class'].min():.2f} to {between['one class'].max():.2f}, random "
+                 f"samples {between.random.min():.2f} to {between.random.max():.2f}, two "
+                 "unconditional models "
+                 f"{lowest:.2f} to {unconditional.score.max():.2f}", verdict,
+                 **UNSEEN, **_ours((_least(between, between.score), "{model}, {other}"),
+                                   (_least(unconditional, unconditional.score),
+                                    "unconditional: {model}, {other}")))
+
+
+def guidance_matters(curves: pd.DataFrame) -> Claim:
+    """This project's question: what guidance does to RP_cond."""
+    most = curves.guidance.max()
+    plain, strong = (curves[curves.guidance == w] for w in (1.0, most))
+    statement = "Strong guidance changes RP_cond (our question)"
+    rule = "the interval of the difference between the largest weight and 1 is off 0"
+    if strong.empty:
+        return Claim(statement, rule, "no pair", "not decided: not trained yet")
+    fall, rise = int((strong["change high"] < 0).sum()), int((strong["change low"] > 0).sum())
+    verdict = (f"lower for {fall}, higher for {rise} of {len(strong)} pairs" if fall or rise
+               else "no difference seen")
+    return Claim(statement, rule,
+                 f"median RP_cond {plain.score.median():.2f} at weight 1, "
+                 f"{strong.score.median():.2f} at {most:g}; differences "
+                 f"{strong.change.min():+.2f} to {strong.change.max():+.2f}", verdict,
+                 **_ours((_least(strong, -strong.change.abs()),
+                          "{pair}: weight {guidance:g} minus weight 1"),
+                         columns=("change", "change low", "change high")))
+
+
+def conditional(rp_cond: pd.DataFrame, mae_cond: pd.DataFrame, gaps: pd.DataFrame,
+                unconditional: pd.DataFrame, between: pd.DataFrame, guidance: pd.DataFrame,
+                control: str) -> list[Claim]:
+    """The claims of appendix D.
+
+    unconditional: RP of the unconditional models; control: the column of rp_cond, mae_cond and
+    between that nobody trained.
+    """
+    networks = set(rp_cond.model) | set(rp_cond.other)
+    ours = among(rp_cond, networks - {control})
+    known = between.model.isin({*unconditional.model, *unconditional.other})
+    trained = between[known & (between.other != control)]
+    closed = between[known & (between.other == control)
+                     | (between.model == "gaussian") & (between.other != control)]
+    claims = [carries_over(gaps, ours), one_class_is_the_unconditional(trained, unconditional)]
+    if len(ours):
+        claims += [*(more_than(name, among(table, networks - {control}),
+                               across(table, networks - {control}, [control]),
+                               "the Gaussian denoiser of the class")
+                     for name, table in (("RP_cond", rp_cond), ("MAE_cond", mae_cond))),
+                   more_than("RP_between", trained, closed,
+                             "a Gaussian denoiser, of the class or of all")]
+    return [*claims, guidance_matters(guidance)]
+
+
+# --- section 4: fine-tuning ---------------------------------------------------------------------
+
+def partial_with_few(pairs: pd.DataFrame, gl: pd.DataFrame, with_base: pd.DataFrame,
+                     bases: Score) -> Claim:
+    """With few images, partial fine-tuning lowers RP and raises GL, compared with scratch.
+
+    pairs: RP of two runs of each way; with_base: of each with the network it started from; bases:
+    of the two of those.
+    """
+    way = "attention"
+    statement = "Partial fine-tuning lowers RP and raises GL when data are few" + RECALLED
+    rule = (f"at the fewest images: RP of '{way}' is under that of 'scratch' and its GL above, "
+            "intervals apart; partly if one of them; not decided where its RP with the network it "
+            f"started from is within {MARGIN} of 1, and that of 'scratch', which was never there, "
+            "is not")
+    n = pairs.images.min()
+    pairs, copied, still = (table[table.images == n].set_index("way")
+                            for table in (pairs, gl, with_base))
+    if not {way, "scratch"} <= set(pairs.index) & set(copied.index):
+        return Claim(statement, rule, "not trained yet", "not decided: not trained yet", **UNSEEN)
+    lower = pairs.high[way] < pairs.low["scratch"]
+    higher = copied.low[way] > copied.high["scratch"]
+    stayed = still.score[way] > 1 - MARGIN >= still.score["scratch"]
+    verdict = (f"not decided: '{way}' did not leave the network it started from" if stayed else
+               "reproduced" if lower and higher else "partly: only RP is lower" if lower else
+               "partly: only GL is higher" if higher else "not reproduced")
+    return Claim(statement, rule,
+                 f"at {n} images: RP {pairs.score[way]:.2f} against {pairs.score['scratch']:.2f} "
+                 f"from scratch, GL {copied.score[way]:.2f} against {copied.score['scratch']:.2f}; "
+                 f"with the network it started from RP {still.score[way]:.2f}, the two such "
+                 f"networks with each other {bases}", verdict, **UNSEEN,
+                 **_ours(*((table.loc[which], f"{score}, {which}, {n} images")
+                           for score, table in (("RP", pairs), ("GL", copied))
+                           for which in (way, "scratch"))))
+
+
+def shared_start(gain: pd.DataFrame, with_base: pd.DataFrame) -> Claim:
+    """Does a shared start explain the agreement of fine-tuned models?
+
+    gain: fine_tuning.shared_start, a row per way and number of images; with_base: RP of each with
+    the network it started from.
+    """
+    statement = ("Two fine-tunings of one pre-trained model agree more than those of two (our "
+                 "question)")
+    rule = ("the interval of the difference, on the same noises, is above 0; where RP with the "
+            f"network they started from is within {MARGIN} of 1 they did not leave it, and do not "
+            "count")
+    if gain.empty:
+        return Claim(statement, rule, "no pair", "not decided: not trained yet")
+    every = gain.merge(with_base[["way", "images", "score"]])
+    gain = every[every.score <= 1 - MARGIN]
+    if gain.empty:
+        return Claim(statement, rule, f"{len(every)} ways and sizes",
+                     "not decided: none left the network it started from")
+    more, less = int((gain.low > 0).sum()), int((gain.high < 0).sum())
+    verdict = ("yes, everywhere" if more == len(gain) else
+               f"more at {more}, less at {less} of {len(gain)} ways and sizes" if more or less
+               else "no difference seen")
+    widest = gain.loc[gain.difference.idxmax()]
+    return Claim(statement, rule,
+                 f"of {len(every)} ways and sizes {len(gain)} left the network they started from; "
+                 f"differences {gain.difference.min():+.2f} to {gain.difference.max():+.2f}; the "
+                 f"largest: {widest.way} on {widest.images} images, {widest.same:.2f} and "
+                 f"{widest.different:.2f}", verdict,
+                 **_ours((widest, "{way} on {images} images, the largest"), columns=DIFFERENCE))
+
+
+def ways_beyond_gaussian(pairs: pd.DataFrame, gaussian: pd.DataFrame) -> Claim:
+    """Our control: at the most images, do two runs of a way agree more than each with the Gaussian?
+
+    pairs: RP of two runs of each way; gaussian: RP of every run with the Gaussian denoiser.
+    """
+    statement = ("With the most images two fine-tunings of a way agree with each other more than "
+                 "with the Gaussian denoiser (our control)")
+    rule = "of every way: RP is above that of either run with it, intervals apart"
+    most = pairs.images.max()
+    pairs, forms = (table[table.images == most] for table in (pairs, gaussian))
+    if pairs.empty or forms.empty:
+        return Claim(statement, rule, "no pair", "not decided: not trained yet")
+    own = [forms[(forms.way == row.way) & forms.run.isin(["", recipes.other_start(row.way)])]
+           for row in pairs.itertuples()]
+    more = [row.way for row, each in zip(pairs.itertuples(), own) if row.low > each.high.max()]
+    less = [row.way for row, each in zip(pairs.itertuples(), own) if row.high < each.low.min()]
+    verdict = ("yes" if len(more) == len(pairs) else
+               f"for {len(more)} of {len(pairs)} ways" + (f" ({', '.join(more)})" if more else "")
+               + (f"; less for {len(less)}" if less else ""))
+    return Claim(statement, rule,
+                 f"at {most} images: " + "; ".join(
+                     f"{row.way} {row.score:.2f}, with it {each.score.min():.2f} to "
+                     f"{each.score.max():.2f}"
+                     for row, each in zip(pairs.itertuples(), own)), verdict,
+                 **_ours((_least(pairs, pairs.score), "{way}"),
+                         (_least(forms, -forms.score), "{way} with the Gaussian denoiser")))
+
+
+def ways_nearer(nearer: pd.DataFrame, bases: Score) -> Claim:
+    """Our control without a threshold, at the most images.
+
+    nearer: scores.nearer_than the Gaussian denoiser, of two runs of each way; bases: of the two
+    pre-trained networks.
+    """
+    pairs = nearer[nearer.images == nearer.images.max()]
+    pairs = pairs.assign(model=pairs.way, other="two runs")
+    claim = nearer_to_each_other("With the most images two fine-tunings of a way", pairs)
+    return replace(claim, measured=f"{claim.measured}; the two pre-trained networks {bases}")
+
+
+def fine_tuning(rp: pd.DataFrame, gl: pd.DataFrame, gain: pd.DataFrame, with_base: pd.DataFrame,
+                bases: Score, gaussian: pd.DataFrame, nearer: pd.DataFrame,
+                bases_nearer: Score) -> list[Claim]:
+    """The claims of appendix G, from the tables of `fine_tuning`; nearer, bases_nearer: see
+    `ways_nearer`."""
+    rp, nearer = (table[table.pair == "different starts"] for table in (rp, nearer))
+    return [partial_with_few(rp, gl, with_base, bases), shared_start(gain, with_base),
+            ways_beyond_gaussian(rp, gaussian), ways_nearer(nearer, bases_nearer)]
+
+
+# --- section 4: inverse problems ----------------------------------------------------------------
+
+def families_differ(gaps: pd.DataFrame, blocks: pd.DataFrame) -> Claim:
+    """RP is high inside one architecture family and low between U-Nets and transformers.
+
+    gaps: reconstructions.family_gap of every task; blocks: block_scores of every task.
+    """
+    statement = ("Inverse problems: RP is high inside one architecture family and low between "
+                 "U-Nets and transformers")
+    rule = (f"on every task RP across the families is more than {MARGIN} under that inside either "
+            "(interval of the difference, same images); partly where it is on some. Written after "
+            "a trial of three models on five tasks")
+    below, clear = (gaps.groupby("task", sort=False).low.min() > bound for bound in (0, MARGIN))
+    verdict = ("reproduced" if clear.all() else
+               f"{'partly' if clear.any() else 'not reproduced'}: lower across on {below.sum()} of "
+               f"{len(below)} tasks, by more than {MARGIN} on {clear.sum() or 'none'}")
+    return Claim(statement, rule, "; ".join(
+        f"{task}: " + ", ".join(f"{row.block} {row.score:.2f}" for row in part.itertuples())
+        for task, part in blocks.groupby("task", sort=False)), verdict, **SAID,
+        **_ours((_least(gaps, gaps.low), "{task}: {block} minus across"), columns=DIFFERENCE))
+
+
+def families_differ_apart(gaps: pd.DataFrame) -> Claim:
+    """This project's control: two seeds of one recipe are always inside a family.
+
+    gaps: reconstructions.family_gap of pairs of different frameworks, with a column problem.
+    """
+    statement = "Inverse problems: the families differ also where the frameworks do (our control)"
+    rule = ("among pairs of models of different frameworks RP across is lower than that inside "
+            "either family (interval of the difference, same images)")
+    if gaps.empty:
+        return Claim(statement, rule, "no such pairs", "not decided: no such pairs")
+    lower = gaps.groupby("problem", sort=False).low.min() > 0
+    verdict = "yes" if lower.all() else f"on {lower.sum()} of {len(lower)} problems"
+    return Claim(statement, rule, "; ".join(
+        f"{problem}: " + ", ".join(f"{row.block} {row.difference:+z.2f}" for row in
+                                   part.itertuples())
+        for problem, part in gaps.groupby("problem", sort=False)), verdict,
+        **_ours((_least(gaps, gaps.low), "{problem}: {block} minus across"), columns=DIFFERENCE))
+
+
+def noise_decides(blocks: pd.DataFrame) -> Claim:
+    """This project's control: the measurement alone may fix the answer, whatever the noise."""
+    fixed = blocks["other noise"]
+    above = int((blocks["more, low"] > 0).sum())
+    verdict = ("yes" if above == len(blocks) else
+               f"at {above} of {len(blocks)}: elsewhere the measurement alone fixes as much")
+    return Claim("Inverse problems: the shared noise adds to what the measurement fixes (our "
+                 "control)",
+                 "on every task and block RP is above RP of restorations from other noises "
+                 "(interval of the difference, same images)",
+                 f"same noise {blocks.score.min():.2f} to {blocks.score.max():.2f}, other noise "
+                 f"{fixed.min():.2f} to {fixed.max():.2f}", verdict,
+                 **_ours((_least(blocks, blocks["more, low"]),
+                          "{task}: {block} minus from other noises"),
+                         columns=("more", "more, low", "more, high")))
+
+
+def gap_grows(curves: pd.DataFrame) -> Claim:
+    """This project's question: what the step size does to the gap. curves: RP by step size x."""
+    blocks = curves[~curves.who.str.startswith(CONTROL)]
+    weak, strong = (blocks[blocks.x == end].set_index("who")
+                    for end in (blocks.x.min(), blocks.x.max()))
+    statement = "A larger step size parts the families (our question)"
+    rule = ("from the smallest to the largest step size RP across falls (intervals apart), and by "
+            "more than inside either family")
+    falls = bool(strong.high["across"] < weak.low["across"])
+    change = (strong.score - weak.score).to_dict()
+    most = min(change, key=change.get) == "across"
+    verdict = "yes" if falls and most else "it falls, not more than inside" if falls else "no"
+    return Claim(statement, rule, "; ".join(
+        f"{block} {weak.score[block]:.2f} to {strong.score[block]:.2f}" for block in change),
+        verdict, **_ours(*((part.loc["across"], "across, step size {x:g}")
+                           for part in (strong, weak))))
+
+
+def determinism(table: pd.DataFrame) -> Claim:
+    """The contrast with stochastic DPS, from reconstructions.with_ancestral_noise."""
+    rows = table.set_index("runs")
+    mine, alone = rows.loc["two models"], rows.loc["one model, other fresh noise"]
+    verdict = "yes" if alone.high < mine.low else "no"
+    return Claim("Two deterministic runs of different models agree more than two stochastic runs "
+                 "of one model (our question)", "intervals apart",
+                 f"two models, deterministic {mine.score:.2f}; one model, stochastic "
+                 f"{alone.score:.2f}; two models, stochastic with the same fresh noise "
+                 f"{rows.score['two models, same fresh noise']:.2f}", verdict,
+                 **_ours((mine, "two models, deterministic"), (alone, "one model, stochastic")))
+
+
+def leaves_the_distribution(guided: Mapping[str, Mapping[float, pd.DataFrame]],
+                            real: pd.DataFrame) -> Claim:
+    """The paper's explanation, as this project recalls it.
+
+    guided: model -> step size -> quartiles of the energy at every noise level, 0: unguided; real:
+    the same of real images.
+    """
+    shares = {name: {zeta: (part.low > real.high).mean() for zeta, part in by.items()}
+              for name, by in guided.items()}
+    most = {name: by[max(by)] for name, by in shares.items()}
+    sizes = [zeta for zeta in next(iter(shares.values())) if zeta]
+    outside = [zeta for zeta in sizes if min(by[zeta] for by in shares.values()) > 0.5]
+    plain = {name: by[0.0] for name, by in shares.items()}
+    least, highest = min(most, key=most.get), max(plain, key=plain.get)
+    verdict = ("not decided: without guidance it is outside too" if max(plain.values()) > 0.5 else
+               "reproduced" if outside == sizes else
+               "partly: at zeta " + " and ".join(f"{zeta:g}" for zeta in outside) + " alone"
+               if min(most.values()) > 0.5 else
+               "partly: for some models" if max(most.values()) > 0.5 else "not reproduced")
+    return Claim("Inverse problems: the guided iterate leaves the distribution of x_t" + RECALLED,
+                 "at every step size the lower quartile of the energy is above the upper one of "
+                 "real noised images at more than half of the noise levels for every model, and "
+                 "without guidance for none; partly where that is so at the largest",
+                 "; ".join(f"{name}: " + ", ".join(f"zeta {zeta:g} at {share:.0%}" for zeta, share
+                                                   in by.items()) for name, by in shares.items()),
+                 verdict, **UNSEEN,
+                 ours=f"{most[least]:.0%} ({least}, zeta {max(shares[least]):g}); "
+                      f"{plain[highest]:.0%} ({highest}, not guided)")
+
+
+def inverse_problems(gaps: pd.DataFrame, apart: pd.DataFrame, blocks: pd.DataFrame,
+                     over_zeta: pd.DataFrame, stochastic: pd.DataFrame,
+                     guided: Mapping[str, Mapping[float, pd.DataFrame]],
+                     real: pd.DataFrame) -> list[Claim]:
+    """The claims of section 4's inverse problems, from the tables of `reconstructions`."""
+    return [families_differ(gaps, blocks), families_differ_apart(apart), gap_grows(over_zeta),
+            noise_decides(blocks), determinism(stochastic),
+            leaves_the_distribution(guided, real)]
+
+
+# --- section 4: distillation --------------------------------------------------------------------
+
+def _paper_rp(label: str) -> dict[str, float]:
+    """The paper's RP of one of its models with each other, by label."""
+    return {other: value for pair, value in published.pairs(published.RP).items() if label in pair
+            for other in pair if other != label}
+
+
+def progressive_agrees(pairs: pd.DataFrame) -> Claim:
+    """pairs: RP of the one-step progressive student with models of many steps."""
+    numbers = [value for other, value in _paper_rp("Progressivev1").items() if other != "CT"]
+    return Claim("Progressive distillation: the student agrees with models of many steps that it "
+                 "never saw",
+                 f"every RP at least {min(numbers):.2f}, the paper's lowest (its highest is "
+                 f"{max(numbers):.2f}); partly if every interval is above half way from shuffled "
+                 "noises to the lowest",
+                 f"{_range(pairs)}, shuffled at most {pairs.shuffled.max():.2f}",
+                 _as_high(pairs, min(numbers)), _span(numbers), "S",
+                 **_ours((_least(pairs, pairs.score), "{model}, {other}")))
+
+
+def consistency_agrees_less(ct: pd.DataFrame, progressive: pd.DataFrame,
+                            improved: bool = False) -> Claim:
+    """RP of consistency training and of the progressive student with the same models, in one order.
+
+    improved: by the later recipe (Song & Dhariwal 2024), of which the paper says nothing.
+    """
+    numbers, theirs = ([value for other, value in _paper_rp(one).items() if other != two]
+                       for one, two in (("CT", "Progressivev1"), ("Progressivev1", "CT")))
+    lower = [a.high < b.low for a, b in zip(ct.itertuples(), progressive.itertuples())]
+    higher = [a.low > b.high for a, b in zip(ct.itertuples(), progressive.itertuples())]
+    yes, no = ("yes", "no") if improved else ("reproduced", "not reproduced")
+    said = ("", "") if improved else (f"{_span(numbers)}, progressive {_span(theirs)}", "S")
+    rule = "as for consistency training" if improved else (
+        f"lower RP with every model, intervals apart (the paper: {min(numbers):.2f} to "
+        f"{max(numbers):.2f}); partly if with some, and higher with none")
+    verdict = (yes if all(lower) else
+               f"partly: lower with {sum(lower)}, higher with none of {len(lower)}"
+               if any(lower) and not any(higher) else
+               f"{no}: lower with {sum(lower)}, higher with {sum(higher)} of {len(lower)}")
+    return Claim(f"{'Improved consistency' if improved else 'Consistency'} training agrees less "
+                 "with models of many steps than progressive distillation does"
+                 + " (our question)" * improved, rule,
+                 f"{'ict' if improved else 'ct'} {_range(ct)}, progressive "
+                 f"{progressive.score.min():.2f} to {progressive.score.max():.2f}", verdict, *said,
+                 **_ours(*((_least(table, progressive.low - ct.high), "{model}, {other}")
+                           for table in (ct, progressive))))
+
+
+def students_of_each_other(rp: pd.DataFrame, others: Sequence[str]) -> Claim:
+    """Consistency training agrees with the other method's student more than with any model of many
+    steps."""
+    both, ct = across(rp, ["ct"], ["progressive-1"]).iloc[0], across(rp, ["ct"], others)
+    highest = _least(ct, -ct.score)
+    verdict = ("reproduced" if both.low > highest.score else
+               "not reproduced" if both.high < highest.score else
+               "not decided: intervals overlap")
+    return Claim("Of the progressive student and the models of many steps, consistency training "
+                 "agrees most with the student (.91 in the paper)",
+                 "RP of ct and progressive-1, its interval too, is above that of ct with every "
+                 "model of many steps; not where one of those is above that interval",
+                 f"{both.score:.2f} [{both.low:.2f}, {both.high:.2f}]; ct with the others "
+                 f"{ct.score.min():.2f} to {ct.score.max():.2f}", verdict,
+                 _span([_paper_rp("CT")["Progressivev1"]]), "S",
+                 **_ours((both, "{model}, {other}"), (highest, "{model}, {other}")))
+
+
+def nearer_than_gaussian(name: str, pairs: pd.DataFrame, control: pd.DataFrame) -> Claim:
+    """Our control: did a student learn its teacher's image, or what needs no teacher?
+
+    pairs: of the teacher with each student of one step; control: with the Gaussian denoiser.
+    """
+    form = control.iloc[0]
+    more, less = int((pairs.low > form.high).sum()), int((pairs.high < form.low).sum())
+    verdict = ("yes" if more == len(pairs) else
+               f"for {more} of {len(pairs)}" + (f"; less for {less}" if less else ""))
+    students = pairs.model.where(pairs.model != "teacher", pairs.other)
+    return Claim(f"{name}: models of one step agree with the teacher more than the Gaussian "
+                 "denoiser, which had no teacher, does (our control)",
+                 "agreement with the teacher's samples, intervals apart",
+                 f"the Gaussian denoiser {form.score:.2f}; " + ", ".join(
+                     f"{who} {score:.2f}" for who, score in zip(students, pairs.score)), verdict,
+                 **_ours((_least(pairs, pairs.low), "{model}, {other}"),
+                         (form, "{model}, {other}")))
+
+
+def several_steps(fresh: pd.DataFrame) -> Claim:
+    """Our question: do consistency models of several steps still make one image?
+
+    fresh: RP, of students.with_fresh_noise.
+    """
+    several = fresh[fresh.steps > 1].pivot(index="steps", columns="what")
+    own, closed, lost = (several.xs(what, axis=1, level="what") for what in (
+        "each other", "the teacher", "the teacher's own image"))
+    same = (own.low > lost.high).all() and (closed.low > lost.high).all()
+    rows = fresh[fresh.steps == several.index.max()]
+    return Claim("Consistency models of several steps make one image from the same noise, the new "
+                 "noise between the steps included (our question)",
+                 "at every number of steps over one: RP with each other, and with the teacher "
+                 "given the same new noise, is above RP with the teacher's own image, intervals "
+                 "apart; whether it is more than the Gaussian denoiser's, the next two ask",
+                 "; ".join(f"{steps} steps: each other {own.score[steps]:.2f}, teacher "
+                           f"{closed.score[steps]:.2f}, the teacher's own image "
+                           f"{lost.score[steps]:.2f}" for steps in several.index),
+                 "yes" if same else "no",
+                 **_ours(*((rows[rows.what == what].iloc[0], f"{{steps}} steps, {what}")
+                           for what in ("each other", "the teacher's own image"))))
+
+
+def blur_explains(gains: pd.DataFrame, sharp: Mapping[str, float]) -> Claim:
+    """Is the students' agreement an artefact of their blur?
+
+    gains: students.beyond_blur; sharp: sharpness of each over that of real images.
+    """
+    blurry = gains[gains.width > 0]
+    beyond, below = int((blurry.low > 0).sum()), int((blurry.high < 0).sum())
+    verdict = ("nothing to explain: no student is blurrier than its teacher" if blurry.empty else
+               "no" if beyond == len(blurry) else
+               f"not decided: beyond it for {beyond}, less for {below} of {len(blurry)}")
+    return Claim("The students' agreement with the other models is an artefact of their blur (our "
+                 "question)",
+                 "no where each student blurrier than its teacher agrees with the models it never "
+                 "saw more than the teacher does after a low-pass filter to the student's "
+                 "sharpness (interval of the difference, same noises)",
+                 "; ".join(f"{row.who} (sharpness {sharp[row.who]:.2f}): {row.student:.2f}, "
+                           f"teacher as sharp {row.blurred:.2f}, difference {row.difference:+.2f}"
+                           for row in gains.itertuples())
+                 + f"; teacher's sharpness {sharp['teacher']:.2f}", verdict,
+                 **_ours((_least(blurry, blurry.low), "{who} minus its teacher as sharp"),
+                         columns=DIFFERENCE))
+
+
+def distillation(rp: pd.DataFrame, mae: pd.DataFrame, nearer: pd.DataFrame, others: Sequence[str],
+                 fresh: pd.DataFrame, fresh_pairs: Mapping[int, pd.DataFrame],
+                 gains: pd.DataFrame, sharp: Mapping[str, float]) -> list[Claim]:
+    """The claims on distilled students; others: models of many steps that no student saw.
+
+    rp, mae, nearer (scores.nearer_than the Gaussian denoiser): pairs of all these, the teacher and,
+    in the former two, the Gaussian denoiser (see students.check); fresh, fresh_pairs: RP, of
+    students.with_fresh_noise and students.fresh_pairs.
+    """
+    names = [name for name in sharp if name != "teacher"]
+    progressive, *trained = (_in_order(across(rp, [name], others), others)
+                             for name in ("progressive-1", "ct", "ict")
+                             if name in ("progressive-1", "ct", *names))
+    control = "the Gaussian denoiser"
+    return [progressive_agrees(progressive),
+            *(consistency_agrees_less(ct, progressive, bool(k)) for k, ct in enumerate(trained)),
+            students_of_each_other(rp, others),
+            more_than("RP of students", across(rp, names, others),
+                      across(rp, [*names, *others], ["gaussian"]), control),
+            nearer_to_each_other("Students and models they never saw",
+                                 across(nearer, names, others)),
+            *(nearer_than_gaussian(score, across(table, ["teacher"], names),
+                                   across(table, ["teacher"], ["gaussian"]))
+              for score, table in (("RP", rp), ("MAE score", mae))),
+            nearer_to_each_other("Students of one step and their teacher",
+                                 across(nearer, ["teacher"], names)),
+            several_steps(fresh),
+            *(more_than(f"RP of {steps} steps, the teacher among them, with the same new noise",
+                        pairs[(pairs.model != "gaussian") & (pairs.other != "gaussian")],
+                        pairs[(pairs.model == "gaussian") | (pairs.other == "gaussian")],
+                        f"{control} given it") for steps, pairs in fresh_pairs.items()),
+            blur_explains(gains, sharp)]
+
+
+def _in_order(pairs: pd.DataFrame, others: Sequence[str]) -> pd.DataFrame:
+    """Pairs with one of `others` each, in that order."""
+    which = [next(name for name in (row.model, row.other) if name in set(others))
+             for row in pairs.itertuples()]
+    return pairs.assign(which=which).set_index("which").loc[list(others)].reset_index(drop=True)
