@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paper_utils import (artifacts, data, denoisers, descriptors, models, recipes, samplers, scores,
-                         zoo)
+from paper_utils import (artifacts, data, denoisers, descriptors, hub, models, recipes, samplers,
+                         scores, zoo)
 from paper_utils.descriptors import Descriptor
 from paper_utils.errors import UserError
 from paper_utils.models import Model
@@ -68,10 +68,10 @@ def from_hub(sources: str, defaults: Sequence[str] = (), device: str = "cpu") ->
     for two of the same name.
     """
     named = [source.strip() for source in sources.split(",") if source.strip()]
-    load = lambda source, device: models.from_hub_dit(source, range(0, 1000, 100), device)
+    load = lambda source, device: hub.dit(source, range(0, 1000, 100), device)
     found: dict[str, Model] = {}
     for model in ([load(source, device) for source in named] if named
-                  else models.available(defaults, load, device)):
+                  else hub.available(defaults, load, device)):
         if model.name in found:
             raise UserError(f"two pipelines are called {model.name!r}: rename the folder of one")
         found[model.name] = model

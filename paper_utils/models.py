@@ -89,7 +89,7 @@ def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: 
         evaluations=spec.solver.evaluations, parameters=networks.count_parameters(denoiser),
         images=spec.images, images_seen=spec.images_seen,
         identity={"weights": weights, "solver": asdict(spec.solver), "code": sampling_code()},
-        generate=_sampled(denoiser, spec.solver, device, classes), spec=spec,
+        generate=by_solver(denoiser, spec.solver, device, classes), spec=spec,
         denoiser=lambda: denoiser, classes=classes, shape=shape, device=device)
 
 
@@ -120,7 +120,7 @@ def from_denoiser(name: str, denoiser: denoisers.Denoiser, solver: Solver = Solv
         name=name, family="yours", architecture=type(denoiser).__name__ if module else "function",
         framework="yours", solver=solver, evaluations=solver.evaluations,
         parameters=networks.count_parameters(denoiser) if module else 0, images=None,
-        images_seen=None, generate=_sampled(denoiser, solver, found),
+        images_seen=None, generate=by_solver(denoiser, solver, found),
         identity={"yours": name, "version": version, "weights": weights, "solver": asdict(solver),
                   "code": sampling_code()},
         denoiser=lambda: denoiser, shape=tuple(shape), device=found)
@@ -149,7 +149,7 @@ def resolved(model: Model, solver: Solver, name: str = "") -> Model:
     return replace(model, name=name or f"{model.name}, {solver}", solver=solver,
                    evaluations=solver.evaluations,
                    identity=model.identity | {"solver": asdict(solver)},
-                   generate=_sampled(model.denoiser(), solver, model.device))
+                   generate=by_solver(model.denoiser(), solver, model.device))
 
 
 @lru_cache(maxsize=None)
@@ -157,8 +157,8 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=3)
 
 
-def _sampled(denoiser: denoisers.Denoiser, solver: Solver, device: str | torch.device,
-             classes: tuple[int, ...] = ()) -> Callable[..., Tensor]:
+def by_solver(denoiser: denoisers.Denoiser, solver: Solver, device: str | torch.device,
+              classes: tuple[int, ...] = ()) -> Callable[..., Tensor]:
     """noise -> x0, both on the CPU, by `solver` on the device of the denoiser."""
     def generate(noise: Tensor, title: str = "") -> Tensor:
         return samplers.sample(denoiser, noise.to(device), solver, progress=title).cpu()
@@ -167,74 +167,6 @@ def _sampled(denoiser: denoisers.Denoiser, solver: Solver, device: str | torch.d
         return samplers.every_class(denoiser, noise.to(device), solver, classes, title).cpu()
 
     return of_every_class if classes else generate
-
-
-def from_hub(source: str, device: str = "cpu") -> Model:
-    """A diffusers pipeline, by hub name or folder, as one more model (DDIM, 50 steps).
-
-    Raises UserError when it cannot be loaded, and for images of another size than this project's.
-    """
-    pipeline = denoisers.pipeline(source, "DDPMPipeline")
-    denoiser = denoisers.from_diffusers(pipeline).to(check_device(device))
-    config = denoiser.network.unet.config
-    size = config.sample_size
-    size = (size, size) if isinstance(size, int) else tuple(size or ())
-    if (config.in_channels, *size) != BANK.shape:
-        raise UserError(f"{source} makes images of {' x '.join(map(str, size))} pixels in "
-                        f"{config.in_channels} channels: give a pipeline of 32 x 32 in 3")
-    solver = Solver("ddim", 50, "karras", 0.01, 80)
-    widths = "-".join(map(str, config.block_out_channels))
-    return Model(
-        name=Path(source).name, family="U-Net",
-        architecture=f"UNet2DModel {widths}", framework=denoiser.framework.label, solver=solver,
-        evaluations=solver.evaluations, parameters=networks.count_parameters(denoiser),
-        images=None, images_seen=None, identity=_identity_of(pipeline, solver),
-        generate=_sampled(denoiser, solver, device), denoiser=lambda: denoiser, device=device)
-
-
-def from_hub_dit(source: str, classes: Sequence[int], device: str = "cpu") -> Model:
-    """A class-conditional DiT pipeline of diffusers, by hub name or folder (DDIM, 50 steps).
-
-    classes: the labels it is sampled with. Its noises are latents, its samples decoded images.
-    Raises UserError when it cannot be loaded or does not know a class.
-    """
-    pipeline = denoisers.pipeline(source, "DiTPipeline")
-    denoiser, decode = denoisers.from_diffusers_dit(pipeline, check_device(device))
-    denoiser.check_labels(torch.tensor(classes))
-    solver, config = Solver("ddim", 50, "karras", 0.01, 80), denoiser.network.transformer.config
-    latents = _sampled(denoiser, solver, device, tuple(classes))
-
-    def generate(noise: Tensor, title: str = "") -> Tensor:
-        found = latents(noise, title)
-        return torch.stack([decode(row).cpu() for row in found])
-
-    identity = _identity_of(pipeline, solver) | {"classes": list(classes)}
-    side = config.sample_size
-    return Model(
-        name=Path(source).name, family="transformer",
-        architecture=f"DiT, {config.num_layers} deep, patch {config.patch_size}, latents",
-        framework=denoiser.framework.label, solver=solver, evaluations=solver.evaluations,
-        parameters=networks.count_parameters(denoiser), images=None, images_seen=None,
-        identity=identity, generate=generate, denoiser=lambda: denoiser, classes=tuple(classes),
-        shape=(config.in_channels, side, side), device=device)
-
-
-def _identity_of(pipeline, solver: Solver) -> dict:
-    """Weights and settings of a diffusers pipeline, down to its scheduler and decoder, wherever it
-    lies."""
-    parts = {name: part for name, part in pipeline.components.items()
-             if hasattr(part, "to_json_string")}
-    weights = {f"{name}.{key}": value for name, part in parts.items() if isinstance(part, nn.Module)
-               for key, value in part.state_dict().items()}
-    return {"weights": artifacts.digest(weights), "solver": asdict(solver),
-            "settings": {name: _settings(part) for name, part in parts.items()},
-            "code": sampling_code()}
-
-
-def _settings(part) -> dict:
-    """The configuration of a part of a pipeline, without its path and its diffusers' version."""
-    found = json.loads(part.to_json_string())
-    return {key: value for key, value in found.items() if not key.startswith("_")}
 
 
 def _architecture(spec: training.Spec, network: nn.Module) -> str:
@@ -510,7 +442,9 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
     ones from zoo/; the others train them on `images`, and the paper profile adds a released model
     from the hub, or where that cannot be had a line that says so.
     """
-    hub = {model.name: model for model in available(profile.hub, from_hub, device)}
+    from paper_utils import hub  # not above: it imports this module
+
+    released = {model.name: model for model in hub.available(profile.hub, hub.ddpm, device)}
     if profile.shipped:
         trained = {name: shipped(name, device=device) for name, row in zoo.entries().items()
                    if row.kind != "closed form"}
@@ -518,7 +452,7 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
         trained = train_all(recipes.specs(profile.name), images, device)
         trained |= {name: train_contrast(name, spec, images, device)
                     for name, spec in recipes.contrast_specs(profile.name).items()}
-    trained |= hub
+    trained |= released
     order = [*recipes.specs(profile.name), *recipes.contrast_specs(profile.name)]
     trained = dict(sorted(trained.items(), key=lambda item: order.index(item[0])
                           if item[0] in order else len(order)))
@@ -527,22 +461,6 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
     students = distilled(profile, images, device, ONE_STEP)
     first |= {name: students[name] for name in ONE_STEP if name in students}
     return first | closed_forms(images, profile.bag, device) | last
-
-
-def available(sources: Iterable[str], load: Callable[[str, str], Model],
-              device: str = "cpu") -> list[Model]:
-    """What `load` makes of hub names and the device; one that cannot be had is said and left out.
-
-    Raises UserError for a device that is not there.
-    """
-    found = []
-    check_device(device)  # no reason to leave anything out
-    for source in sources:
-        try:
-            found.append(load(source, device))
-        except UserError as error:
-            print(f"left out: {error}")
-    return found
 
 
 def distilled(profile: Profile, images: data.Images, device: str = "cpu",
