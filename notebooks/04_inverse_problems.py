@@ -47,9 +47,9 @@ device: str = ""
 # %%
 from dataclasses import replace
 
-from paper_utils import claims, data, descriptors, explore, models, plots, profiles, rules, run
+from paper_utils import baselines, claims, data, descriptors, explore, models, plots, profiles
 from paper_utils import reconstructions as inverse
-from paper_utils import scores, tables, zoo
+from paper_utils import rules, run, scores, tables, zoo
 from paper_utils.reconstructions import BOXES, DROPS, MAIN, TASKS, ZETAS
 
 run.check_parameters()
@@ -116,8 +116,8 @@ output.figure(plots.sample_grid(tour, columns=len(TASKS), heads=[p.task.name for
 
 # %%
 features = inverse.features(describe, answers)
-beside = inverse.beside_baselines(TASKS, answers, truth, groups, models.gaussian(training),
-                                  describe, sizes.resamples)
+beside = baselines.beside_models(TASKS, answers, truth, groups, models.gaussian(training), describe,
+                                 sizes.resamples)
 output.table(beside, "tab_restorations")
 
 # %% [markdown]
@@ -336,7 +336,7 @@ output.table(inverse.solvers(found["edm"], few, describe, sizes.guided_steps, MA
 # Algorithm 1 can come, not how near it comes above.
 
 # %%
-known = inverse.against_the_posterior(training.first(min(5_000, len(training))))
+known = baselines.against_the_posterior(training.first(min(5_000, len(training))))
 output.table(known, "tab_known_posterior", digits=3)
 output.figure(plots.against_known_posterior(known, "8 x 8 Gaussian images, half of the pixels "
                                             "lost, exact denoiser"), "fig_known_posterior")

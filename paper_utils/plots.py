@@ -490,7 +490,7 @@ def bands(panels: Mapping[str, Mapping[str, pd.DataFrame]], ylabel: str,
 
 
 def against_known_posterior(table: pd.DataFrame, title: str = "") -> Figure:
-    """Distance of Algorithm 1 to the exact answers: of reconstructions.against_the_posterior."""
+    """Distance of Algorithm 1 to the exact answers: of baselines.against_the_posterior."""
     panels = {"to mean": "to the posterior mean", "to flow": "to the exact flow, same noise"}
     runs, known = table[table.zeta.notna()], table[table.zeta.isna()].set_index("what")
     with _panels(len(panels), (7.6, 3.7), title=title, sharey=True) as (figure, axes):

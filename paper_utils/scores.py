@@ -223,6 +223,15 @@ def average(values: Tensor, resamples: int = 1_000) -> Score:
     return Score(values.mean().item(), *_bootstrap(values, resamples), len(values))
 
 
+def averages(values: Mapping[str, Tensor], resamples: int = 1_000) -> dict[str, float]:
+    """Columns of a table: the mean of each of values [n], and its interval as `low` and `high`."""
+    row = {}
+    for what, each in values.items():
+        mean = average(each, resamples)
+        row |= {what: mean.value, f"{what}, low": mean.low, f"{what}, high": mean.high}
+    return row
+
+
 def shuffled(rows: Tensor) -> Tensor:
     """The same rows, none in its own place: the chance level of a paired score."""
     return rows.roll(max(len(rows) // 2, 1), 0)

@@ -491,46 +491,7 @@ def test_stochastic_samples_have_the_variance_of_the_data():
     assert found.mean().item() == pytest.approx(0, abs=4 * (v / found.numel()) ** 0.5)
 
 
-# --- where the answer is known ------------------------------------------------------------------
-
-def test_the_posterior_is_that_of_the_information_form():
-    """Precision C^-1 + A'A / sigma^2, mean S (C^-1 m + A'y / sigma^2)."""
-    factor, sigma = normal(12, 12, seed=4) / 3, 0.4
-    cov = factor @ factor.T + 0.05 * torch.eye(12)
-    prior = GaussianDenoiser(normal(1, 3, 4, seed=5), *torch.linalg.eigh(cov))
-    A, y = normal(7, 12, seed=6), normal(7, seed=7)
-    spread = torch.linalg.inv(torch.linalg.inv(cov) + A.T @ A / sigma**2)
-    mean = spread @ (torch.linalg.solve(cov, prior.mean.flatten()) + A.T @ y / sigma**2)
-    found = reconstructions.posterior(prior, A, y, sigma)
-    torch.testing.assert_close(found.mean, mean.view(1, 3, 4))
-    torch.testing.assert_close(found.eigenvectors * found.eigenvalues @ found.eigenvectors.T,
-                               spread)
-    n, deviation = 40_000, spread.diagonal().sqrt()
-    points = found.flow(1000 * normal(n, 1, 3, 4, seed=8), 1000, 0).flatten(1)
-    # the flow from sigma pulls the mean by deviation / sigma, far under the statistical error
-    assert ((points.mean(0) - mean).abs() < 5 * deviation / n**0.5 + 1e-2 * deviation).all()
-    scale = deviation[:, None] * deviation
-    assert ((torch.cov(points.T) - spread).abs() < 5 * scale * (2 / n) ** 0.5).all()
-
-
-def test_a_posterior_of_a_degenerate_prior_stays_where_the_prior_is():
-    prior = GaussianDenoiser(torch.zeros(1, 3, 4).double(), torch.tensor([2.0, 0.5]).double(),
-                             torch.eye(12).double()[:, :2])
-    found = reconstructions.posterior(prior, torch.ones(1, 12).double(),
-                                      torch.ones(1).double(), 0.1)
-    assert found.mean.flatten()[2:].abs().max() == 0 and found.mean.abs().max() > 0.1
-    assert (found.eigenvalues > 1e-9).sum() == 2 and found.eigenvalues.min() >= 0
-
-
-@pytest.mark.parametrize("task", [
-    HALF, Task("super-resolution", 2), Task("motion-blur", 3), Task("gaussian-blur", 0.7)])
-def test_the_matrix_of_an_operator_does_what_it_does(task):
-    operator, images = task.build(3, 8), normal(3, *SHAPE)
-    answer = operator.A(images)
-    for k in range(3):
-        matrix = reconstructions.matrix_of(operator, k, SHAPE)
-        torch.testing.assert_close(matrix @ images[k].flatten(), answer[k].flatten())
-
+# --- the energy of the guided iterate -----------------------------------------------------------
 
 @pytest.mark.parametrize("sigma", [0.1, 2.0])
 @pytest.mark.parametrize("rank", [D, 20])
@@ -546,29 +507,3 @@ def test_the_energy_is_one_for_data_with_noise(sigma, rank):
     cov = some.eigenvectors * some.eigenvalues @ some.eigenvectors.T + sigma**2 * torch.eye(D)
     flat = away.flatten(1)
     torch.testing.assert_close(found, (flat * torch.linalg.solve(cov, flat.T).T).sum(1) / D)
-
-
-def test_algorithm_1_comes_near_the_exact_flow_of_the_posterior():
-    table = reconstructions.against_the_posterior(data.load("bundled"), zetas=(2,), steps=(10, 60))
-    assert table.what.tolist() == ["exact flow of the posterior", "prior, not guided",
-                                   "Algorithm 1", "Algorithm 1"]
-    exact, free, coarse, fine = table["to flow"]
-    assert exact == 0 and fine < free / 4 and fine < coarse
-    assert 0 < table["to mean"][0] and table["to mean"][3] < table["to mean"][1]
-
-
-def test_the_known_posterior_does_not_depend_on_signs_of_eigenvectors(monkeypatch):
-    fit, signs = GaussianDenoiser.fit, torch.ones(D).double()
-
-    def signed(pixels: torch.Tensor) -> GaussianDenoiser:
-        found = fit(pixels)
-        return GaussianDenoiser(found.mean, found.eigenvalues, found.eigenvectors * signs)
-
-    def table() -> torch.Tensor:
-        found = reconstructions.against_the_posterior(data.load("bundled"), (2,), (10,), count=4)
-        return torch.tensor(found[["to mean", "to flow"]].to_numpy())
-
-    monkeypatch.setattr(GaussianDenoiser, "fit", signed)
-    before = table()
-    signs[::2] = -1
-    torch.testing.assert_close(table(), before)
