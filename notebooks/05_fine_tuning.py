@@ -137,7 +137,8 @@ by_pixels = fine_tuning.agreement_of_bases(images, scores.close, sizes.resamples
 print(f"the two pre-trained networks: RP {bases}, MAE score {by_pixels}")
 control = models.samples(models.closed_forms(target, sizes.bag)["gaussian"], sizes.transfer_noises)
 formed = descriptors.features(describe, control)
-print(f"the first and the Gaussian denoiser: RP {scores.proportion(copies(features['base'], formed))}")
+alike = scores.proportion(copies(features["base"], formed))
+print(f"the first and the Gaussian denoiser: RP {alike}")
 first = grid[grid.run == ""]
 with_start = fine_tuning.against(first, features, features["base"], copies, sizes.resamples)
 gaussian = fine_tuning.against(grid, features, formed, copies, sizes.resamples)

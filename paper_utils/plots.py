@@ -134,14 +134,14 @@ def sample_grid(samples: Mapping[str, Tensor], columns: int = 12, title: str = "
     return figure
 
 
-def loss_curve(losses: Tensor, spec, window: int = 25) -> Figure:
+def loss_curve(losses: Tensor, spec) -> Figure:
     """The running mean of the training loss against images seen. losses: [steps]."""
     seen = np.arange(1, len(losses) + 1) * spec.batch
-    smooth = pd.Series(losses.numpy()).rolling(window, min_periods=1).mean()
+    smooth = pd.Series(losses.numpy()).rolling(25, min_periods=1).mean()
     with _panels(1, (4.6, 2.8)) as (figure, axes):
         axis = axes[0, 0]
         axis.plot(seen, losses, color="0.8", lw=0.6, label="each step")
-        axis.plot(seen, smooth, color=CORNERS[0], lw=1.6, label=f"mean of {window} steps")
+        axis.plot(seen, smooth, color=CORNERS[0], lw=1.6, label="mean of 25 steps")
         axis.set(xlabel="images seen", ylabel="loss", yscale="log", title=spec.name)
         axis.legend(frameon=False)
     return figure
@@ -285,7 +285,7 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
                    paper: Mapping[str, pd.DataFrame] | None = None,
                    labels: Mapping[str, str] | None = None, title: str = "",
                    shaded: bool = False, xlabel: str = "", colours: Sequence[str] = (),
-                   columns: int = 0, over: str = "noises") -> Figure:
+                   columns: int = 0) -> Figure:
     """Curves of a score with its intervals, a panel per table, a curve per value of column `by`.
 
     x: the column on the horizontal axis (powers of two); xlabel: its name there. paper: panel ->
@@ -293,7 +293,7 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
     axis. shaded: mark the paper's two regimes. colours: names of curves in the order of the
     colours, for figures that are to look alike. columns: panels a row, by default all. What was not
     measured is not drawn, nor bridged by its neighbours where another curve of the panel was. A
-    colour means the same curve in every panel. over: what the intervals are over.
+    colour means the same curve in every panel.
     """
     columns = columns or len(panels)
     rows = -(-len(panels) // columns)
@@ -322,7 +322,7 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
             axis.set_ylabel((labels or {}).get(name, "score"))
             axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
                         bbox_to_anchor=(0.5, -0.21))
-        figure.supxlabel(_intervals(panels.values(), over), fontsize=7.5)
+        figure.supxlabel(_intervals(panels.values(), "noises"), fontsize=7.5)
     return figure
 
 

@@ -94,8 +94,8 @@ def read_notebook(path: Path) -> Any:
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, KeyError,
             UnicodeDecodeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:80]
-        raise UserError(f"{short(path)} is no notebook ({reason}): open it in JupyterLab, or get it "
-                        "back from git") from None
+        raise UserError(f"{short(path)} is no notebook ({reason}): open it in JupyterLab, or get "
+                        "it back from git") from None
 
 
 def values(given: Mapping[str, str], valid: Mapping[str, Parameter]) -> dict[str, Any]:

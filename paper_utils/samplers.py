@@ -249,8 +249,8 @@ def whole_labels(labels: Tensor | Sequence[int], noise: Tensor) -> Tensor:
 
 
 def check_denoiser(denoiser: Denoiser, labels: Tensor | None = None) -> None:
-    """UserError for what cannot be called with u and sigma, and the labels where there are some, and
-    for a module in training mode."""
+    """UserError for what cannot be called with u and sigma, and the labels where there are some,
+    and for a module in training mode."""
     if not callable(denoiser):
         known = hasattr(denoiser, "denoiser")
         raise UserError(f"a denoiser is a function of u and sigma, not {type(denoiser).__name__}"

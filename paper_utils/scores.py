@@ -113,8 +113,9 @@ def newcombe(a: Tensor, b: Tensor) -> tuple[float, float]:
     return max(p - q - down, -1.0), min(p - q + up, 1.0)
 
 
-def _parts(total: int, size: int = 100) -> list[int]:
-    return [min(size, total - done) for done in range(0, total, size)]
+def _parts(total: int) -> list[int]:
+    """Parts of at most 100."""
+    return [min(100, total - done) for done in range(0, total, 100)]
 
 
 def copies(threshold: float) -> Hits:

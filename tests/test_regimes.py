@@ -96,8 +96,9 @@ def test_gl_is_against_the_images_of_the_cell():
 
 def test_halves_are_compared_with_their_twin_and_both_with_the_control():
     features = {name: unit(0, 90, 90) for name in GRID} | {"unet-16-n2-half1": unit(0, 180, 90)}
-    for control, expected in ((unit(90, 180, 90), (2 / 3, 0.0)), (unit(90, 90, 200), (1 / 3, 1 / 3)),
-                              (unit(90, 90, 90), (2 / 3, 0.0))):  # the second, the first, the first
+    for control, expected in ((unit(90, 180, 90), (2 / 3, 0.0)),  # the second
+                              (unit(90, 90, 200), (1 / 3, 1 / 3)),  # the first
+                              (unit(90, 90, 90), (2 / 3, 0.0))):  # the first
         found = regimes.across_halves(regimes.grid(GRID), features, control, copies, 50)
         assert found[["images", "width", "score"]].values.tolist() == [[2, 16, 2 / 3]]
         assert found[["control", "gain"]].values[0].tolist() == pytest.approx(list(expected))

@@ -96,7 +96,8 @@ def test_a_log_takes_nobodys_place(tmp_path, capsys, log, said):
 @pytest.mark.parametrize("content", [b"<<<<<<< HEAD\n{}", b"", b"[]", b"\xff\xfe", b"{}"])
 def test_what_is_no_notebook_is_one_line(tmp_path, capsys, content):
     (tmp_path / "torn.ipynb").write_bytes(content)
-    assert run.main([str(tmp_path / "torn.ipynb"), "--output", str(tmp_path / "out.ipynb")]) in (1, 2)
+    words = [str(tmp_path / "torn.ipynb"), "--output", str(tmp_path / "out.ipynb")]
+    assert run.main(words) in (1, 2)
     said = capsys.readouterr()
     assert said.err.count("\n") == 1 and "torn.ipynb is no notebook" in said.err
     assert names(tmp_path) == ["torn.ipynb"]
@@ -113,7 +114,8 @@ def test_a_notebook_without_a_kernelspec_keeps_its_output(tmp_path):
 
 
 def test_parameters_that_are_no_plain_values_are_a_mistake():
-    with pytest.raises(UserError, match=r"parameter 'x' .* no plain value but 10 \*\* \(-3\): write"):
+    said = r"parameter 'x' .* no plain value but 10 \*\* \(-3\): write"
+    with pytest.raises(UserError, match=said):
         run.parameters("x = 10 ** -3")
     number = run.Parameter("x", 1)
     with pytest.raises(UserError, match="takes int"):
