@@ -313,10 +313,10 @@ optimal = {n: models.closed_forms(training.first(n), sizes.bag, device)["optimal
            for n in trained_sizes}
 limited = models.limited(models.closed_forms(training, sizes.bag, device)["gaussian"])
 even = regimes.even_parts_alike(found, grid, optimal, limited, max(sizes.live, 2), sizes.resamples)
-even_at_most = even.pop("of the most images")
-output.table(tables.over("with", even), "tab_even_parts_regimes")
-output.table(even_at_most, "tab_even_parts_across_architectures")
-panels = {f"Even part, with {name}": table for name, table in even.items()}
+output.table(even["of the most images"], "tab_even_parts_across_architectures")
+panels = {name: table for name, table in even.items() if "pair" in table}
+output.table(tables.over("with", panels), "tab_even_parts_regimes")
+panels = {f"Even part, with {name}": table for name, table in panels.items()}
 output.figure(plots.scores_against(panels, "pair", shaded=True, colours=colours,
                                    labels=dict.fromkeys(panels, "cosine")),
               "fig_even_parts_regimes")
@@ -367,6 +367,6 @@ beside = published.beside_curves(ours, recipes.GRIDS[profile].widths)
 output.table(beside, "tab_paper_numbers_regimes")
 
 # %% tags=["nbval-ignore-output"]
-verdicts = rules.two_regimes(rp, nested, against["optimal"], halves, errors, crossings, alike,
-                             nearer)
+verdicts = rules.two_regimes(rp, nested, against["optimal"], halves, even, errors, crossings,
+                             alike, nearer)
 claims.save(verdicts, "two_regimes", output, device)

@@ -251,14 +251,16 @@ def with_most_images(table: pd.DataFrame, features: Mapping[str, Tensor], hits: 
 
 
 def even_parts_alike(found: Mapping[str, Model], table: pd.DataFrame, optimal: Mapping[int, Model],
-                     control: Model, noises: int, resamples: int = 1_000) -> dict[str, pd.DataFrame]:
+                     control: Model, noises: int,
+                     resamples: int = 1_000) -> dict[str, pd.DataFrame]:
     """What networks share that no affine denoiser makes: the cosine of their even parts.
 
-    optimal: number of images -> their optimal denoiser; control: see tables.even_parts_of. Models that ship as their sheet alone, which has no noise and
-    its opposite, are left out. Returns by what they are compared with: 'each other', of every two
-    widths, and 'the optimal denoiser' of the same images, columns images, pair ('16 / 32', 'width
-    16'), score, low, high, n, shuffled; 'that of the most images', the network of the same width,
-    without shuffled; 'of the most images', a scores.pairwise of all that have as many.
+    optimal: number of images -> their optimal denoiser; control: see tables.even_parts_of. Models
+    of which a sheet alone ships are left out, for it has no opposite noises. By what networks are
+    compared with: 'each other', every two widths, and 'the optimal denoiser' of the same images,
+    columns images, pair ('16 / 32', 'width 16'), score, low, high, n, shuffled; 'that of the most
+    images', the network of the same width, without shuffled; and, a scores.pairwise of all networks
+    of as many, 'of the most images'.
     """
     some = {name: model for name, model in found.items() if not model.sheet_alone}
     here = cells(table)[lambda rows: rows.model.isin(some)]

@@ -15,18 +15,18 @@ from paper_utils.claims import Claim
 from paper_utils.scores import CONTROL, Score, across, among
 
 RECALLED = " (recalled from the paper, not seen in a source)"
-HISTORY = ("Each verdict is computed by the rule that its claim states. Rules were written before "
-           "their claim first ran, but for that of the architecture families and that of even "
-           "parts, which followed a trial, and nearness to each other, a second control; what was "
-           "changed after numbers had been seen made a rule stricter, or gave it better intervals "
-           "(Wilson's and Newcombe's), or asks in more places (the mixture, which was asked at "
-           "new points alone) or of every pair (the Gaussian control of section 3, which was of "
-           "the lowest pair, and that of consistency models of several steps, which was of "
-           "means), where the verdict says in how many it holds; leaves undecided what intervals "
-           "do not decide (with whom consistency training agrees most); does not count what did "
-           "not move (the shared start of fine-tuning) or was not trained finely enough to tell "
-           "(the widest network, where GL passes 1/2); or asks what can be answered (blur, once "
-           "by a filter on both sides).")
+HISTORY = ("Each verdict is computed by the rule stated with its claim. Rules were written before "
+           "their claim first ran, with three exceptions: that of the architecture families and "
+           "those of even parts followed a trial, and nearness to each other is a second control "
+           "that came later. A rule that was changed after numbers had been seen was made "
+           "stricter; or got better intervals (Wilson's and Newcombe's); or asks in more places "
+           "(the mixture, first at new points alone) or of every pair and says in how many it "
+           "holds (the Gaussian control of section 3, first of the lowest pair, and that of "
+           "consistency models of several steps, first of means); or leaves undecided what "
+           "intervals do not decide (with whom consistency training agrees most); or does not "
+           "count what did not move (the shared start of fine-tuning) or was not trained finely "
+           "enough to tell (the widest network, where GL passes 1/2); or asks what can be answered "
+           "(blur, which was once filtered on both sides).")
 NEAREST = "nearest noise"  # the map of the noise plane that shows the noises themselves
 MARGIN = 0.1  # RP that counts as lost; settled before any of these scores was seen
 SAID = {"paper": "said, without a number", "grade": "S"}
@@ -184,8 +184,8 @@ def even_parts_shared(pairs: pd.DataFrame, many_steps: Sequence[str],
                       contrast: Sequence[str]) -> Claim:
     """This project's control: what no affine denoiser makes is shared too.
 
-    pairs: of tables.even_parts_alike, of diffusion models and of GANs and VAEs (`contrast`),
-    without the even part of the Gaussian denoiser's limited images.
+    pairs: scores.pairwise of tables.even_parts_of, without the even part of the Gaussian denoiser's
+    limited images, of diffusion models and of GANs and VAEs (`contrast`).
     """
     ours = among(pairs, many_steps)
     other = pairs[pairs.model.isin(contrast) | pairs.other.isin(contrast)]
@@ -424,6 +424,37 @@ def nearer_to_each_other(what: str, pairs: pd.DataFrame) -> Claim:
                          (_least(pairs, -pairs.score), "{model}, {other}")))
 
 
+def even_parts_converge(even: Mapping[str, pd.DataFrame]) -> Claim:
+    """Our question, where the Gaussian denoiser has nothing: do networks of fewer images learn what
+    those of the most learn? even: of regimes.even_parts_alike."""
+    statement = ("Even part: networks of fewer images come to share with the network of the most "
+                 "what no Gaussian denoiser makes (our question)")
+    rule = ("of every width, the cosine of the even parts of one noise's images with the network "
+            "of that width of the most images is at the next most above 0 and above that at the "
+            "fewest, intervals apart; and of every two networks of the most images it is above 0, "
+            "its interval too; partly where some of it")
+    ours, most = even["that of the most images"], even["of the most images"]
+    ours = ours[ours.groupby("pair").images.transform("nunique") > 1]
+    if ours.empty or most.empty:
+        return Claim(statement, rule, "too few sizes", "not decided: too few sizes trained")
+    ends = {pair: curve.sort_values("images").iloc[[0, -1]] for pair, curve in ours.groupby("pair")}
+    rises = sum(last.low > max(first.high, 0) for first, last in
+                (tuple(end.itertuples()) for end in ends.values()))
+    shared = int((most.low > 0).sum())
+    verdict = ("yes" if rises == len(ends) and shared == len(most) else
+               "no" if not rises and not shared else
+               f"partly: it rises for {rises} of {len(ends)} widths; {shared} of {len(most)} pairs "
+               "share it")
+    least = min(ends.values(), key=lambda end: end.low.iloc[1] - end.high.iloc[0])
+    return Claim(statement, rule,
+                 "; ".join(f"{pair}: {end.score.iloc[0]:z.2f} at {end.images.iloc[0]} images, "
+                           f"{end.score.iloc[1]:z.2f} at {end.images.iloc[1]}"
+                           for pair, end in ends.items()) + f"; of the most images {_range(most)}",
+                 verdict, **_ours((least.iloc[1], "{pair}, {images} images"),
+                                  (least.iloc[0], "{pair}, {images} images"),
+                                  (_least(most, most.score), "{model}, {other}")))
+
+
 def mixture_crosses(errors: pd.DataFrame, crossings: pd.DataFrame) -> Claim:
     """From the empirical optimum to the ground truth, in a mixture of Gaussians.
 
@@ -461,11 +492,13 @@ def mixture_crosses(errors: pd.DataFrame, crossings: pd.DataFrame) -> Claim:
 
 
 def two_regimes(rp: pd.DataFrame, gl: pd.DataFrame, optimal: pd.DataFrame, halves: pd.DataFrame,
-                errors: pd.DataFrame, crossings: pd.DataFrame, alike: Mapping[int, pd.DataFrame],
+                even: Mapping[str, pd.DataFrame], errors: pd.DataFrame, crossings: pd.DataFrame,
+                alike: Mapping[int, pd.DataFrame],
                 nearer: Mapping[int, pd.DataFrame]) -> list[Claim]:
     """The claims of section 3, from the tables of `regimes` and `mixture`."""
     return [valley(rp), *moves_right(gl), leaves_the_optimum(optimal), halves_agree(halves),
-            *more_than_gaussian(alike, nearer), mixture_crosses(errors, crossings)]
+            *more_than_gaussian(alike, nearer), even_parts_converge(even),
+            mixture_crosses(errors, crossings)]
 
 
 # --- section 4: conditional models --------------------------------------------------------------

@@ -264,6 +264,30 @@ NEARER = {"starts": ((1., 1.), (2., 2.)), "ends": ((3., 3.), (2., 1.)),
           "none": ((1., 3.), (2., 1.))}
 
 
+
+@pytest.mark.parametrize("wide, least, verdict", [
+    ({64: 0.0, 1024: 0.3, 4096: 0.2}, 0.2, "yes"),
+    ({64: 0.1, 1024: 0.0, 4096: 0.2}, 0.2, "partly: it rises for 1 of 2 widths; 3 of 3 pairs"),
+    ({64: -0.3, 1024: -0.1, 4096: 0.05}, 0.2, "partly: it rises for 1 of 2 widths"),
+    ({64: 0.0, 4096: 0.2}, 0.02, "partly: it rises for 2 of 2 widths; 2 of 3 pairs"),
+    ({64: 0.0}, 0.2, "yes")])
+def test_even_parts_converge(wide, least, verdict):
+    """Each width from its fewest to its next most images, intervals apart; every pair above 0."""
+    even = {"that of the most images": pd.concat([
+                curve({4096: 0.4, 64: 0.1}, pair="width 16"), curve(wide, pair="width 32")]),
+            "of the most images": table(("U-Net 16", "U-Net 32", 0.3), ("U-Net 16", "DiT", 0.3),
+                                        ("U-Net 32", "DiT", least))}
+    claim = rules.even_parts_converge(even)
+    assert claim.verdict.startswith(verdict)
+    assert f"{least:.2f} (U-Net 32, DiT)" in claim.measured
+
+
+def test_even_parts_of_one_size_decide_nothing():
+    even = {"that of the most images": curve({64: 0.1}, pair="width 16"),
+            "of the most images": table(("U-Net 16", "DiT", 0.3))}
+    assert rules.even_parts_converge(even).verdict == "not decided: too few sizes trained"
+
+
 @pytest.mark.parametrize("training, new, verdict", [
     ("none", "none", "reproduced"), ("none", "ends", "partly: at noisy training points alone"),
     ("none", "starts", "partly: at noisy training points alone"),
@@ -491,6 +515,8 @@ def sections() -> dict[str, list[claims.Claim]]:
             widths.assign(pair="16 / 32"), widths, widths, curve(
                 {64: .1, 1024: .6}, width=32, control=.5, gain=.1, **{"gain low": .05,
                                                                       "gain high": .15}),
+            {"that of the most images": curve({64: 0.1, 256: 0.4}, pair="width 16"),
+             "of the most images": table(("U-Net 16", "DiT", 0.3))},
             errors, crossings, {64: table(("U-Net 16", "DiT", 0.4)), 1024: unlike},
             {1024: table(("U-Net 16", "DiT", 0.7))}),
         "conditional": rules.conditional(
@@ -552,7 +578,7 @@ def test_every_claim_has_our_number_and_its_interval_where_there_is_one():
     ("two_regimes", 5, "", "", "0.80 [0.78, 0.82] (U-Net 16, DiT); "
      "0.60 [0.58, 0.62] (U-Net 16, gaussian)", 100),
     ("two_regimes", 6, "", "", "0.70 [0.68, 0.72] (U-Net 16, DiT)", 100),
-    ("two_regimes", 7, "studied, settings not seen", "S",
+    ("two_regimes", 8, "studied, settings not seen", "S",
      "crossing at 40 [36, 44] points (at noisy training points, sigma 0.1); "
      "crossing at 40 [36, 44] points (at noisy new points, sigma 0.1)", 256),
     ("conditional", 0, "said, without a number", "S",
