@@ -163,11 +163,12 @@ described = {weight: {name: descriptors.features(describe, rows) for name, rows 
              for weight, part in guided.items()}
 guidance = conditional.over_guidance(described, copies, sizes.resamples)
 output.table(guidance, "tab_rp_cond_guidance")
-closed_guided = {weight: conditional.guided_gaussian(training, weight, device)
-                 for weight in conditional.CONTROLLED}
+guided_control = conditional.guided_samples(
+    {control.name: control}, images, sizes, conditional.CONTROLLED,
+    lambda _, weight: conditional.guided_gaussian(training, weight, device))
 with_control = conditional.with_guided_gaussian(described, {
-    weight: descriptors.features(describe, models.samples(one, sizes.class_noises))
-    for weight, one in closed_guided.items()}, copies, sizes.resamples)
+    weight: descriptors.features(describe, part[control.name])
+    for weight, part in guided_control.items()}, copies, sizes.resamples)
 output.table(with_control, "tab_guidance_with_gaussian")
 beside = conditional.guidance_beside_control(guidance, with_control)
 output.figure(plots.curves(beside, "what", "guidance", "guidance weight", columns=3,

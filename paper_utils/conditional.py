@@ -4,7 +4,7 @@ Samples of a conditional model are [n, classes, 3, H, W]: every noise with every
 them are [n, classes, d].
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -136,6 +136,8 @@ def guided_gaussian(images: data.Images, weight: float, device: str = "cpu") -> 
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
         whole, x0 = models.gaussian(images), torch.empty_like(noise)
+        if weight == 0:  # of no class, so that none need be fitted
+            return samplers.sample_gaussian(whole, noise, control.solver)
         for k, c in enumerate(classes):
             denoiser = denoisers.between(whole, models.gaussian(images.classes(c, c)), weight)
             part = noise[k::len(classes)].to(device)
@@ -144,6 +146,7 @@ def guided_gaussian(images: data.Images, weight: float, device: str = "cpu") -> 
         return x0
 
     return replace(control, name=f"{control.name}@w{weight:g}", generate=generate, classes=(),
+                   architecture=f"{control.architecture} and of all, guidance weight {weight:g}",
                    identity=control.identity | {"guidance": weight, "classes": "k modulo"})
 
 
@@ -152,18 +155,23 @@ def own_class(n: int, model: Model) -> Tensor:
     return torch.arange(n) % len(model.classes)
 
 
-def guided_samples(found: Mapping[str, Model], images: Mapping[str, Tensor],
-                   profile: Profile) -> dict[float, dict[str, Tensor]]:
-    """Weight -> model -> uint8 [n, 3, H, W], one class per noise; images: those of `samples`."""
+def guided_samples(found: Mapping[str, Model], images: Mapping[str, Tensor], profile: Profile,
+                   weights: Sequence[float] = WEIGHTS,
+                   guide: Callable[[Model, float], Model] = guided,
+                   ) -> dict[float, dict[str, Tensor]]:
+    """Weight -> model -> uint8 [n, 3, H, W], one class per noise; images: those of `samples`.
+
+    guide: the model under guidance of a weight.
+    """
     table: dict[float, dict[str, Tensor]] = {}
-    for weight in WEIGHTS:
+    for weight in weights:
         table[weight] = {}
         for name, model in found.items():
             if weight == 1:
                 n = len(images[name])
                 table[weight][name] = images[name][torch.arange(n), own_class(n, model)]
             else:
-                one = guided(model, weight)
+                one = guide(model, weight)
                 table[weight][name] = samples({one.name: one}, profile)[one.name]
     return table
 

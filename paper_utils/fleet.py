@@ -3,7 +3,7 @@
     python -m paper_utils.fleet train edm uvit --profile gpu --device cuda --out runs --minutes 9
     python -m paper_utils.fleet slim runs/edm.safetensors --out FOLDER
     python -m paper_utils.fleet add runs/edm.safetensors --made "one H200, 9 minutes" --replace
-    python -m paper_utils.fleet closed optimal gaussian local gaussian-cond
+    python -m paper_utils.fleet closed optimal gaussian local gaussian-cond gaussian-cond@w2
     python -m paper_utils.fleet guided edm-cond
     python -m paper_utils.fleet restored edm --made "..."
     python -m paper_utils.fleet pack FOLDER       and, on a machine without a network, unpack FOLDER
@@ -319,10 +319,13 @@ def closed(options: argparse.Namespace) -> None:
     profile = profiles.get("laptop")
     images = data.load(profile.dataset)
     known = models.closed_forms(images, profile.bag)
-    known[conditional.GAUSSIAN] = conditional.gaussian(images)
+    of_classes = [conditional.gaussian(images), *(conditional.guided_gaussian(images, weight) for
+                                                  weight in conditional.CONTROLLED if weight > 1)]
+    known |= {model.name: model for model in of_classes}
     for name in [choose(name, known, "closed form") for name in options.models]:
         model = known[name]
-        section = next(s for s in sections() if not model.classes or s.folder == zoo.CONDITIONAL)
+        section = next(s for s in sections() if model not in of_classes
+                       or s.folder == zoo.CONDITIONAL)
         folder, noises = section.folder, options.noises or section.noises
         _check_noises(noises, name, folder)
         samples = data.to_bytes(model.generate(BANK[:noises], name))

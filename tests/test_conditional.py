@@ -99,7 +99,7 @@ def test_the_gaussian_of_each_class_is_that_of_its_images():
     assert other > 0.1
 
 
-@pytest.mark.parametrize("weight, part", [(0.0, None), (1.0, 0), (1.0, 1)])
+@pytest.mark.parametrize("weight, part", [(0.0, None), (1e-9, None), (1.0, 0), (1.0, 1)])
 def test_the_guided_gaussian_lies_between_that_of_all_and_that_of_the_class(weight, part):
     """Weight 0 is the Gaussian denoiser of all images, 1 that of the class of noise k."""
     images, noise = data.load("bundled"), BANK[:2]
