@@ -13,19 +13,19 @@
 # Diffusion Models" (ICML 2024).*
 #
 # Two models can agree for two opposite reasons. With few training images and a large network, each
-# of them becomes the optimal denoiser of those images, which only copies: they agree because they
-# memorized the same thing. With many images, each approaches the denoiser of the distribution the
-# images came from: they agree because they learned the same thing. In between neither holds, and
-# the paper finds that reproducibility collapses there.
+# becomes the optimal denoiser of those images, which only copies: they agree because they memorized
+# the same thing. With many images, each approaches the denoiser of the distribution the images came
+# from: they agree because they learned the same thing. In between neither holds, and the paper
+# finds that reproducibility collapses there.
 #
 # The models are U-Nets of three widths, each trained on the first N images of CIFAR-10 for several
-# N, and a transformer for the fewest and the most, all for the same number of *images seen*, the
-# training budget: it counts every time that an image is shown, so 400,000 with 64 training images
-# is each of them 6,250 times. On the `laptop` profile the models come from `zoo/regimes/`; they
-# work on 4×4 patches and saw 400,000 images each where the paper's saw 50 million, with EDM's noise
-# levels and output where the paper's have VP's, and without its dropout and augmentation, which act
-# on memorization themselves. So read the curves as what such a recipe shows, with the paper's own
-# behind them. A model that was not trained yet is missing from every figure.
+# N, and a transformer trained on the fewest and on the most. All have the same training budget, the
+# number of *images seen*, which counts repeats: 400,000 images seen of 64 training images is each
+# of them 6,250 times. On the `laptop` profile the models come from `zoo/regimes/`. They work on 4×4
+# patches and saw 400,000 images each; the paper's saw 50 million. They use EDM's noise levels and
+# output where the paper's use VP's, and lack its dropout and augmentation, which themselves affect
+# memorization. So read the curves as what such a recipe shows, with the paper's own behind them. A
+# model that is not trained yet is missing from every figure.
 
 # %% tags=["parameters"]
 profile: str = "laptop"
@@ -50,10 +50,10 @@ held_out = data.load(sizes.dataset, "test")
 # %% [markdown]
 # ## The models
 #
-# Their samples are of the same noises, those of all U-Nets by the same solver. The first few images
-# of each are generated again here and compared with the shipped ones, but for those that ship as
-# images alone, where the table has no number of them: other moments of training than the budget all
-# share (*moment*), models of the other half of the dataset (*half* 1), two U-Nets and a
+# All models are sampled from the same noises, and all U-Nets by the same solver. The first few
+# images of each are generated again here and compared with the shipped ones, except for models that
+# ship as images alone and so have no number in the table: checkpoints other than at the shared
+# budget (*moment*), models of the other half of the dataset (*half* 1), two U-Nets and a
 # transformer.
 
 # %%
@@ -66,16 +66,16 @@ output.table(grid.merge(check, how="left"), "tab_regimes_models")
 # %% [markdown]
 # ## Reproducibility and generalization against the number of images
 #
-# Left: RP of every two widths, right: GL of each against its own training images, both with 95 %
-# intervals (Wilson's). The grey curves are the paper's, for widths of 64, 128 and 256; shaded are
-# its two regimes. The control of RP is the Gaussian denoiser of all training images, which nobody
-# trained: networks that learned little are near it, and agree with each other for that reason alone
-# (dashed, in the colour of the width). That of the same N images agrees with them less at 1,024
-# (where its covariance is singular) and 4,096 images, and hardly differs from 16,384 on.
-# But it is the control of GL: it cannot copy, so where it has 1, a network's 1 says that it does
-# not copy, and not that it creates anything. Held-out real images score below 1 (`held-out` in the
-# table), for two reasons: CIFAR-10 has near-duplicates, and the descriptor has false alarms (by
-# eye, at 32,768 training images, for less than one held-out image in a hundred).
+# Left: RP of every two widths; right: GL of each against its own training images, both with 95 %
+# intervals (Wilson's). The grey curves are the paper's, for widths of 64, 128 and 256; its two
+# regimes are shaded. The control of RP is the untrained Gaussian denoiser of all training images
+# (dashed, in the colour of the width): networks that learned little are near it and agree with each
+# other for that reason alone. The Gaussian denoiser of the N images alone agrees with them less at
+# 1,024 (where its covariance is singular) and 4,096 images, and hardly differs from 16,384 on. But
+# for GL it is the control: it cannot copy, so where it has 1, a network's 1 says that the network
+# does not copy, not that it creates anything. Held-out real images score below 1 (`held-out` in the
+# table) for two reasons: CIFAR-10 has near-duplicates, and the descriptor has false alarms (by eye,
+# at 32,768 training images, for less than one held-out image in a hundred).
 
 # %%
 features = {name: descriptors.features(describe, rows) for name, rows in images.items()}
@@ -117,8 +117,8 @@ output.figure(plots.scores_against(curves, "pair", paper=paper, shaded=True, col
               "fig_two_regimes")
 
 # %% [markdown]
-# What the numbers mean, image by image: samples and, under each, the training image most similar
-# to it. Copying ends where the two rows part.
+# What the numbers mean, image by image: samples and, under each, the training image most similar to
+# it. Copying ends where the two rows differ.
 
 # %%
 width = regimes.fullest_width(grid)
@@ -133,8 +133,8 @@ output.figure(plots.gallery(strips, title=f"Width {width}: samples and nearest t
 # %% [markdown]
 # ### Explore: through the regimes
 #
-# Drag the number of training images from copying to the end of it: the same noises for every width.
-# Where the widths begin to show the same images, RP rises.
+# Drag the number of training images from where networks copy to where they no longer do; every
+# width has the same noises. Where the widths begin to show the same images, RP rises.
 
 # %%
 explore.training_images(grid, nearest, rp, nested)
@@ -142,11 +142,12 @@ explore.training_images(grid, nearest, rp, nested)
 # %% [markdown]
 # ## Agreement with the closed forms
 #
-# The optimal denoiser of the N images (the paper's theorem) through the same solver: a network that
-# memorized agrees with it. On the other side, the Gaussian denoiser knows the mean and covariance
-# of the N images, and the local equivariant score (Kamb & Ganguli 2024) denoises every pixel from
-# those patches of the training images that look like its surroundings; neither is trained. (The
-# latter takes a second an image, so it has few noises and wide intervals.)
+# RP of every width with three untrained denoisers of the same N images, sampled by the same solver.
+# The optimal denoiser is that of the paper's theorem: a network that memorized agrees with it. At
+# the other end, the Gaussian denoiser knows the mean and covariance of the images, and the local
+# equivariant score (Kamb & Ganguli 2024) denoises every pixel from those patches of the training
+# images that look like its surroundings. (The latter takes a second per image, so it has few noises
+# and wide intervals.)
 
 # %%
 output.table(against["optimal"], "tab_rp_with_optimal")
@@ -160,11 +161,11 @@ output.figure(plots.scores_against(panels, "width", paper=paper, shaded=True, co
               "fig_rp_with_closed_forms")
 
 # %% [markdown]
-# With the fewest images the networks copy, but not what the optimal denoiser copies. At which noise
-# levels do they leave it? Left, that denoiser stands in the network's place above a level σ (on the
-# right end nowhere), right, below it (there everywhere). Curves of a width are its RP with the
-# optimal denoiser alone, those of two widths their RP with each other: where they fall or rise, the
-# levels there decide which image is copied.
+# With the fewest images the networks copy, but not what the optimal denoiser copies: at which noise
+# levels do they leave it? RP when the optimal denoiser takes the network's place at some noise
+# levels: left, above a level σ (at the right end nowhere); right, below it (at the right end
+# everywhere). A curve of one width is its RP with the optimal denoiser alone, a curve of two widths
+# their RP with each other. Where it falls or rises, the levels there decide which image is copied.
 
 # %%
 decided = regimes.deciding_levels(found, grid, training, features, described["optimal"], describe,
@@ -178,11 +179,11 @@ output.figure(plots.curves(panels or {"RP": decided}, "pair", "sigma",
               "fig_deciding_levels")
 
 # %% [markdown]
-# The same question asked of the denoisers themselves: how far is the network's answer from that of
-# each closed form, at each noise level? In the upper row for held-out images: where the noise is
-# low these lie far from every training image, and the optimal denoiser jumps to one of those, which
-# no network does. In the lower row for images that all of the networks trained on, where a network
-# that copies can be told from one that does not.
+# The same question asked of the denoisers themselves: the distance of a network's answer from that
+# of each closed form at each noise level, in the upper row for held-out images, in the lower row
+# for images that all of the networks trained on. At low noise, held-out images lie far from every
+# training image, and the optimal denoiser jumps to one of those, which no network does. The lower
+# row tells a network that copies from one that does not.
 
 # %%
 networks = {row.images: found[row.model].denoiser() for row in one_width.itertuples()}
@@ -193,11 +194,11 @@ output.figure(plots.distances_against_sigma(distances, f"Networks of width {widt
               "fig_denoiser_distances")
 
 # %% [markdown]
-# And how far from the clean image? Mean squared error over that of the Gaussian denoiser of all
-# images on the same noisy ones. Left of the networks of the most images, in the middle of networks
-# of one width and every N, both asked about held-out images, right about images that all of them
-# trained on. Where the noise is highest no denoiser can do better than the Gaussian one, so that
-# what is above 1 there is error of the network.
+# And how far from the clean image? Mean squared error, relative to that of the Gaussian denoiser of
+# all images on the same noisy ones. Left: networks of the most images; middle: one width and every
+# N, both asked about held-out images; right: the same networks as in the middle, asked about images
+# that all of them trained on. At the highest noise no denoiser can do better than the Gaussian one,
+# so anything above 1 there is the network's error.
 
 # %%
 most = regimes.cells(grid)[lambda rows: rows.images == grid.images.max()].sort_values("width")
@@ -223,13 +224,13 @@ output.figure(plots.curves(errors_, "network", "sigma", "noise level $\\sigma$",
 # %% [markdown]
 # ## Another architecture
 #
-# All widths share architecture, framework and solver. A transformer (DiT: v-prediction, a cosine
-# schedule, a multistep solver) shares none of them; it trained on the fewest and on the most
-# images, for as long. Does it make the same images as the U-Nets, and is that more than what each
-# shares with the closed forms: the optimal denoiser of those images, the Gaussian one of all? The
-# last column asks it without a threshold: on how many noises are two networks nearer to each other
-# than either is to the Gaussian denoiser, by the descriptor (a third, if the three had nothing more
-# in common)?
+# Scores between the U-Nets, a transformer and two closed forms: the optimal denoiser of the same
+# images and the Gaussian denoiser of all. The U-Nets share architecture, framework and solver; the
+# transformer (DiT: v-prediction, a cosine schedule, a multistep solver) shares none of them. It was
+# trained on the fewest and on the most images, with the same budget. Does it make the same images
+# as the U-Nets, and is that more than what each shares with the closed forms? The last column asks
+# without a threshold: on how many noises are two networks nearer to each other than either is to
+# the Gaussian denoiser, by the descriptor (a third if the three had nothing more in common)?
 
 # %%
 alike, close = (regimes.across_architectures(
@@ -260,12 +261,13 @@ if alike:
 # %% [markdown]
 # ## Other views of the same regimes
 #
-# Copies by pixels alone: the nearest training image is three times nearer than the second nearest
-# (Gu et al. 2023). Two networks trained on disjoint halves of the data, whose agreement no copying
-# can explain (Kadkhodaie et al. 2024); but two halves share their mean and covariance nearly, so
-# compare it with the control, drawn with the one of the two that is nearer to it. And each network
-# with that of its own width trained on the most images: here width, and so how far training got,
-# is the same, and N alone differs.
+# Left, copies by pixels alone; middle, RP of two networks trained on disjoint halves of the data;
+# right, RP of each network with that of its own width trained on the most images. By pixels a
+# sample is a copy if its nearest training image is three times nearer than the second nearest (Gu
+# et al. 2023). No copying can explain why two halves agree (Kadkhodaie et al. 2024), but they
+# nearly share their mean and covariance, so compare with the control, drawn for the one of the two
+# that is nearer to it. On the right the width, and so how far training got, is the same; only N
+# differs.
 
 # %%
 ratio = regimes.nearer_than_second(found, grid, images, training.pixels, sizes.resamples)
@@ -281,11 +283,11 @@ output.figure(plots.scores_against(views, "pair", shaded=True, colours=colours, 
     zip(views, ("share of samples", "RP across halves", "RP across N")))), "fig_other_views")
 
 # %% [markdown]
-# And the training time: with few images a network copies nothing at first, then begins to (Bonnaire
-# et al. 2025), at a time that grows with their number. Early on two networks may agree because both
-# are still near the Gaussian denoiser: dashed is the agreement of each with it. On the right each
-# network with itself at the next of these moments: as long as that is low, which image a noise
-# becomes is still changing.
+# GL and RP against training time: with few images a network copies nothing at first, then begins to
+# (Bonnaire et al. 2025), at a time that grows with their number. Early on two networks may agree
+# because both are still near the Gaussian denoiser; the dashed curves are the RP of each with it.
+# Right: each network with itself at the next checkpoint. As long as that is low, the image that a
+# noise leads to is still changing.
 
 # %%
 time = regimes.over_training(grid, features, gl, described["control"], copies, sizes.resamples)
@@ -299,14 +301,15 @@ output.figure(plots.scores_against(moments or {"": time}, "pair", x="images seen
 # %% [markdown]
 # ## What no Gaussian denoiser makes
 #
-# All of the above is also what the Gaussian denoiser shares, so ask for what it cannot make: the
-# part of an image that stays when the noise changes sign, which is 0 under every affine denoiser
-# (the *even part*, see `01_unconditional`), here without what the range of pixels alone makes of a
-# Gaussian image. Its cosine on the same noise, 0 with shuffled noises: left of every two widths; in
-# the middle of each with the optimal denoiser of the same images, which only copies; right of each
-# with the network of its width that was trained on the most images. If networks generalize, what
-# they learn from fewer images is what they learn from the most, and the right curve rises. It needs
-# new samples, of few noises; a network of which only the images ship is missing.
+# Cosine of even parts on the same noise: left, of every two widths; middle, of each with the
+# optimal denoiser of the same images, which only copies; right, of each with the network of its
+# width trained on the most images. The Gaussian denoiser shares in all of the above, so ask for
+# what it cannot make. The *even part* (see `01_unconditional`) is the part of an image that stays
+# when the noise changes sign. It is 0 under every affine denoiser, and is taken here without what
+# the range of pixels alone makes of a Gaussian image. With shuffled noises the cosine is 0. If
+# networks generalize, what they learn from fewer images is what they learn from the most, and the
+# right curve rises. This needs new samples, so the noises are few and networks of which only the
+# images ship are missing.
 
 # %%
 optimal = {n: models.closed_forms(training.first(n), sizes.bag, device)["optimal"]
@@ -324,24 +327,25 @@ output.figure(plots.scores_against(panels, "pair", shaded=True, colours=colours,
 # %% [markdown]
 # ## A mixture of Gaussians, where both truths are known
 #
-# The paper's settings of this study were not seen; these are ours. The network trains on N points
-# of a mixture in 16 dimensions. The expectation: its error to the empirical optimum of those points
-# and its error to the exact denoiser of the mixture cross, for with few points it is nearer to the
-# former, with many to the latter. Where the two truths are closer to each other than the network is
-# to either (dashed), nothing can be decided, and a crossing there is no part of the claim.
+# Error of a network trained on N points of a mixture in 16 dimensions, to the empirical optimum of
+# those points and to the exact denoiser of the mixture. (The paper's settings of this study were
+# not seen; these are ours.) The expectation is that the two errors cross: with few points the
+# network is nearer to the former, with many to the latter. Where the two truths are closer to each
+# other than the network is to either (dashed), nothing can be decided, and a crossing there does
+# not count for the claim.
 #
-# It is asked about noisy training points and about noisy new points of the mixture, and the two may
-# differ. The loss asks about the former alone. With few points and little noise a new point is many
-# noise levels away from all of them, and what the network answers there nothing has taught it. The
-# ground truth moves such a point by less than the noise; the empirical optimum takes it all the way
-# to a training point. So whatever leaves the point about where it is, as the thin line does, which
-# returns its input (the identity), is nearer to the ground truth, and has learned nothing. New
+# The network is asked about noisy training points and about noisy new points of the mixture, and
+# the two may differ. The loss asks only about the former. With few points and little noise, a new
+# point is many noise levels away from all of them, and nothing has taught the network what to
+# answer there. The ground truth moves such a point by less than the noise; the empirical optimum
+# takes it all the way to a training point. So anything that leaves the point about where it is, as
+# the identity does (the thin line), is nearer to the ground truth and has learned nothing. New
 # points were measured first; training points were added when this was seen.
 #
-# A network is trained once for every N. The intervals resample the noisy points, `n`, and not the
-# training: two others, of other points (laptop profile), moved the crossing at noise level .1 from
-# 50 to 51 and 48 at training points, but from 30 to 47 and 28 at new ones. At .05 all three cross
-# at 50 or 51 at training points, and none does at new ones.
+# A network is trained once for every N. The intervals resample the noisy points, `n`, not the
+# training. Two other trainings, on other points (laptop profile), moved the crossing at noise level
+# .1 from 50 to 51 and 48 at training points, but from 30 to 47 and 28 at new ones. At .05 all three
+# cross at 50 or 51 at training points, and none does at new ones.
 
 # %%
 study = mixture.STUDIES[profile]
@@ -355,10 +359,10 @@ output.figure(plots.mixture_errors(errors, crossings), "fig_mixture")
 # %% [markdown]
 # ## The claims, and the paper's numbers beside ours
 #
-# The paper's widths are 64, 128 and 256; ours stand beside them in the order of their size. Its
-# numbers were read off the published curves, to about .01, which the verdicts allow for. Whether
-# the networks of those curves trained on CIFAR-10 itself or on images that another model made of
-# it, as those of the released variant did, is not known here.
+# The paper's widths are 64, 128 and 256; ours stand beside them in order of size. Its numbers were
+# read off the published curves to about .01, which the verdicts allow for. It is not known here
+# whether the networks of those curves trained on CIFAR-10 itself or, as in the released variant, on
+# images generated by another model of it.
 
 # %%
 ours = {"RP": (rp, "pair"), "GL": (nested, "width"),
