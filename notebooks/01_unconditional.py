@@ -88,8 +88,8 @@ output.figure(plots.sample_grid(images, title="One noise per column, one model p
 # For two models and the same noises, **RP** is the share of noises whose two images are copies of
 # each other according to a copy-detection descriptor; the **MAE score** is the share whose mean
 # absolute pixel difference is under 15 of 255. RP does not see grain: the descriptor is trained to
-# recognize an image under noise and blur, so two models may have an RP of 1.00 and a MAE score of
-# .00. Every score of two models has a 95 % interval over noises (Wilson's; Newcombe's for
+# recognize an image under noise and blur, so two models may have an RP of 1.00 and an MAE score
+# of .00. Every score of two models has a 95 % interval over noises (Wilson's; Newcombe's for
 # differences; bootstrap for means) and a baseline, the same score with the noises shuffled. The
 # many-step models are outlined. The paper's descriptor, SSCD, is made for larger pictures and must
 # be downloaded. The project's own descriptor for 32×32 images takes its place here, under its own

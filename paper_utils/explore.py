@@ -190,8 +190,8 @@ def nearest_at(samples: Mapping[str, Tensor], features: Mapping[str, Tensor], pi
     for name, likeness, place in zip(samples, best.values.tolist(), best.indices.tolist()):
         label = f"{name}   {likeness:.2f}" + ("  copy" if likeness > threshold else "")
         pairs[label] = _picture(samples[name][noise]), _picture(pixels[place])
-    return _pairs(pairs, f"Noise {noise}: each model's sample (left), the training image most "
-                         f"similar to it (right), their similarity (a copy: > {threshold:.2f})")[0]
+    return _pairs(pairs, f"Noise {noise}: each model's sample (left), its most similar training "
+                         f"image (right), their similarity (a copy if > {threshold:.2f})")[0]
 
 
 # --- pairs of images ----------------------------------------------------------------------------

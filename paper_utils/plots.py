@@ -238,9 +238,9 @@ def against_control(pairs: Mapping[str, pd.DataFrame], named: str, title: str = 
     with _panels(len(pairs), (3.6 * len(pairs) + 0.3, 3.7), title=title) as (figure, axes):
         for axis, (name, own) in zip(axes.flat, pairs.items()):
             axis.plot([0, 1], [0, 1], color="0.55", lw=1, ls="--")
-            looks = {"more than with it": (own.more, CORNERS[0], "o"),
-                     "less than either's with it": (own.less, CORNERS[1], "s"),
-                     "less than one's with it": (own.below & ~own.less, "#E69F00", "D"),
+            looks = {"more than either with it": (own.more, CORNERS[0], "o"),
+                     "less than either with it": (own.less, CORNERS[1], "s"),
+                     "less than one with it": (own.below & ~own.less, "#E69F00", "D"),
                      "intervals overlap": (~(own.more | own.below), "0.55", "^")}
             for label, (which, colour, marker) in looks.items():
                 part = own[which]
@@ -505,7 +505,7 @@ def against_known_posterior(table: pd.DataFrame, title: str = "") -> Figure:
                     axis.axhline(row[column], color="0.35", lw=1, ls=style, label=what)
             _ticks(axis, sorted(runs.zeta.unique()), log=True)
             axis.set(title=label, ylim=(0, None),
-                     xlabel="step size $\\zeta$ (scaled as for 30 steps)")
+                     xlabel="step size $\\zeta$ (given for 30 steps)")
             axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
                         bbox_to_anchor=(0.5, -0.19))
         axes.flat[0].set_ylabel("RMS distance")
@@ -562,7 +562,7 @@ def distances_against_sigma(table: pd.DataFrame, title: str = "") -> Figure:
                           label=f"$2^{{{int(images).bit_length() - 1}}}$ images")
             own = part[part.images == sizes[-1]]
             axis.plot(own.sigma, own.answer, "--", color="0.35", lw=1.1,
-                      label="form to mean image")
+                      label="closed form to mean image")
             axis.set(xscale="log", yscale="log", title=f"{form.capitalize()} denoiser, {what}")
         figure.supxlabel("noise level $\\sigma$", fontsize=9)
         figure.supylabel("RMS difference of denoisers", fontsize=9)

@@ -114,13 +114,13 @@ def _first_sentence(text: str) -> str:
 TABLE, WRAPPER = "docutils align-default", '<div class="table-wrapper">{}</div>'  # the theme's
 HEAD = ("verdict", "claim", "the paper (grade)", "ours [95 % interval]", "n")
 GRADES = ("Grades of what the paper says: S read in a source, F measured from a published curve, M "
-          "recalled and not seen; without a grade it is this project's control or question. n is "
-          "the number of noises, or of what else was resampled, behind the first number.")
+          "recalled, not seen. A claim without a grade is this project's own control or question. "
+          "n is the number of noises (or of what else was resampled) behind the first number.")
 
 
 def _verdict_part(found: list[Page], folder: Path, jobs: Mapping[str, Job]) -> str:
-    lines = ["## Verdicts", "", f"{rules.HISTORY} A claim opens to its rule and all that was "
-             f"measured. {GRADES}"]
+    lines = ["## Verdicts", "", f"{rules.HISTORY} Click a claim for its rule and all that "
+             f"was measured. {GRADES}"]
     known = {page.name: page for page in found}
     for section, rows in claims.load(folder).items():
         page = known[claims.SECTIONS[section]]
@@ -161,7 +161,7 @@ def _not_run(page: Page, jobs: Mapping[str, Job]) -> str:
 
 
 def _figure_part(found: list[Page], folder: Path) -> str:
-    lines = ["## Figures", "", "Each links to its notebook and to the numbers behind it."]
+    lines = ["## Figures", "", "Each figure links to its notebook and to the numbers behind it."]
     for page in found:
         there = [f for f in page.figures if (folder / f"{f.name}.png").exists()]
         if page.there and there:
@@ -207,7 +207,7 @@ def ledger(found: list[Page], folder: Path, jobs: Mapping[str, Job], device: str
                          figure.name for figure in page.figures
                          if not page.there or (folder / f"{figure.name}.png").exists())))
     return pd.DataFrame(rows, columns=["notebook", "state", "models, estimated hours",
-                                       "used", "of it CPU hours", "notebook, minutes",
+                                       "used", "of which CPU hours", "notebook, minutes",
                                        "CPU minutes", "peak memory, GiB", "figures"])
 
 
@@ -233,9 +233,9 @@ def _table(table: pd.DataFrame) -> str:
 
 def _cost_part(found: list[Page], folder: Path, profile: Profile, jobs: Mapping[str, Job]) -> str:
     device = graph.kind_of(profile.device)
-    text = (f"Hours of models are {graph.unit(device)}, estimated as operations at "
-            f"{graph.SPEED[device]:.0e} a second, and used as the jobs of this machine's store "
-            "took. A notebook's own time is that of its last run, a warm cache included.")
+    text = (f"Hours of models are {graph.unit(device)}, estimated from the number of operations at "
+            f"{graph.SPEED[device]:.0e} a second; *used* is what the jobs in this machine's store "
+            "took. A notebook's own time is that of its last run, perhaps with a warm cache.")
     if profile.shipped:
         text += (" The models of this profile are shipped: their hours are what training and "
                  "sampling them again would take.")

@@ -16,17 +16,17 @@ from paper_utils.scores import CONTROL, Score, across, among
 
 RECALLED = " (recalled from the paper, not seen in a source)"
 HISTORY = ("Each verdict is computed by the rule stated with its claim. Rules were written before "
-           "their claim first ran, with three exceptions: that of the architecture families and "
-           "those of even parts followed a trial, and nearness to each other is a second control "
-           "that came later. A rule that was changed after numbers had been seen was made "
-           "stricter; or got better intervals (Wilson's and Newcombe's); or asks in more places "
-           "(the mixture, first at new points alone) or of every pair and says in how many it "
-           "holds (the Gaussian control of section 3, first of the lowest pair, and that of "
-           "consistency models of several steps, first of means); or leaves undecided what "
-           "intervals do not decide (with whom consistency training agrees most); or does not "
-           "count what did not move (the shared start of fine-tuning) or was not trained finely "
-           "enough to tell (the widest network, where GL passes 1/2); or asks what can be answered "
-           "(blur, which was once filtered on both sides).")
+           "their claim first ran, with three exceptions: the rule of the architecture families "
+           "and those of even parts followed a trial, and nearness to each other is a second "
+           "control that came later. Rules that were changed after numbers had been seen were "
+           "made stricter; or got better intervals (Wilson's and Newcombe's); or ask in more "
+           "places (the mixture, at first only at new points) or about every pair, saying in how "
+           "many it holds (the Gaussian control of section 3, at first only for the lowest pair, "
+           "and that of consistency models of several steps, at first for means); or leave "
+           "undecided what the intervals do not decide (with which model consistency training "
+           "agrees most); or do not count what did not move (the shared start of fine-tuning) or "
+           "was not trained finely enough to tell (the widest network, where GL passes 1/2); or "
+           "ask what can be answered (blur, which was once filtered on both sides).")
 NEAREST = "nearest noise"  # the map of the noise plane that shows the noises themselves
 MARGIN = 0.1  # RP that counts as lost; settled before any of these scores was seen
 SAID = {"paper": "said, without a number", "grade": "S"}
@@ -99,18 +99,18 @@ def high_for_every_pair(name: str, pairs: pd.DataFrame,
     pairs: of all diffusion models; those of the paper's seven decide.
     """
     lowest = min(map(min, paper))
-    statement = f"{name}: every two diffusion models make nearly the same image"
-    rule = (f"of the counterparts of the paper's models the lowest pair has at least {lowest:.2f}, "
-            "the paper's lowest; partly if every interval is above half way from shuffled noises "
-            "to that")
+    statement = f"{name}: any two diffusion models make nearly the same image"
+    rule = (f"the lowest pair of counterparts of the paper's models has at least {lowest:.2f}, the "
+            "paper's lowest; partly if every interval is above the midpoint between shuffled "
+            "noises and that")
     ours = among(pairs, published.COUNTERPARTS.values())
     if ours.empty:
         return Claim(statement, rule, "no such pair", "not decided: not trained yet")
     verdict = _as_high(ours, lowest)
     return Claim(statement, rule,
                  f"lowest {ours.score.min():.2f} ({worst(ours)}), highest {ours.score.max():.2f}, "
-                 f"shuffled at most {ours.shuffled.max():.2f}; of all {len(pairs)} pairs the "
-                 f"lowest is {pairs.score.min():.2f} ({worst(pairs)})", verdict,
+                 f"shuffled noises at most {ours.shuffled.max():.2f}; the lowest of all "
+                 f"{len(pairs)} pairs is {pairs.score.min():.2f} ({worst(pairs)})", verdict,
                  _span(sum(paper, ())), "S", **_ours((_least(ours, ours.score),
                                                       "{model}, {other}")))
 
@@ -126,7 +126,7 @@ def lower_without_diffusion(name: str, diffusion: pd.DataFrame, contrast: pd.Dat
                             paper: Sequence[Sequence[float]]) -> Claim:
     """GANs and VAEs do not share the property.
 
-    diffusion: pairs of models of many steps; paper: published.RP or published.MAE.
+    diffusion: pairs of many-step models; paper: published.RP or published.MAE.
     """
     low, high = diffusion.score.min(), contrast.score.max()
     hardly = _as_high(diffusion, min(map(min, paper))) == "not reproduced"
@@ -134,10 +134,10 @@ def lower_without_diffusion(name: str, diffusion: pd.DataFrame, contrast: pd.Dat
                "not decided: by this score diffusion models hardly have it" if hardly else
                "reproduced" if contrast.high.max() < diffusion.low.min() else
                "not decided: intervals overlap")
-    return Claim(f"{name}: GANs and VAEs do not have the property",
-                 "their highest pair is below the lowest pair of diffusion models of many steps, "
-                 "intervals apart, and that one above half way from shuffled noises to the paper's "
-                 "lowest",
+    return Claim(f"{name}: GANs and VAEs do not have this property",
+                 "their highest pair is below the lowest pair of many-step diffusion models, with "
+                 "non-overlapping intervals, and the latter is above the midpoint between shuffled "
+                 "noises and the paper's lowest",
                  f"highest GAN/VAE pair {high:.2f}, lowest diffusion pair {low:.2f} "
                  f"({worst(diffusion)})", verdict, **SAID,
                  **_ours((_least(contrast, -contrast.score), "{model}, {other}"),
@@ -152,10 +152,10 @@ def more_than(name: str, pairs: pd.DataFrame, reference: pd.DataFrame, what: str
     beside = scores.beside_control(pairs, reference)
     more, less = beside.more.sum(), beside.less.sum()
     verdict = ("yes" if more == len(pairs) else
-               f"in {more} of {len(pairs)} pairs; in {less} less than with it")
-    return Claim(f"{name}: the models agree with each other more than with {what} (our control)",
-                 "every pair's score is above that of either model with the closed form, intervals "
-                 "apart",
+               f"in {more} of {len(pairs)} pairs; the reverse in {less}")
+    return Claim(f"{name}: the models agree more with each other than with {what} (our control)",
+                 "every pair's score is above that of either model with the closed form, with "
+                 "non-overlapping intervals",
                  f"models: {_range(pairs)}, median {pairs.score.median():.2f}; with the closed "
                  f"form: {reference.score.min():.2f} to {reference.score.max():.2f}, median "
                  f"{reference.score.median():.2f}", verdict,
@@ -171,11 +171,11 @@ def nothing_copied(gl: pd.DataFrame, held_out: float, control: float) -> Claim:
     least = gl.iloc[gl.GL.argmin()]
     verdict = ("not reproduced" if least.GL < held_out - 0.05 else
                "reproduced" if control < held_out - 0.05 else
-               "reproduced, as by the Gaussian denoiser, which cannot copy")
+               "reproduced, also by the Gaussian denoiser, which cannot copy")
     return Claim("GL: trained on all of CIFAR-10, the models do not copy it",
-                 "lowest GL no more than 0.05 under that of held-out real images",
+                 "the lowest GL is at most 0.05 below that of held-out real images",
                  f"lowest GL {least.GL:.2f} ({least.model}), held-out real images {held_out:.2f}, "
-                 f"the Gaussian denoiser, our control, {control:.2f}",
+                 f"the Gaussian denoiser (our control) {control:.2f}",
                  verdict, f"{_papers_end('GL', -1)} (U-Nets of section 3)", "F",
                  **_ours((least, "{model}"), columns=("GL", "low", "high")))
 
@@ -191,10 +191,10 @@ def even_parts_shared(pairs: pd.DataFrame, many_steps: Sequence[str],
     other = pairs[pairs.model.isin(contrast) | pairs.other.isin(contrast)]
     more = ((ours.low > 0) & (ours.score > other.score.max())).sum()
     return Claim("Even part: the models share what no Gaussian denoiser makes (our control)",
-                 "for every two models of many steps the cosine of the even parts of one noise's "
-                 "images (what stays when the noise changes sign; without that of the Gaussian "
-                 "denoiser's images limited to the range of pixels) is above 0 with its interval, "
-                 "and above that of every pair with a GAN or VAE in it",
+                 "for every two many-step models the cosine of even parts on the same noise (what "
+                 "stays of an image when the noise changes sign, without that of the Gaussian "
+                 "denoiser's images limited to the range of pixels) is above 0, its interval "
+                 "included, and above that of every pair with a GAN or VAE",
                  f"models: {_range(ours)}, median {ours.score.median():.2f}; shuffled noises "
                  f"{_ends(ours.shuffled)}; with a GAN or VAE {_ends(other.score)}",
                  "yes" if more == len(ours) else f"in {more} of {len(ours)} pairs",
@@ -215,9 +215,10 @@ def maps_alike(agreement: Mapping[tuple[str, str], float], chance: float,
                "reproduced" if least > max(*contrast.values(), *nearest) else
                "partly: no more than GANs and VAEs, or than with the noise itself")
     return Claim("Hyperplane: different models divide the noise plane alike",
-                 "every two maps name the same corner at more points than half way from chance to "
-                 "all, at more than two GANs or VAEs do, and at more than any model's names the "
-                 "corner that is nearest in noise (our controls); partly if above chance",
+                 "every two maps name the same corner at a share of points above the midpoint "
+                 "between chance and 1, above the share of any two GANs or VAEs, and above the "
+                 "share at which any model names the corner nearest in noise (our controls); "
+                 "partly if above chance",
                  f"lowest agreement {least:.2f} ({pair}), chance {chance:.2f}; GANs and VAEs among "
                  f"themselves {_ends(contrast.values())}; with the corner nearest in noise "
                  f"{_ends(nearest)}", verdict, **SAID, ours=f"{least:.2f} ({pair})")
@@ -269,12 +270,14 @@ def valley(rp: pd.DataFrame) -> Claim:
     verdict = ("not decided: too few sizes trained" if not found else
                "reproduced" if falls == rises == there == len(found) else
                "not reproduced" if not falls + rises else
-               f"partly: of {len(found)} compared {falls} with a fall, {rises} with a rise, "
-               f"{there} with the lowest between the paper's regimes")
-    return Claim("RP falls with the number of images, is lowest between the regimes, rises after",
-                 "every two widths: on either side of the lowest some size has a higher interval, "
-                 f"and the lowest is at more than {published.MEMORIZATION} and less than "
-                 f"{published.GENERALIZATION:.0f} images; partly if some of it",
+               f"partly: of {len(found)} pairs {falls} with a fall, {rises} with a rise, {there} "
+               "with the lowest between the paper's regimes")
+    return Claim("RP falls with the number of images, is lowest between the regimes, and rises "
+                 "after",
+                 "for every two widths, some size on each side of the lowest RP has an interval "
+                 "above that of the lowest, and the lowest is at more than "
+                 f"{published.MEMORIZATION} and less than {published.GENERALIZATION:.0f} images; "
+                 "partly if some of this holds",
                  "; ".join(measured), verdict,
                  f"falls from {_papers_end('RP', 0)} to "
                  f"{_span(map(min, published.CURVES['RP'].values()), '-')}, rises to "
@@ -294,7 +297,7 @@ def _lowest(curve: pd.DataFrame) -> pd.Series:
 def _where(lowest: pd.Series, curve: pd.DataFrame) -> str:
     ends = curve.images.min(), curve.images.max()
     return ("between the paper's regimes" if lowest.inside else
-            "the end of what was trained" if lowest.images in ends else
+            "at an end of the sizes trained" if lowest.images in ends else
             "not between the paper's regimes")
 
 
@@ -316,8 +319,8 @@ def moves_right(gl: pd.DataFrame) -> list[Claim]:
     highest, lowest = (pick((end[k] for end in ends.values()), key=lambda row: row.score,
                             default=None) for pick, k in ((max, 0), (min, 1)))
     apart = bool(ends) and highest.score < 0.5 and lowest.score > 0.9
-    shape = Claim("GL goes from 0 (copies) to 1 (none) with the number of training images",
-                  "every width: under 0.5 at its fewest images, above 0.9 at its most",
+    shape = Claim("GL goes from 0 (all copies) to 1 (none) with the number of training images",
+                  "for every width GL is below 0.5 at its fewest images and above 0.9 at its most",
                   "; ".join(f"width {w}: {a.score:.2f} to {b.score:.2f}"
                             for w, (a, b) in ends.items()),
                   "not decided: too few sizes trained" if not ends else
@@ -329,16 +332,17 @@ def moves_right(gl: pd.DataFrame) -> list[Claim]:
     told = {w: m for w, m in middles.items() if not m or m in pairwise(sizes)}
     known = [middle for middle in told.values() if middle]
     verdict = ("not decided: too few widths trained" if len(told) < 2 else
-               "not decided: a width never passes 1/2 here" if len(known) < len(told) else
+               "not decided: GL of a width never passes 1/2 here" if len(known) < len(told) else
                "reproduced" if all(a[1] <= b[0] for a, b in pairwise(known)) else
-               "not decided: between the same sizes for two widths"
+               "not decided: two widths pass 1/2 between the same sizes"
                if all(a <= b for a, b in pairwise(known)) else "not reproduced")
     passed = "; ".join(f"width {w}: " + ("{}-{} images".format(*m) if m else "never")
-                       + ("" if w in told else ", not trained between") for w, m in middles.items())
+                       + ("" if w in told else ", not trained in between")
+                       for w, m in middles.items())
     return [shape, Claim("The larger the model, the more images it can memorize",
-                         "GL passes 1/2 at more images for every larger width: between two sizes "
-                         "no smaller than those of the width before; a width that was not trained "
-                         "at sizes between, where others were, says nothing", passed, verdict,
+                         "for every larger width GL passes 1/2 at more images: between two sizes "
+                         "that are no smaller than those of the width before; a width not trained "
+                         "at sizes in between, where others were, does not count", passed, verdict,
                          _papers_half_way(), "F", ours=passed)]
 
 
@@ -353,9 +357,9 @@ def leaves_the_optimum(optimal: pd.DataFrame) -> Claim:
     verdict = ("not decided: too few sizes trained" if not ends else
                "reproduced" if falls and gone else
                "partly: it falls" if falls else "not reproduced")
-    return Claim("Agreement with the optimal denoiser falls to 0 with the number of images",
-                 "every width: the interval at the fewest images is above that at the most, and "
-                 "that reaches under 0.01",
+    return Claim("Agreement with the optimal denoiser falls to 0 as the number of images grows",
+                 "for every width the interval at the fewest images is above that at the most, and "
+                 "the latter reaches below 0.01",
                  "; ".join(f"width {w}: {e.score.iloc[0]:.2f} to {e.score.iloc[1]:.2f}"
                            for w, e in ends.items()), verdict,
                  f"{_papers_end('optimal', 0)}, {_papers_end('optimal', -1)}", "F",
@@ -370,11 +374,11 @@ def halves_agree(halves: pd.DataFrame) -> Claim:
     nothing else would agree too, as much as each does with the Gaussian denoiser. halves: of
     regimes.across_halves.
     """
-    statement = ("Two networks that share no training image agree once there are enough of them "
+    statement = ("Two networks that share no training image agree once they have enough of them "
                  "(Kadkhodaie et al. 2024)")
-    rule = ("RP at the most images is above that at the fewest, intervals apart, and above "
-            "shuffled noises; partly if not above RP of either network with the Gaussian denoiser, "
-            "interval of the difference (our control)")
+    rule = ("RP at the most images is above that at the fewest, with non-overlapping intervals, "
+            "and above shuffled noises; partly if it is not above the higher of the two networks' "
+            "RP with the Gaussian denoiser, by the interval of the difference (our control)")
     curve = halves.sort_values("images")
     if curve.images.nunique() < 2:
         return Claim(statement, rule, f"{len(halves)} pairs", "not decided: not trained yet")
@@ -383,7 +387,7 @@ def halves_agree(halves: pd.DataFrame) -> Claim:
                "reproduced" if last["gain low"] > 0 else
                "partly: no more than with the Gaussian denoiser")
     measured = (f"{first.score:.2f} at {first.images:.0f} images, {last.score:.2f} at "
-                f"{last.images:.0f}; there with the Gaussian denoiser {last.control:.2f}, "
+                f"{last.images:.0f}, where RP with the Gaussian denoiser is {last.control:.2f}, "
                 f"difference {last.gain:+.2f} [{last['gain low']:.2f}, {last['gain high']:.2f}]")
     return Claim(statement, rule, measured, verdict, **_ours(
         (last, "width {width:.0f}, {images:.0f} images"),
@@ -402,18 +406,19 @@ def more_than_gaussian(alike: Mapping[int, pd.DataFrame],
         return []
     most = max(alike)
     nets = {*nearer[most].model, *nearer[most].other}
-    return [more_than(f"RP of U-Nets and a transformer of {most:,} images",
+    return [more_than(f"RP of U-Nets and a transformer trained on {most:,} images",
                       among(alike[most], nets), across(alike[most], nets, ["gaussian"]),
                       "the Gaussian denoiser"),
-            nearer_to_each_other(f"U-Nets and a transformer of {most:,} images", nearer[most])]
+            nearer_to_each_other(f"U-Nets and a transformer trained on {most:,} images",
+                                 nearer[most])]
 
 
 def nearer_to_each_other(what: str, pairs: pd.DataFrame) -> Claim:
     """Our control without a threshold. pairs: scores.nearer_than the Gaussian denoiser."""
     statement = (f"{what} are nearer to each other than either is to the Gaussian denoiser (our "
                  "control, without a threshold)")
-    rule = ("on more than half of the noises for every pair, by the descriptor, its interval too "
-            "(a third if the three had nothing more in common)")
+    rule = ("for every pair on more than half of the noises by the descriptor, the interval "
+            "included (a third if the three had nothing more in common)")
     if pairs.empty:
         return Claim(statement, rule, "no pair", "not decided: not trained yet")
     more = int((pairs.low > 1 / 2).sum())
@@ -427,12 +432,12 @@ def nearer_to_each_other(what: str, pairs: pd.DataFrame) -> Claim:
 def even_parts_converge(even: Mapping[str, pd.DataFrame]) -> Claim:
     """Our question, where the Gaussian denoiser has nothing: do networks of fewer images learn what
     those of the most learn? even: of regimes.even_parts_alike."""
-    statement = ("Even part: networks of fewer images come to share with the network of the most "
+    statement = ("Even part: with more images networks come to share with the network of the most "
                  "what no Gaussian denoiser makes (our question)")
-    rule = ("of every width, the cosine of the even parts of one noise's images with the network "
-            "of that width of the most images is at the next most above 0 and above that at the "
-            "fewest, intervals apart; and of every two networks of the most images it is above 0, "
-            "its interval too; partly where some of it")
+    rule = ("for every width, the cosine of even parts on the same noise with the network of that "
+            "width trained on the most images is, at the next most images, above 0 and above that "
+            "at the fewest, with non-overlapping intervals; and for every two networks of the most "
+            "images it is above 0, its interval included; partly if some of this holds")
     ours, most = even["that of the most images"], even["of the most images"]
     ours = ours[ours.groupby("pair").images.transform("nunique") > 1]
     if ours.empty or most.empty:
@@ -470,10 +475,10 @@ def mixture_crosses(errors: pd.DataFrame, crossings: pd.DataFrame) -> Claim:
     others = ", ".join(f"{sigma:g}" for sigma in sorted(set(errors.sigma))
                        if all((kind, sigma) in holds for kind in kinds))
     verdict = ("reproduced" if len(here) == len(kinds) else
-               f"partly: at noisy {here[0]} points alone" if here else
+               f"partly: only at noisy {here[0]} points" if here else
                "not decided: the two truths are nearer to each other than the network is to them"
                if all((kind, lowest) in leaves for kind in kinds) else
-               f"not reproduced: at sigma {others} only, not at the lowest" if others else
+               f"not reproduced: only at sigma {others}, not at the lowest" if others else
                "not reproduced")
     rows = found.to_dict("records")
     there = ["crossing at {crossing:.0f} [{low:.0f}, {high:.0f}] points (at noisy {asked about} "
@@ -481,8 +486,8 @@ def mixture_crosses(errors: pd.DataFrame, crossings: pd.DataFrame) -> Claim:
     return Claim("Mixture of Gaussians: with more data the network leaves the empirical optimum "
                  "for the ground truth (settings and rule are ours)",
                  "at the lowest noise level the empirical optimum is nearer with the fewest points "
-                 "and the ground truth with the most, at noisy new points and, which was added "
-                 "after the former had been seen, at noisy training points; only crossings count "
+                 "and the ground truth with the most, both at noisy new points and at noisy "
+                 "training points (added after the former had been seen); a crossing counts only "
                  "where the two are farther from each other than the network is from them",
                  "; ".join("{asked about} points, sigma {sigma:g}: at {crossing:.0f} points"
                            .format_map(row) for row in rows) or "no decided crossing", verdict,
@@ -510,10 +515,10 @@ def carries_over(gaps: pd.DataFrame, rp_cond: pd.DataFrame) -> Claim:
     """
     statement = ("The property carries over to conditional models: same noise, same class, nearly "
                  "the same image")
-    rule = (f"for every pair of twins RP_cond is at most {MARGIN} under the unconditional RP of "
-            "the same noises (interval of the difference; the margin is our reading of \"carries "
-            "over\"), and all RP_cond are above the same class from shuffled noises; partly if the "
-            "latter alone")
+    rule = (f"for every pair of twins RP_cond is at most {MARGIN} below the unconditional RP on "
+            "the same noises (by the interval of the difference; the margin is our reading of "
+            "\"carries over\"), and every RP_cond is above that of the same class with shuffled "
+            "noises; partly if only the latter holds")
     if gaps.empty:
         return Claim(statement, rule, "no pair", "not decided: not trained yet", **SAID)
     verdict = ("not reproduced" if not (rp_cond.low > rp_cond.shuffled).all() else
@@ -522,11 +527,12 @@ def carries_over(gaps: pd.DataFrame, rp_cond: pd.DataFrame) -> Claim:
                else "not decided: the intervals are too wide")
     least = gaps.loc[gaps.difference.idxmin()]
     return Claim(statement, rule,
-                 f"RP_cond {_range(rp_cond)}, shuffled at most {rp_cond.shuffled.max():.2f}, same "
-                 f"noise but another class {rp_cond['other class'].min():.2f} to "
-                 f"{rp_cond['other class'].max():.2f}; of "
-                 f"{len(gaps)} pairs of twins the least is {least.model}, {least.other}: "
-                 f"{least.score:.2f} against {least.twins:.2f} without classes, difference "
+                 f"RP_cond {_range(rp_cond)}, shuffled noises at most "
+                 f"{rp_cond.shuffled.max():.2f}, same noise but another class "
+                 f"{rp_cond['other class'].min():.2f} to "
+                 f"{rp_cond['other class'].max():.2f}; the lowest difference of {len(gaps)} pairs "
+                 f"of twins is that of {least.model}, {least.other}: "
+                 f"{least.score:.2f} against {least.twins:.2f} without classes, "
                  f"{least.difference:.2f} [{least.low:.2f}, {least.high:.2f}]", verdict, **SAID,
                  **_ours((least, "{model}, {other}: RP_cond minus RP of their twins"),
                          columns=DIFFERENCE))
@@ -534,11 +540,11 @@ def carries_over(gaps: pd.DataFrame, rp_cond: pd.DataFrame) -> Claim:
 
 def one_class_is_the_unconditional(between: pd.DataFrame, unconditional: pd.DataFrame) -> Claim:
     """RP_between, against its own chance level and the agreement of unconditional models."""
-    statement = ("For some class a conditional model makes the unconditional model's image of the "
-                 "same noise" + RECALLED)
+    statement = ("For some class a conditional model makes the unconditional model's image from "
+                 "the same noise" + RECALLED)
     rule = ("every pair reaches the lowest RP of two unconditional models on these noises; partly "
-            "if every pair's interval is above half way to it from the maximum over as many "
-            "samples of the conditional model from other noises")
+            "if every pair's interval is above the midpoint between that and the maximum over as "
+            "many samples of the conditional model from other noises")
     if between.empty or unconditional.empty:
         return Claim(statement, rule, "no pair", "not decided: not trained yet", **UNSEEN)
     lowest = unconditional.score.min()
@@ -561,7 +567,7 @@ def guidance_matters(curves: pd.DataFrame) -> Claim:
     most = curves.guidance.max()
     plain, strong = (curves[curves.guidance == w] for w in (1.0, most))
     statement = "Strong guidance changes RP_cond (our question)"
-    rule = "the interval of the difference between the largest weight and 1 is off 0"
+    rule = "the interval of the difference between the largest weight and 1 excludes 0"
     if strong.empty:
         return Claim(statement, rule, "no pair", "not decided: not trained yet")
     fall, rise = int((strong["change high"] < 0).sum()), int((strong["change low"] > 0).sum())
@@ -597,7 +603,7 @@ def conditional(rp_cond: pd.DataFrame, mae_cond: pd.DataFrame, gaps: pd.DataFram
                                "the Gaussian denoiser of the class")
                      for name, table in (("RP_cond", rp_cond), ("MAE_cond", mae_cond))),
                    more_than("RP_between", trained, closed,
-                             "a Gaussian denoiser, of the class or of all")]
+                             "a Gaussian denoiser (of the class or of all)")]
     return [*claims, guidance_matters(guidance)]
 
 
@@ -612,10 +618,10 @@ def partial_with_few(pairs: pd.DataFrame, gl: pd.DataFrame, with_base: pd.DataFr
     """
     way = "attention"
     statement = "Partial fine-tuning lowers RP and raises GL when data are few" + RECALLED
-    rule = (f"at the fewest images: RP of '{way}' is under that of 'scratch' and its GL above, "
-            "intervals apart; partly if one of them; not decided where its RP with the network it "
-            f"started from is within {MARGIN} of 1, and that of 'scratch', which was never there, "
-            "is not")
+    rule = (f"at the fewest images RP of '{way}' is below that of 'scratch' and its GL above, with "
+            "non-overlapping intervals; partly if only one of these holds; not decided if its RP "
+            f"with the network it started from is within {MARGIN} of 1 while that of 'scratch', "
+            "which never started there, is not")
     n = pairs.images.min()
     pairs, copied, still = (table[table.images == n].set_index("way")
                             for table in (pairs, gl, with_base))
@@ -630,7 +636,7 @@ def partial_with_few(pairs: pd.DataFrame, gl: pd.DataFrame, with_base: pd.DataFr
     return Claim(statement, rule,
                  f"at {n} images: RP {pairs.score[way]:.2f} against {pairs.score['scratch']:.2f} "
                  f"from scratch, GL {copied.score[way]:.2f} against {copied.score['scratch']:.2f}; "
-                 f"with the network it started from RP {still.score[way]:.2f}, the two such "
+                 f"RP with the network it started from {still.score[way]:.2f}, of the two such "
                  f"networks with each other {bases}", verdict, **UNSEEN,
                  **_ours(*((table.loc[which], f"{score}, {which}, {n} images")
                            for score, table in (("RP", pairs), ("GL", copied))
@@ -643,11 +649,11 @@ def shared_start(gain: pd.DataFrame, with_base: pd.DataFrame) -> Claim:
     gain: fine_tuning.shared_start, a row per way and number of images; with_base: RP of each with
     the network it started from.
     """
-    statement = ("Two fine-tunings of one pre-trained model agree more than those of two (our "
-                 "question)")
-    rule = ("the interval of the difference, on the same noises, is above 0; where RP with the "
-            f"network they started from is within {MARGIN} of 1 they did not leave it, and do not "
-            "count")
+    statement = ("Two fine-tunings of one pre-trained model agree more than fine-tunings of two "
+                 "(our question)")
+    rule = ("the interval of the difference, on the same noises, is above 0; ways and sizes whose "
+            f"RP with the network they started from is within {MARGIN} of 1 did not leave it and "
+            "do not count")
     if gain.empty:
         return Claim(statement, rule, "no pair", "not decided: not trained yet")
     every = gain.merge(with_base[["way", "images", "score"]])
@@ -661,9 +667,9 @@ def shared_start(gain: pd.DataFrame, with_base: pd.DataFrame) -> Claim:
                else "no difference seen")
     widest = gain.loc[gain.difference.idxmax()]
     return Claim(statement, rule,
-                 f"of {len(every)} ways and sizes {len(gain)} left the network they started from; "
+                 f"{len(gain)} of {len(every)} ways and sizes left the network they started from; "
                  f"differences {gain.difference.min():+.2f} to {gain.difference.max():+.2f}; the "
-                 f"largest: {widest.way} on {widest.images} images, {widest.same:.2f} and "
+                 f"largest: {widest.way} on {widest.images} images, {widest.same:.2f} against "
                  f"{widest.different:.2f}", verdict,
                  **_ours((widest, "{way} on {images} images, the largest"), columns=DIFFERENCE))
 
@@ -673,9 +679,10 @@ def ways_beyond_gaussian(pairs: pd.DataFrame, gaussian: pd.DataFrame) -> Claim:
 
     pairs: RP of two runs of each way; gaussian: RP of every run with the Gaussian denoiser.
     """
-    statement = ("With the most images two fine-tunings of a way agree with each other more than "
-                 "with the Gaussian denoiser (our control)")
-    rule = "of every way: RP is above that of either run with it, intervals apart"
+    statement = ("With the most images two runs of the same way of fine-tuning agree more with "
+                 "each other than with the Gaussian denoiser (our control)")
+    rule = ("for every way RP is above that of either run with the Gaussian denoiser, with "
+            "non-overlapping intervals")
     most = pairs.images.max()
     pairs, forms = (table[table.images == most] for table in (pairs, gaussian))
     if pairs.empty or forms.empty:
@@ -686,10 +693,10 @@ def ways_beyond_gaussian(pairs: pd.DataFrame, gaussian: pd.DataFrame) -> Claim:
     less = [row.way for row, each in zip(pairs.itertuples(), own) if row.high < each.low.min()]
     verdict = ("yes" if len(more) == len(pairs) else
                f"for {len(more)} of {len(pairs)} ways" + (f" ({', '.join(more)})" if more else "")
-               + (f"; less for {len(less)}" if less else ""))
+               + (f"; the reverse for {len(less)}" if less else ""))
     return Claim(statement, rule,
-                 f"at {most} images: " + "; ".join(
-                     f"{row.way} {row.score:.2f}, with it {each.score.min():.2f} to "
+                 f"at {most} images, with each other and with the Gaussian denoiser: " + "; ".join(
+                     f"{row.way} {row.score:.2f} and {each.score.min():.2f} to "
                      f"{each.score.max():.2f}"
                      for row, each in zip(pairs.itertuples(), own)), verdict,
                  **_ours((_least(pairs, pairs.score), "{way}"),
@@ -704,7 +711,8 @@ def ways_nearer(nearer: pd.DataFrame, bases: Score) -> Claim:
     """
     pairs = nearer[nearer.images == nearer.images.max()]
     pairs = pairs.assign(model=pairs.way, other="two runs")
-    claim = nearer_to_each_other("With the most images two fine-tunings of a way", pairs)
+    claim = nearer_to_each_other("With the most images two runs of the same way of fine-tuning",
+                                 pairs)
     return replace(claim, measured=f"{claim.measured}; the two pre-trained networks {bases}")
 
 
@@ -727,9 +735,9 @@ def families_differ(gaps: pd.DataFrame, blocks: pd.DataFrame) -> Claim:
     """
     statement = ("Inverse problems: RP is high inside one architecture family and low between "
                  "U-Nets and transformers")
-    rule = (f"on every task RP across the families is more than {MARGIN} under that inside either "
-            "(interval of the difference, same images); partly where it is on some. Written after "
-            "a trial of three models on five tasks")
+    rule = (f"on every task RP across the families is more than {MARGIN} below that inside either "
+            "(by the interval of the difference, same images); partly if this holds on some. "
+            "Written after a trial of three models on five tasks")
     below, clear = (gaps.groupby("task", sort=False).low.min() > bound for bound in (0, MARGIN))
     verdict = ("reproduced" if clear.all() else
                f"{'partly' if clear.any() else 'not reproduced'}: lower across on {below.sum()} of "
@@ -745,9 +753,9 @@ def families_differ_apart(gaps: pd.DataFrame) -> Claim:
 
     gaps: reconstructions.family_gap of pairs of different frameworks, with a column problem.
     """
-    statement = "Inverse problems: the families differ also where the frameworks do (our control)"
-    rule = ("among pairs of models of different frameworks RP across is lower than that inside "
-            "either family (interval of the difference, same images)")
+    statement = "Inverse problems: the families also differ where the frameworks do (our control)"
+    rule = ("among pairs of models of different frameworks, RP across the families is lower than "
+            "inside either (by the interval of the difference, same images)")
     if gaps.empty:
         return Claim(statement, rule, "no such pairs", "not decided: no such pairs")
     lower = gaps.groupby("problem", sort=False).low.min() > 0
@@ -768,7 +776,7 @@ def noise_decides(blocks: pd.DataFrame) -> Claim:
     return Claim("Inverse problems: the shared noise adds to what the measurement fixes (our "
                  "control)",
                  "on every task and block RP is above RP of restorations from other noises "
-                 "(interval of the difference, same images)",
+                 "(by the interval of the difference, same images)",
                  f"same noise {blocks.score.min():.2f} to {blocks.score.max():.2f}, other noise "
                  f"{fixed.min():.2f} to {fixed.max():.2f}", verdict,
                  **_ours((_least(blocks, blocks["more, low"]),
@@ -781,13 +789,13 @@ def gap_grows(curves: pd.DataFrame) -> Claim:
     blocks = curves[~curves.who.str.startswith(CONTROL)]
     weak, strong = (blocks[blocks.x == end].set_index("who")
                     for end in (blocks.x.min(), blocks.x.max()))
-    statement = "A larger step size parts the families (our question)"
-    rule = ("from the smallest to the largest step size RP across falls (intervals apart), and by "
-            "more than inside either family")
+    statement = "A larger step size opens the gap between the families (our question)"
+    rule = ("from the smallest to the largest step size RP across the families falls, with "
+            "non-overlapping intervals, and by more than inside either family")
     falls = bool(strong.high["across"] < weak.low["across"])
     change = (strong.score - weak.score).to_dict()
     most = min(change, key=change.get) == "across"
-    verdict = "yes" if falls and most else "it falls, not more than inside" if falls else "no"
+    verdict = "yes" if falls and most else "it falls, but not more than inside" if falls else "no"
     return Claim(statement, rule, "; ".join(
         f"{block} {weak.score[block]:.2f} to {strong.score[block]:.2f}" for block in change),
         verdict, **_ours(*((part.loc["across"], "across, step size {x:g}")
@@ -800,7 +808,7 @@ def determinism(table: pd.DataFrame) -> Claim:
     mine, alone = rows.loc["two models"], rows.loc["one model, other fresh noise"]
     verdict = "yes" if alone.high < mine.low else "no"
     return Claim("Two deterministic runs of different models agree more than two stochastic runs "
-                 "of one model (our question)", "intervals apart",
+                 "of one model (our question)", "non-overlapping intervals",
                  f"two models, deterministic {mine.score:.2f}; one model, stochastic "
                  f"{alone.score:.2f}; two models, stochastic with the same fresh noise "
                  f"{rows.score['two models, same fresh noise']:.2f}", verdict,
@@ -823,13 +831,13 @@ def leaves_the_distribution(guided: Mapping[str, Mapping[float, pd.DataFrame]],
     least, highest = min(most, key=most.get), max(plain, key=plain.get)
     verdict = ("not decided: without guidance it is outside too" if max(plain.values()) > 0.5 else
                "reproduced" if outside == sizes else
-               "partly: at zeta " + " and ".join(f"{zeta:g}" for zeta in outside) + " alone"
+               "partly: only at zeta " + " and ".join(f"{zeta:g}" for zeta in outside)
                if min(most.values()) > 0.5 else
                "partly: for some models" if max(most.values()) > 0.5 else "not reproduced")
     return Claim("Inverse problems: the guided iterate leaves the distribution of x_t" + RECALLED,
-                 "at every step size the lower quartile of the energy is above the upper one of "
-                 "real noised images at more than half of the noise levels for every model, and "
-                 "without guidance for none; partly where that is so at the largest",
+                 "at every step size, for every model, the lower quartile of the energy is above "
+                 "the upper quartile of real noised images at more than half of the noise levels, "
+                 "and without guidance for no model; partly if this holds at the largest",
                  "; ".join(f"{name}: " + ", ".join(f"zeta {zeta:g} at {share:.0%}" for zeta, share
                                                    in by.items()) for name, by in shares.items()),
                  verdict, **UNSEEN,
@@ -856,14 +864,14 @@ def _paper_rp(label: str) -> dict[str, float]:
 
 
 def progressive_agrees(pairs: pd.DataFrame) -> Claim:
-    """pairs: RP of the one-step progressive student with models of many steps."""
+    """pairs: RP of the one-step progressive student with many-step models."""
     numbers = [value for other, value in _paper_rp("Progressivev1").items() if other != "CT"]
-    return Claim("Progressive distillation: the student agrees with models of many steps that it "
-                 "never saw",
-                 f"every RP at least {min(numbers):.2f}, the paper's lowest (its highest is "
-                 f"{max(numbers):.2f}); partly if every interval is above half way from shuffled "
-                 "noises to the lowest",
-                 f"{_range(pairs)}, shuffled at most {pairs.shuffled.max():.2f}",
+    return Claim("Progressive distillation: the student agrees with many-step models that it never "
+                 "saw",
+                 f"every RP is at least {min(numbers):.2f}, the paper's lowest (its highest is "
+                 f"{max(numbers):.2f}); partly if every interval is above the midpoint between "
+                 "shuffled noises and the lowest",
+                 f"{_range(pairs)}, shuffled noises at most {pairs.shuffled.max():.2f}",
                  _as_high(pairs, min(numbers)), _span(numbers), "S",
                  **_ours((_least(pairs, pairs.score), "{model}, {other}")))
 
@@ -881,14 +889,14 @@ def consistency_agrees_less(ct: pd.DataFrame, progressive: pd.DataFrame,
     yes, no = ("yes", "no") if improved else ("reproduced", "not reproduced")
     said = ("", "") if improved else (f"{_span(numbers)}, progressive {_span(theirs)}", "S")
     rule = "as for consistency training" if improved else (
-        f"lower RP with every model, intervals apart (the paper: {min(numbers):.2f} to "
-        f"{max(numbers):.2f}); partly if with some, and higher with none")
+        f"RP is lower with every model, with non-overlapping intervals (the paper: "
+        f"{min(numbers):.2f} to {max(numbers):.2f}); partly if lower with some, higher with none")
     verdict = (yes if all(lower) else
                f"partly: lower with {sum(lower)}, higher with none of {len(lower)}"
                if any(lower) and not any(higher) else
                f"{no}: lower with {sum(lower)}, higher with {sum(higher)} of {len(lower)}")
     return Claim(f"{'Improved consistency' if improved else 'Consistency'} training agrees less "
-                 "with models of many steps than progressive distillation does"
+                 "with many-step models than progressive distillation does"
                  + " (our question)" * improved, rule,
                  f"{'ict' if improved else 'ct'} {_range(ct)}, progressive "
                  f"{progressive.score.min():.2f} to {progressive.score.max():.2f}", verdict, *said,
@@ -897,17 +905,17 @@ def consistency_agrees_less(ct: pd.DataFrame, progressive: pd.DataFrame,
 
 
 def students_of_each_other(rp: pd.DataFrame, others: Sequence[str]) -> Claim:
-    """Consistency training agrees with the other method's student more than with any model of many
-    steps."""
+    """Consistency training agrees with the other method's student more than with any many-step
+    model."""
     both, ct = across(rp, ["ct"], ["progressive-1"]).iloc[0], across(rp, ["ct"], others)
     highest = _least(ct, -ct.score)
     verdict = ("reproduced" if both.low > highest.score else
                "not reproduced" if both.high < highest.score else
                "not decided: intervals overlap")
-    return Claim("Of the progressive student and the models of many steps, consistency training "
-                 "agrees most with the student (.91 in the paper)",
-                 "RP of ct and progressive-1, its interval too, is above that of ct with every "
-                 "model of many steps; not where one of those is above that interval",
+    return Claim("Of the progressive student and the many-step models, consistency training agrees "
+                 "most with the student (.91 in the paper)",
+                 "RP of ct and progressive-1, its interval included, is above that of ct with "
+                 "every many-step model; not reproduced if one of those is above that interval",
                  f"{both.score:.2f} [{both.low:.2f}, {both.high:.2f}]; ct with the others "
                  f"{ct.score.min():.2f} to {ct.score.max():.2f}", verdict,
                  _span([_paper_rp("CT")["Progressivev1"]]), "S",
@@ -922,11 +930,11 @@ def nearer_than_gaussian(name: str, pairs: pd.DataFrame, control: pd.DataFrame) 
     form = control.iloc[0]
     more, less = int((pairs.low > form.high).sum()), int((pairs.high < form.low).sum())
     verdict = ("yes" if more == len(pairs) else
-               f"for {more} of {len(pairs)}" + (f"; less for {less}" if less else ""))
+               f"for {more} of {len(pairs)}" + (f"; the reverse for {less}" if less else ""))
     students = pairs.model.where(pairs.model != "teacher", pairs.other)
-    return Claim(f"{name}: models of one step agree with the teacher more than the Gaussian "
-                 "denoiser, which had no teacher, does (our control)",
-                 "agreement with the teacher's samples, intervals apart",
+    return Claim(f"{name}: one-step models agree more with the teacher than the Gaussian denoiser, "
+                 "which had no teacher, does (our control)",
+                 "agreement with the teacher's samples, with non-overlapping intervals",
                  f"the Gaussian denoiser {form.score:.2f}; " + ", ".join(
                      f"{who} {score:.2f}" for who, score in zip(students, pairs.score)), verdict,
                  **_ours((_least(pairs, pairs.low), "{model}, {other}"),
@@ -943,11 +951,12 @@ def several_steps(fresh: pd.DataFrame) -> Claim:
         "each other", "the teacher", "the teacher's own image"))
     same = (own.low > lost.high).all() and (closed.low > lost.high).all()
     rows = fresh[fresh.steps == several.index.max()]
-    return Claim("Consistency models of several steps make one image from the same noise, the new "
-                 "noise between the steps included (our question)",
-                 "at every number of steps over one: RP with each other, and with the teacher "
-                 "given the same new noise, is above RP with the teacher's own image, intervals "
-                 "apart; whether it is more than the Gaussian denoiser's, the next two ask",
+    return Claim("Consistency models of several steps make one image from the same noise, if the "
+                 "new noise between the steps is the same too (our question)",
+                 "at every number of steps above one, RP with each other, and with the teacher "
+                 "given the same new noise, is above RP with the teacher's own image, with "
+                 "non-overlapping intervals; whether it is more than the Gaussian denoiser's, the "
+                 "next two ask",
                  "; ".join(f"{steps} steps: each other {own.score[steps]:.2f}, teacher "
                            f"{closed.score[steps]:.2f}, the teacher's own image "
                            f"{lost.score[steps]:.2f}" for steps in several.index),
@@ -965,24 +974,25 @@ def blur_explains(gains: pd.DataFrame, sharp: Mapping[str, float]) -> Claim:
     beyond, below = int((blurry.low > 0).sum()), int((blurry.high < 0).sum())
     verdict = ("nothing to explain: no student is blurrier than its teacher" if blurry.empty else
                "no" if beyond == len(blurry) else
-               f"not decided: beyond it for {beyond}, less for {below} of {len(blurry)}")
+               f"not decided: more for {beyond}, less for {below} of {len(blurry)}")
     return Claim("The students' agreement with the other models is an artefact of their blur (our "
                  "question)",
-                 "no where each student blurrier than its teacher agrees with the models it never "
-                 "saw more than the teacher does after a low-pass filter to the student's "
-                 "sharpness (interval of the difference, same noises)",
+                 "no if every student blurrier than its teacher agrees more with the models it "
+                 "never saw than the teacher does after a low-pass filter to the student's "
+                 "sharpness (by the interval of the difference, same noises)",
                  "; ".join(f"{row.who} (sharpness {sharp[row.who]:.2f}): {row.student:.2f}, "
-                           f"teacher as sharp {row.blurred:.2f}, difference {row.difference:+.2f}"
+                           f"equally sharp teacher {row.blurred:.2f}, difference "
+                           f"{row.difference:+.2f}"
                            for row in gains.itertuples())
                  + f"; teacher's sharpness {sharp['teacher']:.2f}", verdict,
-                 **_ours((_least(blurry, blurry.low), "{who} minus its teacher as sharp"),
+                 **_ours((_least(blurry, blurry.low), "{who} minus its equally sharp teacher"),
                          columns=DIFFERENCE))
 
 
 def distillation(rp: pd.DataFrame, mae: pd.DataFrame, nearer: pd.DataFrame, others: Sequence[str],
                  fresh: pd.DataFrame, fresh_pairs: Mapping[int, pd.DataFrame],
                  gains: pd.DataFrame, sharp: Mapping[str, float]) -> list[Claim]:
-    """The claims on distilled students; others: models of many steps that no student saw.
+    """The claims on distilled students; others: many-step models that no student saw.
 
     rp, mae, nearer (scores.nearer_than the Gaussian denoiser): pairs of all these, the teacher and,
     in the former two, the Gaussian denoiser (see students.check); fresh, fresh_pairs: RP, of
@@ -1003,13 +1013,13 @@ def distillation(rp: pd.DataFrame, mae: pd.DataFrame, nearer: pd.DataFrame, othe
             *(nearer_than_gaussian(score, across(table, ["teacher"], names),
                                    across(table, ["teacher"], ["gaussian"]))
               for score, table in (("RP", rp), ("MAE score", mae))),
-            nearer_to_each_other("Students of one step and their teacher",
+            nearer_to_each_other("One-step students and their teacher",
                                  across(nearer, ["teacher"], names)),
             several_steps(fresh),
-            *(more_than(f"RP of {steps} steps, the teacher among them, with the same new noise",
+            *(more_than(f"RP at {steps} steps with the same new noise, teacher included",
                         pairs[(pairs.model != "gaussian") & (pairs.other != "gaussian")],
                         pairs[(pairs.model == "gaussian") | (pairs.other == "gaussian")],
-                        f"{control} given it") for steps, pairs in fresh_pairs.items()),
+                        f"{control} given that noise") for steps, pairs in fresh_pairs.items()),
             blur_explains(gains, sharp)]
 
 

@@ -396,10 +396,10 @@ def test_the_control_stands_apart_in_the_claims():
                      pairs(0.8, 0.9, names=("b", "g"))])
     found = rules.conditional(rp, mae, gap(0.0, 0.05), pairs(0.8, 0.9), between, curves(0.0), "g")
     assert [claim.verdict for claim in found] == [
-        "reproduced", "reproduced", "yes", "in 0 of 1 pairs; in 0 less than with it", "yes",
+        "reproduced", "reproduced", "yes", "in 0 of 1 pairs; the reverse in 0", "yes",
         "no difference seen"]
     # a conditional model, too, may be near the closed form; two closed forms are no control
-    for model, verdict in (("gaussian", "in 0 of 1 pairs; in 0 less than with it"),
+    for model, verdict in (("gaussian", "in 0 of 1 pairs; the reverse in 0"),
                            ("local", "yes")):
         more = pd.concat([between, pairs(0.9, 1.0, names=(model, "b")),
                           pairs(1.0, 1.0, names=(model, "g"))])

@@ -146,7 +146,7 @@ def test_the_ledger_has_the_last_run_and_names_failures(computed, jobs):
     last = rows.loc["06_distillation"]
     assert (last.state, last["notebook, minutes"], last["CPU minutes"],
             last["peak memory, GiB"]) == ("done", 1.5, 2.0, 2.0)
-    assert (last.used, last["of it CPU hours"]) == (1.5, 0.5)
+    assert (last.used, last["of which CPU hours"]) == (1.5, 0.5)
     assert "fig_stages" in last.figures
     needed = [job for job in jobs.values() if "06_distillation" in job.notebooks]
     hours = sum(job.minutes("cpu") for job in needed) / 60

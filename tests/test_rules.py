@@ -30,7 +30,7 @@ def test_high_for_every_pair(lowest, half_width, chance, verdict):
     claim = rules.high_for_every_pair("RP", pairs, published.RP)
     assert claim.verdict == verdict
     assert claim.measured.startswith(f"lowest {lowest:.2f} (edm, uvit), highest 0.90")
-    assert claim.measured.endswith("of all 3 pairs the lowest is 0.02 (edm, cd)")
+    assert claim.measured.endswith("the lowest of all 3 pairs is 0.02 (edm, cd)")
     none = rules.high_for_every_pair("RP", table(("a", "b", 0.9)), published.RP)
     assert none.verdict == "not decided: not trained yet"
 
@@ -57,10 +57,10 @@ def test_lower_than_next_to_nothing_is_no_property(lowest, verdict):
 
 
 @pytest.mark.parametrize("reference, verdict", [
-    ((0.1, 0.1, 0.45), "yes"), ((0.1, 0.1, 0.7), "in 2 of 3 pairs; in 0 less than with it"),
-    ((0.8, 0.1, 0.1), "in 1 of 3 pairs; in 0 less than with it"),
-    ((0.9, 0.9, 0.1), "in 0 of 3 pairs; in 1 less than with it"),
-    ((0.9, 0.9, 0.9), "in 0 of 3 pairs; in 3 less than with it"),
+    ((0.1, 0.1, 0.45), "yes"), ((0.1, 0.1, 0.7), "in 2 of 3 pairs; the reverse in 0"),
+    ((0.8, 0.1, 0.1), "in 1 of 3 pairs; the reverse in 0"),
+    ((0.9, 0.9, 0.1), "in 0 of 3 pairs; the reverse in 1"),
+    ((0.9, 0.9, 0.9), "in 0 of 3 pairs; the reverse in 3"),
 ])
 def test_more_than_a_closed_form(reference, verdict):
     """A pair is above it where it is above either model's score with it, intervals apart."""
@@ -77,7 +77,7 @@ def gl_table(**scores: float) -> pd.DataFrame:
 @pytest.mark.parametrize("lowest, control, verdict", [
     (0.96, 0.2, "reproduced"), (0.91, 0.89, "reproduced"), (0.89, 0.2, "not reproduced"),
     (0.89, 1.0, "not reproduced"),
-    (0.91, 0.91, "reproduced, as by the Gaussian denoiser, which cannot copy")])
+    (0.91, 0.91, "reproduced, also by the Gaussian denoiser, which cannot copy")])
 def test_nothing_copied(lowest, control, verdict):
     claim = rules.nothing_copied(gl_table(a=0.99, b=lowest), held_out=0.95, control=control)
     assert claim.verdict == verdict and "(b)" in claim.measured and "0.95" in claim.measured
@@ -126,7 +126,7 @@ def test_the_claims_of_section_2_take_each_number_from_its_place():
                                 even, gl, winners)
     assert [claim.verdict for claim in found] == [
         "reproduced", "reproduced", "yes",
-        "reproduced", "not reproduced", "in 0 of 1 pairs; in 1 less than with it", "yes",
+        "reproduced", "not reproduced", "in 0 of 1 pairs; the reverse in 1", "yes",
         "reproduced", "reproduced"]
     assert "0.70" in found[0].rule and "0.68" in found[3].rule  # the lowest of each heat map
 
@@ -140,7 +140,7 @@ def curve(scores: dict[int, float], half_width: float = 0.05, **columns) -> pd.D
 
 @pytest.mark.parametrize("scores, verdict", [
     ({64: .7, 4096: .3, 32768: .8}, "reproduced"),
-    ({64: .7, 1024: .5, 4096: .3}, "partly: of 1 compared 1 with a fall, 0 with a rise, 1"),
+    ({64: .7, 1024: .5, 4096: .3}, "partly: of 1 pairs 1 with a fall, 0 with a rise, 1"),
     ({64: .31, 4096: .3, 32768: .32}, "not reproduced"), ({64: .3, 1024: .5}, "not decided"),
     ({64: .7, 8192: .3, 32768: .8}, "reproduced"),
 ])
@@ -149,11 +149,11 @@ def test_the_valley(scores, verdict):
 
 
 @pytest.mark.parametrize("scores, verdict, where", [
-    ({64: .7, 256: .3, 4096: .7, 32768: .8}, "partly: of 1 compared 1 with a fall, 1 with a",
+    ({64: .7, 256: .3, 4096: .7, 32768: .8}, "partly: of 1 pairs 1 with a fall, 1 with a",
      "lowest 0.30 at 256 (not between the paper's regimes)"),
     ({64: .7, 1024: .3, 4096: .7}, "partly", "at 1024 (not between"),
     ({64: .7, 4096: .7, 16384: .3, 32768: .8}, "partly", "at 16384 (not between"),
-    ({64: .3, 4096: .7, 32768: .8}, "partly: of 1 compared 0 with", "at 64 (the end of what was"),
+    ({64: .3, 4096: .7, 32768: .8}, "partly: of 1 pairs 0 with", "at 64 (at an end of the sizes"),
     ({64: .7, 256: .3, 4096: .3, 32768: .8}, "reproduced", "at 4096 (between the paper's"),
 ])
 def test_the_valley_lies_between_the_papers_regimes(scores, verdict, where):
@@ -188,7 +188,7 @@ def test_a_width_with_a_gap_does_not_say_where_it_ceases_to_copy():
         (16, 1.), (32, 0.))]
     order = rules.moves_right(pd.concat([*fine, curve({64: 0., 1024: 1.}, width=64)]))[1]
     assert order.verdict == "reproduced"
-    assert order.measured.endswith("width 64: 64-1024 images, not trained between")
+    assert order.measured.endswith("width 64: 64-1024 images, not trained in between")
     assert rules.moves_right(pd.concat([fine[1], fine[0].assign(width=64)]))[1].verdict == (
         "not reproduced")
 
@@ -239,7 +239,7 @@ def test_the_gaussian_controls_of_section_3_look_at_every_pair_of_the_most_image
     alike = {64: few, 1024: nets(ab=.6, ad=.6, bd=.9, ag=.9, bg=.5, dg=.4)}
     nearer = {64: nets(ab=.9, ad=.9, bd=.9), 1024: nets(ab=.3, ad=.51, bd=.9)}
     more, closer = rules.more_than_gaussian(alike, nearer)
-    assert "1,024" in more.statement and more.verdict == "in 1 of 3 pairs; in 0 less than with it"
+    assert "1,024" in more.statement and more.verdict == "in 1 of 3 pairs; the reverse in 0"
     assert closer.verdict == "for 1 of 3 pairs"  # .51 is within .02 of a half
     assert closer.ours.startswith("0.30 [0.28, 0.32] (U-Net 48, U-Net 96)")
     alike[1024] = nets(ab=.95, ad=.95, bd=.95, ag=.9, bg=.5, dg=.4)
@@ -289,9 +289,9 @@ def test_even_parts_of_one_size_decide_nothing():
 
 
 @pytest.mark.parametrize("training, new, verdict", [
-    ("none", "none", "reproduced"), ("none", "ends", "partly: at noisy training points alone"),
-    ("none", "starts", "partly: at noisy training points alone"),
-    ("ends", "none", "partly: at noisy new points alone"), ("starts", "ends", "not reproduced")])
+    ("none", "none", "reproduced"), ("none", "ends", "partly: only at noisy training points"),
+    ("none", "starts", "partly: only at noisy training points"),
+    ("ends", "none", "partly: only at noisy new points"), ("starts", "ends", "not reproduced")])
 def test_the_mixture_crosses_where_it_is_asked_about(training, new, verdict):
     """The one nearer at both ends: the empirical optimum ('starts'), the truth ('ends'), none."""
     errors = pd.concat([mixture_errors(0.1, [what], *NEARER[kind]) for what, kind in
@@ -305,8 +305,8 @@ def test_the_mixture_crosses_where_it_is_asked_about(training, new, verdict):
 
 
 @pytest.mark.parametrize("training, new, verdict", [
-    (True, True, "reproduced"), (True, False, "partly: at noisy training points alone"),
-    (False, True, "partly: at noisy new points alone"),
+    (True, True, "reproduced"), (True, False, "partly: only at noisy training points"),
+    (False, True, "partly: only at noisy new points"),
     (False, False, "not decided: the two truths are nearer")])
 def test_an_undecided_crossing_is_none(training, new, verdict):
     crossings = pd.concat([mixture_crossings(0.1, training, training=40.),
@@ -327,7 +327,7 @@ def test_without_a_crossing_there_is_no_number():
 
 
 @pytest.mark.parametrize("asked, verdict", [
-    (["training", "new"], "not reproduced: at sigma 0.2 only, not at the lowest"),
+    (["training", "new"], "not reproduced: only at sigma 0.2, not at the lowest"),
     (["training"], "not reproduced"), (["new"], "not reproduced")])
 def test_a_mixture_that_crosses_at_higher_noise_alone(asked, verdict):
     errors = pd.concat([mixture_errors(0.1, empirical=(3., 3.)), mixture_errors(0.2)])
@@ -346,7 +346,7 @@ def test_the_progressive_student_agrees(lowest, half_width, chance, verdict):
     pairs = table(("a", "progressive-1", 0.9), ("b", "progressive-1", lowest, half_width, chance))
     claim = rules.progressive_agrees(pairs)
     assert claim.verdict == verdict and "at least 0.82" in claim.rule
-    assert claim.measured.startswith(f"{lowest:.2f} (b, progressive-1) to 0.90, shuffled at most")
+    assert claim.measured.startswith(f"{lowest:.2f} (b, progressive-1) to 0.90, shuffled noises at")
 
 
 @pytest.mark.parametrize("ct, verdict", [
@@ -382,7 +382,7 @@ def test_students_of_each_other(both, verdict):
 
 
 @pytest.mark.parametrize("cd, ct, verdict", [
-    (0.9, 0.8, "yes"), (0.9, 0.7, "for 1 of 2"), (0.9, 0.2, "for 1 of 2; less for 1"),
+    (0.9, 0.8, "yes"), (0.9, 0.7, "for 1 of 2"), (0.9, 0.2, "for 1 of 2; the reverse for 1"),
     (0.5, 0.5, "for 0 of 2")])
 def test_a_student_must_be_nearer_to_its_teacher_than_the_gaussian(cd, ct, verdict):
     """Intervals are an eighth wide to either side: those of 0.5 and 0.7 overlap."""
@@ -421,19 +421,19 @@ def gains(**students: tuple[float, float]) -> pd.DataFrame:
 
 @pytest.mark.parametrize("cd, ct, verdict", [
     ((0.5, 0.25), (0.7, 0.2), "no"), ((0.5, 0.25), (0.0, -0.5), "no"),
-    ((0.5, 0.25), (0.7, 0.1), "not decided: beyond it for 1, less for 0 of 2"),
-    ((0.5, -0.25), (0.7, 0.1), "not decided: beyond it for 0, less for 1 of 2"),
+    ((0.5, 0.25), (0.7, 0.1), "not decided: more for 1, less for 0 of 2"),
+    ((0.5, -0.25), (0.7, 0.1), "not decided: more for 0, less for 1 of 2"),
     ((0.0, 0.2), (0.0, 0.2), "nothing to explain: no student is blurrier than its teacher")])
 def test_blur_explains_what_a_teacher_as_blurred_has_too(cd, ct, verdict):
     claim = rules.blur_explains(gains(cd=cd, ct=ct), {"teacher": 0.9, "cd": 0.7, "ct": 0.4})
     assert claim.verdict == verdict
     assert claim.measured.endswith(
-        f"; ct (sharpness 0.40): {0.75 + ct[1]:.2f}, teacher as sharp 0.75, difference "
+        f"; ct (sharpness 0.40): {0.75 + ct[1]:.2f}, equally sharp teacher 0.75, difference "
         f"{ct[1]:+.2f}; teacher's sharpness 0.90")
 
 
 @pytest.mark.parametrize("gaussian, verdict", [
-    (0.25, "yes"), (0.82, "in 3 of 4 pairs; in 0 less than with it")])
+    (0.25, "yes"), (0.82, "in 3 of 4 pairs; the reverse in 0")])
 def test_the_claims_on_students_take_each_number_from_its_place(gaussian, verdict):
     """ct is lower than the progressive student with a and with b, but not crosswise."""
     rp = table(("progressive-1", "a", 0.95), ("b", "progressive-1", 0.85), ("ct", "b", 0.80),
@@ -452,8 +452,8 @@ def test_the_claims_on_students_take_each_number_from_its_place(gaussian, verdic
     found = rules.distillation(rp, mae, nearer, ["a", "b"], fresh_noise(0.9, 0.8, 0.1), fresh,
                                gains(ct=(0.5, 0.5)), sharp)
     assert [claim.verdict for claim in found] == ["reproduced"] * 3 + [
-        verdict, "for 3 of 4 pairs", "for 0 of 2; less for 1", "yes", "yes", "yes",
-        "yes", "in 0 of 1 pairs; in 1 less than with it", "no"]
+        verdict, "for 3 of 4 pairs", "for 0 of 2; the reverse for 1", "yes", "yes", "yes",
+        "yes", "in 0 of 1 pairs; the reverse in 1", "no"]
     with_ict = pd.concat([rp, table(("ict", "a", 1.0), ("ict", "b", 0.2), ("ict", "gaussian", 0))])
     found = rules.distillation(with_ict, mae, nearer, ["a", "b"], fresh_noise(0.9, 0.8, 0.1),
                                fresh, gains(ct=(0.5, 0.5)), sharp | {"ict": 0.7})
@@ -610,7 +610,7 @@ def test_every_claim_has_our_number_and_its_interval_where_there_is_one():
     ("distillation", 8, "", "",
      "0.90 [0.84, 0.96] (4 steps, each other); 0.10 [0.04, 0.16] (4 steps, the teacher's own "
      "image)", 100),
-    ("distillation", 10, "", "", "0.25 [0.12, 0.38] (ct minus its teacher as sharp)", 100)])
+    ("distillation", 10, "", "", "0.25 [0.12, 0.38] (ct minus its equally sharp teacher)", 100)])
 def test_what_stands_in_the_verdict_table(section, k, paper, grade, ours, n):
     claim = sections()[section][k]
     assert (claim.paper, claim.grade, claim.ours, claim.n) == (paper, grade, ours, n)
