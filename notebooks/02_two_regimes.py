@@ -319,7 +319,8 @@ even = regimes.even_parts_alike(found, grid, optimal, limited, max(sizes.live, 2
 output.table(even["of the most images"], "tab_even_parts_across_architectures")
 panels = {name: table for name, table in even.items() if "pair" in table}
 output.table(tables.over("with", panels), "tab_even_parts_regimes")
-panels = {f"Even part, with {name}": table for name, table in panels.items()}
+titles = "two widths", "with the optimal denoiser", f"N and {grid.images.max():,} images"
+panels = {f"Even part, {title}": table for title, table in zip(titles, panels.values())}
 output.figure(plots.scores_against(panels, "pair", shaded=True, colours=colours,
                                    labels=dict.fromkeys(panels, "cosine")),
               "fig_even_parts_regimes")

@@ -317,7 +317,7 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
             if shaded:
                 _regimes(axis, ticks)
             _power_axis(axis, ticks, xlabel or {"images": "training images"}.get(x, x))
-            axis.set_ylim(min(-0.03, table.low.min() - 0.03), 1.03)
+            axis.set_ylim(min(-0.03, table.get("low", table.score).min() - 0.03), 1.03)
             axis.set_title(name, pad=14 if shaded else None)
             axis.set_ylabel((labels or {}).get(name, "score"))
             axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",

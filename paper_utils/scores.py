@@ -52,13 +52,20 @@ def proportion(hits: Tensor, resamples: int = 1_000) -> Score:
     The interval is Wilson's (Wilson 1927), which covers few hits as well as many: 0 of n is
     [0, 3.84 / (n + 3.84)]. Of noises with shares of hits between 0 and 1, or cosines, it is that of
     the percentile bootstrap, in which all classes of a noise are drawn together; where all have the
-    same share, which would be a point, Wilson's again. Raises UserError for no noise at all.
+    same share, which would be a point, Wilson's again (of one cosine below 0, as open as that of n
+    of n). Raises UserError for no noise at all.
     """
     n, values = len(hits), _per_noise(_some(hits))
-    value = values.mean().item()
-    if _plain(values) or (values == values[0]).all():
+    value, same = values.mean().item(), bool((values == values[0]).all())
+    if _plain(values) or same and value >= 0:
         return Score(value, *wilson(value, n), n)
-    return Score(value, *_bootstrap(values, resamples), n)
+    return Score(value, *(_open(value, n) if same else _bootstrap(values, resamples)), n)
+
+
+def _open(value: float, n: int) -> tuple[float, float]:
+    """Ends around a value from -1 to 1 that n noises all have, as far off as Wilson's of n of n."""
+    room = 1 - wilson(1.0, n)[0]
+    return max(value - room, -1.0), min(value + room, 1.0)
 
 
 def _some(rows: Tensor) -> Tensor:
@@ -210,8 +217,7 @@ def paired_difference(hits: Tensor, other: Tensor, resamples: int = 1_000) -> Sc
     if _plain(mine) and _plain(theirs):
         return Score(value, *newcombe(mine, theirs), n)
     if (gaps == gaps[0]).all():
-        room = 1 - wilson(1.0, n)[0]
-        return Score(value, max(value - room, -1.0), min(value + room, 1.0), n)
+        return Score(value, *_open(value, n), n)
     return Score(value, *_bootstrap(gaps, resamples), n)
 
 

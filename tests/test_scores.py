@@ -176,6 +176,22 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(n, truth):
     assert 0.93 < np.mean(covered) < 0.985
 
 
+@pytest.mark.parametrize("n, value", [(1, -0.3), (2, -0.3), (2, -1.0), (2, 0.4), (50, -0.3)])
+def test_a_cosine_that_all_noises_share_has_an_interval_around_it(n, value):
+    """Two noises always do: their even parts are each other's opposite."""
+    score = scores.proportion(torch.full((n,), value))
+    assert -1 <= score.low <= score.value <= score.high <= 1
+    assert score.high - score.low > 1 / n**0.5 / 4
+
+
+def test_a_cosine_is_of_rows_that_pair():
+    a = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    b = torch.tensor([[-2.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    torch.testing.assert_close(scores.cosine(a, b), torch.tensor([-1.0, 0.5**0.5, 0.0]))
+    with pytest.raises(UserError, match="same noises"):
+        scores.cosine(a, b[:2])
+
+
 def test_more_hits_never_lower_an_end_of_the_interval():
     found = [scores.proportion(torch.arange(64) < k) for k in range(65)]
     for end in ("low", "high"):
