@@ -113,19 +113,22 @@ def _first_sentence(text: str) -> str:
 
 TABLE, WRAPPER = "docutils align-default", '<div class="table-wrapper">{}</div>'  # the theme's
 HEAD = ("verdict", "claim", "the paper (grade)", "ours [95 % interval]", "n")
-GRADES = ("Grades of what the paper says: S read in a source, F measured from a published curve, M "
-          "recalled, not seen. A claim without a grade is this project's own control or question. "
-          "n is the number of noises (or of what else was resampled) behind the first number.")
+READING = """Each verdict is computed by the rule stated with its claim. Click a claim for its rule
+and all that was measured.
+
+- *Grades of what the paper says*: S read in a source, F measured from a published curve, M
+  recalled, not seen. A claim without a grade is a control or a question of this project.
+- *n* is the number of noises (or of what else was resampled) behind the first number."""
 
 
 def _verdict_part(found: list[Page], folder: Path, jobs: Mapping[str, Job]) -> str:
-    lines = ["## Verdicts", "", f"{rules.HISTORY} Click a claim for its rule and all that "
-             f"was measured. {GRADES}"]
+    lines = ["## Verdicts", "", READING]
     known = {page.name: page for page in found}
     for section, rows in claims.load(folder).items():
         page = known[claims.SECTIONS[section]]
         lines += ["", f"### {_linked(page)}", ""]
         lines += [_claims(rows)] if rows and page.there else [_not_run(page, jobs)]
+    lines += ["", "### How the rules came about", "", rules.HISTORY]
     return "\n".join(lines)
 
 

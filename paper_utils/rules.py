@@ -15,18 +15,19 @@ from paper_utils.claims import Claim
 from paper_utils.scores import CONTROL, Score, across, among
 
 RECALLED = " (recalled from the paper, not seen in a source)"
-HISTORY = ("Each verdict is computed by the rule stated with its claim. Rules were written before "
-           "their claim first ran, with three exceptions: the rule of the architecture families "
-           "and those of even parts followed a trial, and nearness to each other is a second "
-           "control that came later. Rules that were changed after numbers had been seen were "
-           "made stricter; or got better intervals (Wilson's and Newcombe's); or ask in more "
-           "places (the mixture, at first only at new points) or about every pair, saying in how "
-           "many it holds (the Gaussian control of section 3, at first only for the lowest pair, "
-           "and that of consistency models of several steps, at first for means); or leave "
-           "undecided what the intervals do not decide (with which model consistency training "
-           "agrees most); or do not count what did not move (the shared start of fine-tuning) or "
-           "was not trained finely enough to tell (the widest network, where GL passes 1/2); or "
-           "ask what can be answered (blur, which was once filtered on both sides).")
+HISTORY = """Rules were written before their claim first ran, with three exceptions: the rule on
+architecture families and those on even parts followed a trial, and nearness to each other is a
+second control that came later. A rule that was changed after numbers had been seen
+
+- became stricter, or got better intervals (Wilson's and Newcombe's);
+- asks in more places (the mixture, at first only at new points) or about every pair, saying in how
+  many it holds (the Gaussian control of section 3, at first only for the lowest pair; that of
+  consistency models of several steps, at first for means);
+- leaves undecided what the intervals do not decide (with which model consistency training agrees
+  most);
+- does not count what did not move (the shared start of fine-tuning) or was not trained finely
+  enough to tell (the widest network, where GL passes 1/2);
+- asks what can be answered (blur, which was once filtered on both sides)."""
 NEAREST = "nearest noise"  # the map of the noise plane that shows the noises themselves
 MARGIN = 0.1  # RP that counts as lost; settled before any of these scores was seen
 SAID = {"paper": "said, without a number", "grade": "S"}

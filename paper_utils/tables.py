@@ -5,7 +5,6 @@ from itertools import combinations
 from statistics import median
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from paper_utils import artifacts, data, descriptors, models, scores, zoo
