@@ -53,7 +53,7 @@ held_out = data.load(sizes.dataset, "test")
 # diffusers' own U-Net. They differ in network, diffusion process, noise levels and solver. (The
 # small ones trained on a CPU, except the DiTs, share EDM's loss weight and EDM's prediction target,
 # a mixture of image and noise that has unit variance at every noise level (*F-prediction* in the
-# tables). They learn in a fraction of the time, and it makes agreement easier. The models of the
+# tables). So they learn in a fraction of the time, and agree more easily. The models of the
 # `gpu` and `paper` profiles each have their own.) Some runs of one recipe differ only in the seed.
 # Three more models make an image in one step: a progressively distilled student and two consistency
 # models, one distilled and one trained (`06_distillation` has their teacher and all stages).

@@ -69,13 +69,13 @@ output.table(grid.merge(check, how="left"), "tab_regimes_models")
 # Left: RP of every two widths; right: GL of each against its own training images, both with 95 %
 # intervals (Wilson's). The grey curves are the paper's, for widths of 64, 128 and 256; its two
 # regimes are shaded. The control of RP is the untrained Gaussian denoiser of all training images
-# (dashed, in the colour of the width): networks that learned little are near it and agree with each
-# other for that reason alone. The Gaussian denoiser of the N images alone agrees with them less at
-# 1,024 (where its covariance is singular) and 4,096 images, and hardly differs from 16,384 on. But
-# for GL it is the control: it cannot copy, so where it has 1, a network's 1 says that the network
-# does not copy, not that it creates anything. Held-out real images score below 1 (`held-out` in the
-# table) for two reasons: CIFAR-10 has near-duplicates, and the descriptor has false alarms (by eye,
-# at 32,768 training images, for less than one held-out image in a hundred).
+# (dashed, in the colour of the width): networks that learned little are near it and would agree
+# even if they had nothing more in common. The Gaussian denoiser of the N images alone agrees with
+# them less at 1,024 (where its covariance is singular) and 4,096 images, and hardly differs from
+# 16,384 on. But for GL it is the control: it cannot copy, so where it has 1, a network's 1 says
+# that the network does not copy, not that it creates anything. Held-out real images score below 1
+# (`held-out` in the table) for two reasons: CIFAR-10 has near-duplicates, and the descriptor has
+# false alarms (by eye, at 32,768 training images, for less than one held-out image in a hundred).
 
 # %%
 features = {name: descriptors.features(describe, rows) for name, rows in images.items()}
@@ -303,13 +303,13 @@ output.figure(plots.scores_against(moments or {"": time}, "pair", x="images seen
 #
 # Cosine of even parts on the same noise: left, of every two widths; middle, of each with the
 # optimal denoiser of the same images, which only copies; right, of each with the network of its
-# width trained on the most images. The Gaussian denoiser shares in all of the above, so ask for
-# what it cannot make. The *even part* (see `01_unconditional`) is the part of an image that stays
-# when the noise changes sign. It is 0 under every affine denoiser, and is taken here without what
-# the range of pixels alone makes of a Gaussian image. With shuffled noises the cosine is 0. If
-# networks generalize, what they learn from fewer images is what they learn from the most, and the
-# right curve rises. This needs new samples, so the noises are few and networks of which only the
-# images ship are missing.
+# width trained on the most images. All of the above the Gaussian denoiser shares in part, so this
+# asks for what it cannot make: the *even part* (see `01_unconditional`), the part of an image that
+# stays when the noise changes sign, which is 0 under every affine denoiser. What the range of
+# pixels alone makes of a Gaussian image is taken out of it. With shuffled noises the cosine is
+# about 0. If networks generalize, what they learn from fewer images is what they learn from the
+# most, and the right curve rises. This needs new samples, so the noises are few, and networks of
+# which only the images ship are missing.
 
 # %%
 optimal = {n: models.closed_forms(training.first(n), sizes.bag, device)["optimal"]
