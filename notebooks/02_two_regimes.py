@@ -312,15 +312,20 @@ output.figure(plots.scores_against(moments or {"": time}, "pair", x="images seen
 # which only the images ship are missing.
 
 # %%
+limited = models.limited(models.closed_forms(training, sizes.bag, device)["gaussian"])
 optimal = {n: models.closed_forms(training.first(n), sizes.bag, device)["optimal"]
            for n in trained_sizes}
-limited = models.limited(models.closed_forms(training, sizes.bag, device)["gaussian"])
-even = regimes.even_parts_alike(found, grid, optimal, limited, max(sizes.live, 2), sizes.resamples)
-output.table(even["of the most images"], "tab_even_parts_across_architectures")
-panels = {name: table for name, table in even.items() if "pair" in table}
-output.table(tables.over("with", panels), "tab_even_parts_regimes")
+with_weights = {name: found[name] for name in [*regimes.cells(grid).model, *transformers.model]
+                if not found[name].sheet_alone}
+parts, of_optimal = (tables.even_parts_of(some, max(sizes.live, 2), limited)
+                     for some in (with_weights, optimal))
+even = regimes.even_parts_alike(grid, parts, of_optimal, sizes.resamples)
+output.table(tables.over("with", even), "tab_even_parts_regimes")
+shared = regimes.across_architectures(with_weights, parts, {}, scores.cosine, sizes.resamples)
+if shared:
+    output.table(tables.over("images", shared), "tab_even_parts_across_architectures")
 titles = "two widths", "with the optimal denoiser", f"N and {grid.images.max():,} images"
-panels = {f"Even part, {title}": table for title, table in zip(titles, panels.values())}
+panels = {f"Even part, {title}": table for title, table in zip(titles, even.values())}
 output.figure(plots.scores_against(panels, "pair", shaded=True, colours=colours,
                                    labels=dict.fromkeys(panels, "cosine")),
               "fig_even_parts_regimes")
@@ -372,6 +377,7 @@ beside = published.beside_curves(ours, recipes.GRIDS[profile].widths)
 output.table(beside, "tab_paper_numbers_regimes")
 
 # %% tags=["nbval-ignore-output"]
-verdicts = rules.two_regimes(rp, nested, against["optimal"], halves, even, errors, crossings,
-                             alike, nearer)
+verdicts = rules.two_regimes(rp, nested, against["optimal"], halves,
+                             even["that of the most images"], shared, errors, crossings, alike,
+                             nearer)
 claims.save(verdicts, "two_regimes", output, device)

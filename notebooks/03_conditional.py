@@ -163,12 +163,11 @@ described = {weight: {name: descriptors.features(describe, rows) for name, rows 
              for weight, part in guided.items()}
 guidance = conditional.over_guidance(described, copies, sizes.resamples)
 output.table(guidance, "tab_rp_cond_guidance")
-guided_control = conditional.guided_samples(
-    {control.name: control}, images, sizes, conditional.CONTROLLED,
-    lambda _, weight: conditional.guided_gaussian(training, weight, device))
+guided_control = conditional.guided_control(training, unconditional["gaussian"],
+                                            images[control.name], sizes, device)
 with_control = conditional.with_guided_gaussian(described, {
-    weight: descriptors.features(describe, part[control.name])
-    for weight, part in guided_control.items()}, copies, sizes.resamples)
+    weight: descriptors.features(describe, rows) for weight, rows in guided_control.items()},
+    copies, sizes.resamples)
 output.table(with_control, "tab_guidance_with_gaussian")
 beside = conditional.guidance_beside_control(guidance, with_control)
 output.figure(plots.curves(beside, "what", "guidance", "guidance weight", columns=3,

@@ -4,7 +4,7 @@ Samples of a conditional model are [n, classes, 3, H, W]: every noise with every
 them are [n, classes, d].
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -132,22 +132,23 @@ def guided_gaussian(images: data.Images, weight: float, device: str = "cpu") -> 
 
     Nobody trained it. With large weights many of its pixels leave [-1, 1].
     """
-    classes, control = tuple(images.labels.unique().tolist()), gaussian(images)
+    control = gaussian(images)
+    classes = control.classes
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
         whole, x0 = models.gaussian(images), torch.empty_like(noise)
-        if weight == 0:  # of no class, so that none need be fitted
-            return samplers.sample_gaussian(whole, noise, control.solver)
-        for k, c in enumerate(classes):
+        for k, c in enumerate(classes[:len(noise)]):
             denoiser = denoisers.between(whole, models.gaussian(images.classes(c, c)), weight)
             part = noise[k::len(classes)].to(device)
             x0[k::len(classes)] = samplers.sample(denoiser, part, control.solver,
                                                   batch=len(noise)).cpu()
         return x0
 
+    made = {"guidance": weight, "classes": "k modulo",
+            "by": artifacts.code_version(guided_gaussian)}
     return replace(control, name=f"{control.name}@w{weight:g}", generate=generate, classes=(),
                    architecture=f"{control.architecture} and of all, guidance weight {weight:g}",
-                   identity=control.identity | {"guidance": weight, "classes": "k modulo"})
+                   evaluations=2 * control.evaluations, identity=control.identity | made)
 
 
 def own_class(n: int, model: Model) -> Tensor:
@@ -155,25 +156,36 @@ def own_class(n: int, model: Model) -> Tensor:
     return torch.arange(n) % len(model.classes)
 
 
-def guided_samples(found: Mapping[str, Model], images: Mapping[str, Tensor], profile: Profile,
-                   weights: Sequence[float] = WEIGHTS,
-                   guide: Callable[[Model, float], Model] = guided,
-                   ) -> dict[float, dict[str, Tensor]]:
-    """Weight -> model -> uint8 [n, 3, H, W], one class per noise; images: those of `samples`.
-
-    guide: the model under guidance of a weight.
-    """
+def guided_samples(found: Mapping[str, Model], images: Mapping[str, Tensor],
+                   profile: Profile) -> dict[float, dict[str, Tensor]]:
+    """Weight -> model -> uint8 [n, 3, H, W], one class per noise; images: those of `samples`."""
     table: dict[float, dict[str, Tensor]] = {}
-    for weight in weights:
+    for weight in WEIGHTS:
         table[weight] = {}
         for name, model in found.items():
             if weight == 1:
                 n = len(images[name])
                 table[weight][name] = images[name][torch.arange(n), own_class(n, model)]
             else:
-                one = guide(model, weight)
+                one = guided(model, weight)
                 table[weight][name] = samples({one.name: one}, profile)[one.name]
     return table
+
+
+def guided_control(images: data.Images, plain: Tensor, own: Tensor, profile: Profile,
+                   device: str = "cpu") -> dict[float, Tensor]:
+    """Weight -> uint8 [n, 3, H, W] of `guided_gaussian`, for the CONTROLLED weights.
+
+    plain, own: at weight 0, samples of the Gaussian denoiser of all images, [n, 3, H, W], and at
+    weight 1 of those of the classes, [n, C, 3, H, W], which are there already.
+    """
+    n, found = len(own), {}
+    for weight in CONTROLLED:
+        one = guided_gaussian(images, weight, device)
+        found[weight] = (plain[:n] if weight == 0 else
+                         own[torch.arange(n), own_class(n, gaussian(images))] if weight == 1 else
+                         samples({one.name: one}, profile)[one.name])
+    return found
 
 
 def features(descriptor: Descriptor, images: Tensor) -> Tensor:

@@ -318,14 +318,14 @@ def closed(options: argparse.Namespace) -> None:
 
     profile = profiles.get("laptop")
     images = data.load(profile.dataset)
-    known = models.closed_forms(images, profile.bag)
     of_classes = [conditional.gaussian(images), *(conditional.guided_gaussian(images, weight) for
                                                   weight in conditional.CONTROLLED if weight > 1)]
-    known |= {model.name: model for model in of_classes}
+    places = {zoo.FOLDER: [*models.closed_forms(images, profile.bag).values()],
+              zoo.CONDITIONAL: of_classes}
+    known = {model.name: (model, section) for section in sections()
+             for model in places.get(section.folder, ())}
     for name in [choose(name, known, "closed form") for name in options.models]:
-        model = known[name]
-        section = next(s for s in sections() if model not in of_classes
-                       or s.folder == zoo.CONDITIONAL)
+        model, section = known[name]
         folder, noises = section.folder, options.noises or section.noises
         _check_noises(noises, name, folder)
         samples = data.to_bytes(model.generate(BANK[:noises], name))

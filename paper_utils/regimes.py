@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paper_utils import (data, descriptors, models, recipes, samplers, scores, tables, training,
+from paper_utils import (artifacts, data, descriptors, models, recipes, samplers, scores, training,
                          zoo)
 from paper_utils.denoisers import Denoiser, OptimalDenoiser
 from paper_utils.descriptors import Descriptor
@@ -250,36 +250,28 @@ def with_most_images(table: pd.DataFrame, features: Mapping[str, Tensor], hits: 
     return scores.table_of(rows, "images", "pair")
 
 
-def even_parts_alike(found: Mapping[str, Model], table: pd.DataFrame, optimal: Mapping[int, Model],
-                     control: Model, noises: int,
+def even_parts_alike(table: pd.DataFrame, parts: Mapping[str, Tensor],
+                     optimal: Mapping[int, Tensor],
                      resamples: int = 1_000) -> dict[str, pd.DataFrame]:
-    """What networks share that no affine denoiser makes: the cosine of their even parts.
+    """The cosine of even parts, what networks share that no affine denoiser makes.
 
-    optimal: number of images -> their optimal denoiser; control: see tables.even_parts_of. Models
-    of which a sheet alone ships are left out, for it has no opposite noises. By what networks are
-    compared with: 'each other', every two widths, and 'the optimal denoiser' of the same images,
-    columns images, pair ('16 / 32', 'width 16'), score, low, high, n, shuffled; 'that of the most
-    images', the network of the same width, without shuffled; and, a scores.pairwise of all networks
-    of as many, 'of the most images'.
+    parts, optimal: of tables.even_parts_of, by model and of the optimal denoisers by number of
+    images; a model that is not in `parts` is left out. Three tables, columns images, pair, score,
+    low, high, n: 'each other', of every two widths; 'the optimal denoiser', of each width with that
+    of the same images (these two also shuffled); 'that of the most images', of each width with its
+    network of the most images of the table, where that is in `parts`.
     """
-    some = {name: model for name, model in found.items() if not model.sheet_alone}
-    here = cells(table)[lambda rows: rows.model.isin(some)]
-    others = transformers(some)[lambda rows: rows.images == table.images.max()]
-    parts = tables.even_parts_of({name: some[name] for name in [*here.model, *others.model]},
-                                 noises, control)
+    here = cells(table)[lambda rows: rows.model.isin(parts)]
     rows = []
-    for n, cell in here.groupby("images"):
-        theirs = tables.even_parts_of({"optimal": optimal[n]}, noises, control)["optimal"]
-        for row in cell.itertuples():
-            score, chance = scores.agreement(parts[row.model], theirs, scores.cosine, resamples)
-            rows.append(score.row(images=n, pair=f"width {row.width}", shuffled=chance))
-    most = {f"U-Net {row.width}": parts[row.model]
-            for row in here[here.images == table.images.max()].sort_values("width").itertuples()}
-    most |= {"DiT": parts[name] for name in others.model}
+    for row in here.itertuples():
+        score, chance = scores.agreement(parts[row.model], optimal[row.images], scores.cosine,
+                                         resamples)
+        rows.append(score.row(images=row.images, pair=f"width {row.width}", shuffled=chance))
+    reached = here.width[here.images == cells(table).images.max()]
     return {"each other": between_widths(here, parts, scores.cosine, resamples),
             "the optimal denoiser": scores.table_of(rows, "images", "pair", "shuffled"),
-            "that of the most images": with_most_images(here, parts, scores.cosine, resamples),
-            "of the most images": scores.pairwise(most, scores.cosine, resamples)}
+            "that of the most images": with_most_images(here[here.width.isin(reached)], parts,
+                                                        scores.cosine, resamples)}
 
 
 def nearer_than_second(found: Mapping[str, Model], table: pd.DataFrame,
@@ -344,7 +336,8 @@ def partly_optimal(model: Model, images: data.Images, sigma: float, above: bool)
         return samplers.sample(both, noise.to(model.device), model.solver, progress=title).cpu()
 
     where = f"optimal {'above' if above else 'below'}"
-    made = {where: sigma, "images": images.hash, "code": models.sampling_code()}
+    made = {where: sigma, "images": images.hash,
+            "code": models.sampling_code() + artifacts.code_version(partly_optimal)}
     return replace(model, name=f"{model.name}, {where} {sigma:g}", generate=generate,
                    identity=model.identity | made)
 

@@ -430,35 +430,51 @@ def nearer_to_each_other(what: str, pairs: pd.DataFrame) -> Claim:
                          (_least(pairs, -pairs.score), "{model}, {other}")))
 
 
-def even_parts_converge(even: Mapping[str, pd.DataFrame]) -> Claim:
+def even_parts_converge(curves: pd.DataFrame) -> Claim:
     """Our question, where the Gaussian denoiser has nothing: do networks of fewer images learn what
-    those of the most learn? even: of regimes.even_parts_alike."""
+    those of the most learn?
+
+    curves: 'that of the most images' of regimes.even_parts_alike.
+    """
     statement = ("Even part: with more images networks come to share with the network of the most "
                  "what no Gaussian denoiser makes (our question)")
     rule = ("for every width, the cosine of even parts on the same noise with the network of that "
             "width trained on the most images is, at the next most images, above 0 and above that "
-            "at the fewest, with non-overlapping intervals; and for every two networks of the most "
-            "images it is above 0, its interval included; partly if some of this holds")
-    ours, most = even["that of the most images"], even["of the most images"]
-    ours = ours[ours.groupby("pair").images.transform("nunique") > 1]
-    if ours.empty or most.empty:
+            "at the fewest, with non-overlapping intervals; partly if for some width; a width with "
+            "fewer than two smaller sizes does not count")
+    curves = curves[curves.groupby("pair").images.transform("nunique") > 1]
+    if curves.empty:
         return Claim(statement, rule, "too few sizes", "not decided: too few sizes trained")
-    ends = {pair: curve.sort_values("images").iloc[[0, -1]] for pair, curve in ours.groupby("pair")}
-    rises = sum(last.low > max(first.high, 0) for first, last in
-                (tuple(end.itertuples()) for end in ends.values()))
-    shared = int((most.low > 0).sum())
-    verdict = ("yes" if rises == len(ends) and shared == len(most) else
-               "no" if not rises and not shared else
-               f"partly: it rises for {rises} of {len(ends)} widths; {shared} of {len(most)} pairs "
-               "share it")
-    least = min(ends.values(), key=lambda end: end.low.iloc[1] - end.high.iloc[0])
+    ends = {width: [*curve.sort_values("images").iloc[[0, -1]].itertuples()]
+            for width, curve in curves.groupby("pair")}
+    margin = {width: last.low - max(first.high, 0) for width, (first, last) in ends.items()}
+    rises, least = sum(by > 0 for by in margin.values()), min(margin, key=margin.get)
+    rows = curves[curves.pair == least].sort_values("images")
     return Claim(statement, rule,
-                 "; ".join(f"{pair}: {end.score.iloc[0]:z.2f} at {end.images.iloc[0]} images, "
-                           f"{end.score.iloc[1]:z.2f} at {end.images.iloc[1]}"
-                           for pair, end in ends.items()) + f"; of the most images {_range(most)}",
-                 verdict, **_ours((least.iloc[1], "{pair}, {images} images"),
-                                  (least.iloc[0], "{pair}, {images} images"),
-                                  (_least(most, most.score), "{model}, {other}")))
+                 "; ".join(f"{width}: {first.score:z.2f} at {first.images} images, "
+                           f"{last.score:z.2f} at {last.images}"
+                           for width, (first, last) in ends.items()),
+                 "yes" if rises == len(ends) else
+                 f"partly: for {rises} of {len(ends)} widths" if rises else "no",
+                 **_ours(*((rows.iloc[k], "{pair}, {images} images") for k in (-1, 0))))
+
+
+def even_parts_of_the_most(shared: Mapping[int, pd.DataFrame]) -> list[Claim]:
+    """Our control of the networks of the most images: do they share what no affine denoiser makes?
+
+    shared: number of images -> cosines of even parts, of regimes.across_architectures.
+    """
+    if not shared:
+        return []
+    most = max(shared)
+    pairs, more = shared[most], int((shared[most].low > 0).sum())
+    return [Claim(f"Even part: U-Nets and a transformer trained on {most:,} images share what no "
+                  "Gaussian denoiser makes (our control)",
+                  "for every pair the cosine of even parts on the same noise is above 0, its "
+                  "interval included", f"{_range(pairs)}, median {pairs.score.median():.2f}",
+                  "yes" if more == len(pairs) else f"in {more} of {len(pairs)} pairs",
+                  **_ours((_least(pairs, pairs.score), "{model}, {other}"),
+                          (_least(pairs, -pairs.score), "{model}, {other}")))]
 
 
 def mixture_crosses(errors: pd.DataFrame, crossings: pd.DataFrame) -> Claim:
@@ -498,13 +514,16 @@ def mixture_crosses(errors: pd.DataFrame, crossings: pd.DataFrame) -> Claim:
 
 
 def two_regimes(rp: pd.DataFrame, gl: pd.DataFrame, optimal: pd.DataFrame, halves: pd.DataFrame,
-                even: Mapping[str, pd.DataFrame], errors: pd.DataFrame, crossings: pd.DataFrame,
-                alike: Mapping[int, pd.DataFrame],
+                even: pd.DataFrame, shared: Mapping[int, pd.DataFrame], errors: pd.DataFrame,
+                crossings: pd.DataFrame, alike: Mapping[int, pd.DataFrame],
                 nearer: Mapping[int, pd.DataFrame]) -> list[Claim]:
-    """The claims of section 3, from the tables of `regimes` and `mixture`."""
+    """The claims of section 3, from the tables of `regimes` and `mixture`.
+
+    even, shared: see even_parts_converge and even_parts_of_the_most.
+    """
     return [valley(rp), *moves_right(gl), leaves_the_optimum(optimal), halves_agree(halves),
             *more_than_gaussian(alike, nearer), even_parts_converge(even),
-            mixture_crosses(errors, crossings)]
+            *even_parts_of_the_most(shared), mixture_crosses(errors, crossings)]
 
 
 # --- section 4: conditional models --------------------------------------------------------------

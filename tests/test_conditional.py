@@ -113,6 +113,18 @@ def test_the_guided_gaussian_lies_between_that_of_all_and_that_of_the_class(weig
     torch.testing.assert_close(made[k], expected, rtol=1e-3, atol=1e-3)
 
 
+def test_the_guided_control_takes_what_is_there_and_makes_the_rest():
+    images, sizes = data.load("bundled"), profiles.get("smoke", class_noises=2)
+    plain = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 32, 32)
+    own = torch.arange(20, dtype=torch.uint8).view(2, 10, 1, 1, 1).expand(2, 10, 3, 32, 32)
+    found = conditional.guided_control(images, plain, own, sizes)
+    assert list(found) == list(conditional.CONTROLLED)
+    assert found[0.0][:, 0, 0, 0].tolist() == [0, 1] and found[1.0][:, 0, 0, 0].tolist() == [0, 11]
+    for weight in (1.5, 2.0):
+        made = conditional.guided_gaussian(images, weight).generate(BANK[:2])
+        assert torch.equal(found[weight], data.to_bytes(made))
+
+
 def test_guidance_leads_away_from_the_gaussian_of_all():
     images, noise = data.load("bundled"), BANK[:1]
     plain, own, strong = (conditional.guided_gaussian(images, w) for w in (0.0, 1.0, 2.0))

@@ -352,6 +352,19 @@ def test_a_misspelt_name_ends_the_command_before_the_first_sheet(words, monkeypa
     assert f"did you mean '{words[1]}'" in capsys.readouterr().err
 
 
+def test_sheets_of_closed_forms_go_where_their_section_looks_for_them(folder, monkeypatch):
+    bundled, place = data.load("bundled"), folder / "zoo" / "conditional"
+    monkeypatch.setattr(data, "load", lambda *_: bundled)
+    monkeypatch.setattr(zoo, "CONDITIONAL", place)
+    names = ["gaussian", "gaussian-cond", "gaussian-cond@w2"]
+    assert fleet.main(["closed", *names, "--noises", "2"]) == 0
+    assert list(zoo.entries(folder / "zoo")) == names[:1] and list(zoo.entries(place)) == names[1:]
+    assert zoo.entry("gaussian-cond", place).load_sheet(place).shape == (2, 10, 3, 32, 32)
+    made = conditional.guided_gaussian(bundled, 2.0).generate(NoiseBank()[:2])
+    row = zoo.entry("gaussian-cond@w2", place)
+    assert torch.equal(row.load_sheet(place), data.to_bytes(made)) and "weight 2" in row.made
+
+
 def test_a_shipped_sheet_is_not_replaced_by_a_smaller_one(monkeypatch, tmp_path):
     row = SimpleNamespace(noises=128)
     monkeypatch.setattr(zoo, "added", lambda folder: {"edm-cond@w2": row})

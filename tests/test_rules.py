@@ -265,27 +265,45 @@ NEARER = {"starts": ((1., 1.), (2., 2.)), "ends": ((3., 3.), (2., 1.)),
 
 
 
-@pytest.mark.parametrize("wide, least, verdict", [
-    ({64: 0.0, 1024: 0.3, 4096: 0.2}, 0.2, "yes"),
-    ({64: 0.1, 1024: 0.0, 4096: 0.2}, 0.2, "partly: it rises for 1 of 2 widths; 3 of 3 pairs"),
-    ({64: -0.3, 1024: -0.1, 4096: 0.05}, 0.2, "partly: it rises for 1 of 2 widths"),
-    ({64: 0.0, 4096: 0.2}, 0.02, "partly: it rises for 2 of 2 widths; 2 of 3 pairs"),
-    ({64: 0.0}, 0.2, "yes")])
-def test_even_parts_converge(wide, least, verdict):
-    """Each width from its fewest to its next most images, intervals apart; every pair above 0."""
-    even = {"that of the most images": pd.concat([
-                curve({4096: 0.4, 64: 0.1}, pair="width 16"), curve(wide, pair="width 32")]),
-            "of the most images": table(("U-Net 16", "U-Net 32", 0.3), ("U-Net 16", "DiT", 0.3),
-                                        ("U-Net 32", "DiT", least))}
-    claim = rules.even_parts_converge(even)
-    assert claim.verdict.startswith(verdict)
-    assert f"{least:.2f} (U-Net 32, DiT)" in claim.measured
+@pytest.mark.parametrize("narrow, wide, verdict", [
+    ({64: 0.1, 4096: 0.4}, {64: 0.0, 1024: 0.3, 4096: 0.2}, "yes"),
+    ({64: 0.1, 4096: 0.4}, {64: 0.1, 1024: 0.0, 4096: 0.2}, "partly: for 1 of 2 widths"),
+    ({64: 0.1, 4096: 0.4}, {64: -0.3, 1024: -0.1, 4096: 0.05}, "partly: for 1 of 2 widths"),
+    ({64: 0.1, 4096: 0.1}, {64: 0.0, 1024: 0.3, 4096: 0.1}, "no"),
+    ({64: 0.1, 4096: 0.4}, {64: 0.9}, "yes")])
+def test_even_parts_converge(narrow, wide, verdict):
+    """Each width from its fewest to its next most images, intervals apart and above 0."""
+    found = pd.concat([curve(dict(reversed(narrow.items())), pair="width 16"),
+                       curve(wide, pair="width 32")])
+    claim = rules.even_parts_converge(found)
+    assert claim.verdict == verdict
+    assert f"width 16: 0.10 at 64 images, {narrow[4096]:.2f} at 4096" in claim.measured
+    assert ("width 32" in claim.measured) == (len(wide) > 1)
 
 
-def test_even_parts_of_one_size_decide_nothing():
-    even = {"that of the most images": curve({64: 0.1}, pair="width 16"),
-            "of the most images": table(("U-Net 16", "DiT", 0.3))}
-    assert rules.even_parts_converge(even).verdict == "not decided: too few sizes trained"
+def test_the_width_that_decides_stands_first():
+    found = pd.concat([curve({64: 0.1, 4096: 0.4}, pair="width 16"),
+                       curve({64: 0.1, 4096: 0.3}, pair="width 32")])
+    assert rules.even_parts_converge(found).ours == (
+        "0.30 [0.25, 0.35] (width 32, 4096 images); 0.10 [0.05, 0.15] (width 32, 64 images)")
+
+
+@pytest.mark.parametrize("curves", [{64: 0.1}, {}])
+def test_even_parts_of_one_size_decide_nothing(curves):
+    found = curve(curves or {1: 0}, pair="width 16")[:len(curves)]
+    assert rules.even_parts_converge(found).verdict == "not decided: too few sizes trained"
+
+
+@pytest.mark.parametrize("least, half_width, verdict", [
+    (0.2, 0.1, "yes"), (0.2, 0.2, "in 2 of 3 pairs"), (-0.2, 0.1, "in 2 of 3 pairs")])
+def test_even_parts_of_the_most(least, half_width, verdict):
+    """Of the most images alone."""
+    pairs = table(("U-Net 16", "U-Net 32", 0.3), ("U-Net 16", "DiT", 0.3),
+                  ("U-Net 32", "DiT", least, half_width))
+    claim, = rules.even_parts_of_the_most({64: table(("U-Net 16", "DiT", 0.9)), 1024: pairs})
+    assert claim.verdict == verdict and "1,024 images" in claim.statement
+    assert f"{least:.2f} (U-Net 32, DiT) to 0.30" in claim.measured
+    assert rules.even_parts_of_the_most({}) == []
 
 
 @pytest.mark.parametrize("training, new, verdict", [
@@ -515,8 +533,8 @@ def sections() -> dict[str, list[claims.Claim]]:
             widths.assign(pair="16 / 32"), widths, widths, curve(
                 {64: .1, 1024: .6}, width=32, control=.5, gain=.1, **{"gain low": .05,
                                                                       "gain high": .15}),
-            {"that of the most images": curve({64: 0.1, 256: 0.4}, pair="width 16"),
-             "of the most images": table(("U-Net 16", "DiT", 0.3))},
+            curve({64: 0.1, 256: 0.4}, pair="width 16"),
+            {1024: table(("U-Net 16", "DiT", 0.3))},
             errors, crossings, {64: table(("U-Net 16", "DiT", 0.4)), 1024: unlike},
             {1024: table(("U-Net 16", "DiT", 0.7))}),
         "conditional": rules.conditional(
@@ -578,7 +596,7 @@ def test_every_claim_has_our_number_and_its_interval_where_there_is_one():
     ("two_regimes", 5, "", "", "0.80 [0.78, 0.82] (U-Net 16, DiT); "
      "0.60 [0.58, 0.62] (U-Net 16, gaussian)", 100),
     ("two_regimes", 6, "", "", "0.70 [0.68, 0.72] (U-Net 16, DiT)", 100),
-    ("two_regimes", 8, "studied, settings not seen", "S",
+    ("two_regimes", 9, "studied, settings not seen", "S",
      "crossing at 40 [36, 44] points (at noisy training points, sigma 0.1); "
      "crossing at 40 [36, 44] points (at noisy new points, sigma 0.1)", 256),
     ("conditional", 0, "said, without a number", "S",

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from paper_utils import data, files, models, recipes, tables, zoo
+from paper_utils import conditional, data, files, models, recipes, samplers, tables, zoo
 from paper_utils.errors import UserError
 from paper_utils.noise import NoiseBank
+from paper_utils.paths import cache_dir
 from paper_utils.training import Spec
 
 BANK = NoiseBank()
@@ -176,6 +177,23 @@ def test_every_shipped_file_is_the_one_of_the_table(folder):
             or row.name in SHEETS_ALONE
         if row.weights:
             assert files.sha256(folder / row.weights) == row.weights_sha256, row.name
+
+
+@needs_zoo
+@pytest.mark.skipif(not (cache_dir() / "cifar10_train.npz").exists(),
+                    reason="CIFAR-10 is not in the cache")
+def test_the_sheets_of_a_class_gaussian_are_those_of_the_code(tmp_path, monkeypatch):
+    """Notebook 03 takes them as they are, for ten Gaussians are minutes."""
+    images = data.load("cifar10")
+    monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path))
+    guided = conditional.guided_gaussian(images, 2.0)
+    own = samplers.sample_gaussian(models.gaussian(images.classes(0, 0)), BANK[:1], guided.solver)
+    sheets = {name: zoo.entry(name, zoo.CONDITIONAL).load_sheet(zoo.CONDITIONAL)[:1]
+              for name in (conditional.GAUSSIAN, guided.name)}
+    for made, sheet in ((own, sheets[conditional.GAUSSIAN][:, 0]),
+                        (guided.generate(BANK[:1]), sheets[guided.name])):
+        gap = (data.to_bytes(made).short() - sheet.short()).abs().float().mean()
+        assert gap < tables.LIVE_TOLERANCE / 10
 
 
 @needs_zoo
