@@ -19,7 +19,7 @@ HISTORY = """Rules were written before their claim first ran, with three excepti
 architecture families and those on even parts followed a trial, and nearness to each other is a
 second control that came later. A rule that was changed after numbers had been seen
 
-- became stricter, or got better intervals (Wilson's and Newcombe's);
+- became stricter, or got better intervals (Wilson's, Newcombe's and Student's);
 - asks in more places (the mixture, at first only at new points) or about every pair, saying in how
   many it holds (the Gaussian control of section 3, at first only for the lowest pair; that of
   consistency models of several steps, at first for means);
