@@ -163,6 +163,24 @@ output.figure(plots.heatmaps({"RP": rp, "MAE score": mae}, names,
               "fig_students_heatmaps")
 
 # %% [markdown]
+# Cosine of even parts on the same noise, of the teacher, its students and models of section 2. RP
+# is near its ceiling here and the Gaussian denoiser shares it, so this asks for what that denoiser
+# cannot make: the *even part* (see `01_unconditional`), the part of an image that stays when the
+# noise changes sign, without what the range of pixels alone makes of a Gaussian image. It is about
+# 0 with shuffled noises.
+
+# %%
+both = max(sizes.live, 2)
+parts = tables.even_parts_of({name: model for name, model in (found | unseen).items()
+                              if name in names}, both, models.limited(gaussian))
+even = scores.pairwise({name: parts[name] for name in names if name in parts}, scores.cosine,
+                       sizes.resamples)
+output.table(even, "tab_even_parts_students")
+output.figure(plots.heatmaps({"Cosine of even parts": even}, [*parts], 0.0, groups={
+    "students": one_step}, note=f"mean over {both} noises and their opposites; outlined: students"),
+              "fig_even_parts_students")
+
+# %% [markdown]
 # ## The price
 #
 # Fréchet distance to held-out images in the descriptor's own features (it compares curves of this
@@ -219,6 +237,6 @@ output.table(numbers[with_student & numbers.ours.notna()], "tab_paper_numbers_st
 
 # %% tags=["nbval-ignore-output"]
 sharp = price.set_index("run").sharpness[[students.TEACHER, *one_step]].to_dict()
-verdicts = rules.distillation(rp, mae, nearer, list(unseen), fresh["RP"], fresh_pairs, gains,
-                              sharp)
+verdicts = rules.distillation(rp, mae, nearer, even, list(unseen), fresh["RP"], fresh_pairs,
+                              gains, sharp)
 claims.save(verdicts, "distillation", output, device)

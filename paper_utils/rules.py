@@ -961,6 +961,28 @@ def nearer_than_gaussian(name: str, pairs: pd.DataFrame, control: pd.DataFrame) 
                          (form, "{model}, {other}")))
 
 
+def even_parts_taught(pairs: pd.DataFrame, students: Sequence[str],
+                      others: Sequence[str]) -> Claim:
+    """Our control, where the Gaussian denoiser has nothing: did students learn from their teacher?
+
+    pairs: cosines of even parts; students: distilled from the teacher; others: trained without it.
+    """
+    statement = ("Even part: students distilled from the teacher share with it what no Gaussian "
+                 "denoiser makes, more than models trained without it (our control)")
+    rule = ("for each such student the cosine of even parts on the same noise with the teacher is "
+            "above 0 and above that of every model trained without the teacher, with "
+            "non-overlapping intervals")
+    taught, rest = (across(pairs, ["teacher"], names) for names in (students, others))
+    if taught.empty or rest.empty:
+        return Claim(statement, rule, "no such pair", "not decided: not trained yet")
+    more = int((taught.low > max(rest.high.max(), 0)).sum())
+    return Claim(statement, rule,
+                 f"students {_range(taught)}; without the teacher {_range(rest)}",
+                 "yes" if more == len(taught) else f"for {more} of {len(taught)}",
+                 **_ours((_least(taught, taught.score), "{model}, {other}"),
+                         (_least(rest, -rest.score), "{model}, {other}")))
+
+
 def several_steps(fresh: pd.DataFrame) -> Claim:
     """Our question: do consistency models of several steps still make one image?
 
@@ -1009,16 +1031,18 @@ def blur_explains(gains: pd.DataFrame, sharp: Mapping[str, float]) -> Claim:
                          columns=DIFFERENCE))
 
 
-def distillation(rp: pd.DataFrame, mae: pd.DataFrame, nearer: pd.DataFrame, others: Sequence[str],
-                 fresh: pd.DataFrame, fresh_pairs: Mapping[int, pd.DataFrame],
+def distillation(rp: pd.DataFrame, mae: pd.DataFrame, nearer: pd.DataFrame, even: pd.DataFrame,
+                 others: Sequence[str], fresh: pd.DataFrame, fresh_pairs: Mapping[int, pd.DataFrame],
                  gains: pd.DataFrame, sharp: Mapping[str, float]) -> list[Claim]:
     """The claims on distilled students; others: many-step models that no student saw.
 
-    rp, mae, nearer (scores.nearer_than the Gaussian denoiser): pairs of all these, the teacher and,
-    in the former two, the Gaussian denoiser (see students.check); fresh, fresh_pairs: RP, of
-    students.with_fresh_noise and students.fresh_pairs.
+    rp, mae, nearer (scores.nearer_than the Gaussian denoiser), even (cosines of even parts): pairs
+    of all these, the teacher and, in the former two, the Gaussian denoiser (see students.check);
+    fresh, fresh_pairs: RP, of students.with_fresh_noise and students.fresh_pairs.
     """
     names = [name for name in sharp if name != "teacher"]
+    taught = [name for name in names if name in ("progressive-1", "cd")]
+    alone = [*others, *(name for name in names if name not in taught)]
     progressive, *trained = (_in_order(across(rp, [name], others), others)
                              for name in ("progressive-1", "ct", "ict")
                              if name in ("progressive-1", "ct", *names))
@@ -1035,7 +1059,7 @@ def distillation(rp: pd.DataFrame, mae: pd.DataFrame, nearer: pd.DataFrame, othe
               for score, table in (("RP", rp), ("MAE score", mae))),
             nearer_to_each_other("One-step students and their teacher",
                                  across(nearer, ["teacher"], names)),
-            several_steps(fresh),
+            even_parts_taught(even, taught, alone), several_steps(fresh),
             *(more_than(f"RP at {steps} steps with the same new noise, teacher included",
                         pairs[(pairs.model != "gaussian") & (pairs.other != "gaussian")],
                         pairs[(pairs.model == "gaussian") | (pairs.other == "gaussian")],

@@ -450,6 +450,23 @@ def test_blur_explains_what_a_teacher_as_blurred_has_too(cd, ct, verdict):
         f"{ct[1]:+.2f}; teacher's sharpness 0.90")
 
 
+@pytest.mark.parametrize("cd, unseen, verdict", [
+    (0.5, 0.4, "yes"), (0.5, 0.47, "for 1 of 2"), (0.5, 0.97, "for 0 of 2"),
+    (0.02, -0.3, "for 1 of 2")])
+def test_even_parts_taught(cd, unseen, verdict):
+    """Above every model trained without the teacher, intervals apart, and above 0."""
+    pairs = table(("teacher", "progressive-1", 0.9), ("cd", "teacher", cd), ("ct", "teacher", -0.3),
+                  ("teacher", "a", unseen), ("progressive-1", "cd", 0.0), ("ct", "a", 1.0))
+    claim = rules.even_parts_taught(pairs, ["progressive-1", "cd"], ["ct", "a"])
+    assert claim.verdict == verdict
+    assert claim.ours.startswith(f"{cd:.2f} [{cd - 0.02:.2f}, {cd + 0.02:.2f}] (cd, teacher)")
+
+
+def test_even_parts_without_a_student_decide_nothing():
+    pairs = table(("teacher", "ct", 0.9))
+    assert rules.even_parts_taught(pairs, ["cd"], ["ct"]).verdict.startswith("not decided")
+
+
 @pytest.mark.parametrize("gaussian, verdict", [
     (0.25, "yes"), (0.82, "in 3 of 4 pairs; the reverse in 0")])
 def test_the_claims_on_students_take_each_number_from_its_place(gaussian, verdict):
@@ -466,14 +483,16 @@ def test_the_claims_on_students_take_each_number_from_its_place(gaussian, verdic
                    ("a", "b", 0.1), ("teacher", "ct", 0.9), ("progressive-1", "teacher", 0.8))
     form = ("teacher", "gaussian", 0.6), ("ct", "gaussian", 0.5)
     fresh = {steps: table(("ct", "teacher", score), *form) for steps, score in ((2, 0.9), (4, 0.4))}
+    even = table(("progressive-1", "teacher", 0.5), ("ct", "teacher", 0.4), ("a", "teacher", 0.4),
+                 ("b", "teacher", 0.1), ("a", "ct", 0.9), ("progressive-1", "a", 0.1))
     sharp = {"teacher": 0.9, "progressive-1": 0.8, "ct": 0.7}
-    found = rules.distillation(rp, mae, nearer, ["a", "b"], fresh_noise(0.9, 0.8, 0.1), fresh,
-                               gains(ct=(0.5, 0.5)), sharp)
+    found = rules.distillation(rp, mae, nearer, even, ["a", "b"], fresh_noise(0.9, 0.8, 0.1),
+                               fresh, gains(ct=(0.5, 0.5)), sharp)
     assert [claim.verdict for claim in found] == ["reproduced"] * 3 + [
         verdict, "for 3 of 4 pairs", "for 0 of 2; the reverse for 1", "yes", "yes", "yes",
-        "yes", "in 0 of 1 pairs; the reverse in 1", "no"]
+        "yes", "yes", "in 0 of 1 pairs; the reverse in 1", "no"]
     with_ict = pd.concat([rp, table(("ict", "a", 1.0), ("ict", "b", 0.2), ("ict", "gaussian", 0))])
-    found = rules.distillation(with_ict, mae, nearer, ["a", "b"], fresh_noise(0.9, 0.8, 0.1),
+    found = rules.distillation(with_ict, mae, nearer, even, ["a", "b"], fresh_noise(0.9, 0.8, 0.1),
                                fresh, gains(ct=(0.5, 0.5)), sharp | {"ict": 0.7})
     assert found[2].verdict == "no: lower with 1, higher with 1 of 2"
 
@@ -524,6 +543,7 @@ def sections() -> dict[str, list[claims.Claim]]:
     students = table(("progressive-1", "a", 0.95), ("ct", "a", 0.90), ("ct", "progressive-1", 0.99),
                      ("ct", "gaussian", 0.3), ("gaussian", "progressive-1", 0.5),
                      ("teacher", "ct", 0.9), ("teacher", "gaussian", 0.5))
+    taught = table(("teacher", "progressive-1", 0.8), ("teacher", "ct", 0.3), ("teacher", "a", 0.2))
     return {
         "unconditional": rules.unconditional(
             pairs, pairs, ["edm", "ct"], ["edm", "ct"], ["gan", "vae"], pairs,
@@ -548,7 +568,7 @@ def sections() -> dict[str, list[claims.Claim]]:
                                          ways.assign(run=""), ways,
                                          scores.Score(.7, .6, .8, 99)),
         "distillation": rules.distillation(
-            students, students, students, ["a"], fresh_noise(0.9, 0.8, 0.1),
+            students, students, students, taught, ["a"], fresh_noise(0.9, 0.8, 0.1),
             {2: table(("ct", "teacher", 0.9), ("ct", "gaussian", 0.5),
                       ("teacher", "gaussian", 0.6))},
             gains(ct=(0.5, 0.25)), {"teacher": 0.9, "progressive-1": 0.8, "ct": 0.7})}
@@ -625,10 +645,10 @@ def test_every_claim_has_our_number_and_its_interval_where_there_is_one():
      "0.90 [0.88, 0.92] (ct, a); 0.95 [0.93, 0.97] (progressive-1, a)", 100),
     ("distillation", 2, "0.91", "S",
      "0.99 [0.97, 1.01] (ct, progressive-1); 0.90 [0.88, 0.92] (ct, a)", 100),
-    ("distillation", 8, "", "",
+    ("distillation", 9, "", "",
      "0.90 [0.84, 0.96] (4 steps, each other); 0.10 [0.04, 0.16] (4 steps, the teacher's own "
      "image)", 100),
-    ("distillation", 10, "", "", "0.25 [0.12, 0.38] (ct minus its equally sharp teacher)", 100)])
+    ("distillation", 11, "", "", "0.25 [0.12, 0.38] (ct minus its equally sharp teacher)", 100)])
 def test_what_stands_in_the_verdict_table(section, k, paper, grade, ours, n):
     claim = sections()[section][k]
     assert (claim.paper, claim.grade, claim.ours, claim.n) == (paper, grade, ours, n)
