@@ -156,8 +156,30 @@ output.figure(plots.scores_against(panels, "way", labels=dict.fromkeys(panels, "
               "fig_fine_tuning_against")
 
 # %% [markdown]
+# Third, what the Gaussian denoiser cannot make: the cosine of the *even parts* on the same noise
+# (see `01_unconditional`: the part of an image that stays when the noise changes sign, without what
+# the range of pixels alone makes of a Gaussian image), of runs on the most images, from the same
+# start and from different ones, and of each first run with the network it started from. If
+# fine-tuning teaches two networks the same, two runs from different starts share more of it than
+# the two pre-trained networks do.
+
+# %%
+most = grid[grid.images == grid.images.max()]
+limited = models.limited(models.closed_forms(target, sizes.bag)["gaussian"])
+parts = tables.even_parts_of({name: found[name] for name in [*fine_tuning.BASES, *most.model]},
+                             max(sizes.live, 2), limited)
+even = fine_tuning.reproducibility(most, parts, scores.cosine, sizes.resamples)
+bases_even = fine_tuning.agreement_of_bases(parts, scores.cosine, sizes.resamples)
+kept = fine_tuning.against(most[most.run == ""], parts, parts["base"], scores.cosine,
+                           sizes.resamples)
+output.table(tables.over("with", {"another run": even, "the pre-trained network": kept}),
+             "tab_even_parts_fine_tuning")
+print(f"the two pre-trained networks: cosine of even parts {bases_even}")
+
+# %% [markdown]
 # ## The claims
 
 # %% tags=["nbval-ignore-output"]
-verdicts = rules.fine_tuning(rp, gl, gain, with_start, bases, gaussian, nearer, bases_nearer)
+verdicts = rules.fine_tuning(rp, gl, gain, with_start, bases, gaussian, nearer, bases_nearer,
+                             even, bases_even)
 claims.save(verdicts, "fine_tuning", output, device)

@@ -298,12 +298,16 @@ def test_the_claims_of_the_study_take_each_number_from_its_place():
     still = curve({("attention", 4): 0.1, ("scratch", 4): 0.1, ("all", 4): 0.5})
     gaussian = curve({("attention", 64): 0.7, ("scratch", 64): 0.95}).assign(run="")
     nearer = curve({("scratch", 4): 0.9, ("scratch", 64): 0.6, ("attention", 64): 0.5})
+    even = curve({("scratch", 64): 0.9, ("attention", 64): 0.4})
     found = rules.fine_tuning(rp, gl, gain(0.3, 0.0), still, bases, gaussian, nearer,
-                              scores.Score(0.66, 0.6, 0.7, 99))
+                              scores.Score(0.66, 0.6, 0.7, 99), even,
+                              scores.Score(0.1, 0.0, 0.2, 16))
     assert [c.verdict for c in found] == [
         "reproduced", "more at 1, less at 0 of 2 ways and sizes",
-        "for 1 of 2 ways (attention); the reverse for 1", "for 1 of 2 pairs"]
-    assert found[-1].measured.endswith("the two pre-trained networks 0.66 [0.60, 0.70]")
+        "for 1 of 2 ways (attention); the reverse for 1", "for 1 of 2 pairs", "yes"]
+    assert [claim.measured.rpartition("; ")[2] for claim in found[-2:]] == [
+        f"the two pre-trained networks {score}" for score in ("0.66 [0.60, 0.70]",
+                                                              "0.10 [0.00, 0.20]")]
 
 
 def test_held_out_images_stand_beside_the_ways():
@@ -326,7 +330,8 @@ def test_a_zoo_without_models_gives_empty_tables_and_no_verdict():
     gl = fine_tuning.generalization(table, {}, directions(4, 0), directions(4, 0), 0.5)
     start = fine_tuning.against(table, {}, directions(4, 0), copies)
     found = rules.fine_tuning(rp, gl, fine_tuning.shared_start(table, {}, copies), start,
-                              scores.Score(0, 0, 1, 1), start, rp, scores.Score(0, 0, 1, 1))
+                              scores.Score(0, 0, 1, 1), start, rp, scores.Score(0, 0, 1, 1), rp,
+                              scores.Score(0, 0, 1, 1))
     assert all(claim.verdict == "not decided: not trained yet" for claim in found)
 
 

@@ -497,6 +497,20 @@ def test_the_claims_on_students_take_each_number_from_its_place(gaussian, verdic
     assert found[2].verdict == "no: lower with 1, higher with 1 of 2"
 
 
+@pytest.mark.parametrize("attention, verdict", [
+    (0.45, "yes"), (0.40, "no: for 1 of 2 ways, the reverse for 0"),
+    (0.15, "no: for 1 of 2 ways, the reverse for 1")])
+def test_even_parts_added(attention, verdict):
+    """Above that of the pre-trained networks, intervals apart; scratch was never one of them."""
+    even = pd.concat([curve({64: score}, way=way) for way, score in (
+        ("all", 0.5), ("attention", attention), ("scratch", 0.1))])
+    claim = rules.even_parts_added(even, scores.Score(0.3, 0.25, 0.375, 16))
+    assert claim.verdict == verdict and "scratch 0.10" in claim.measured
+    assert claim.ours.endswith("; 0.30 [0.25, 0.38] (the pre-trained networks)")
+    assert rules.even_parts_added(even[:0], scores.Score(0.3, 0.2, 0.4, 16)).verdict.startswith(
+        "not decided")
+
+
 # --- the verdict table: what the paper says, and ours with its interval -------------------------
 
 def in_series(*rows: tuple) -> pd.DataFrame:
@@ -566,7 +580,8 @@ def sections() -> dict[str, list[claims.Claim]]:
             {"edm": {0.0: energy, 8.0: energy + 1}}, energy),
         "fine_tuning": rules.fine_tuning(ways, ways, gain, ways, scores.Score(.7, .6, .8, 99),
                                          ways.assign(run=""), ways,
-                                         scores.Score(.7, .6, .8, 99)),
+                                         scores.Score(.7, .6, .8, 99), ways,
+                                         scores.Score(.3, .25, .35, 16)),
         "distillation": rules.distillation(
             students, students, students, taught, ["a"], fresh_noise(0.9, 0.8, 0.1),
             {2: table(("ct", "teacher", 0.9), ("ct", "gaussian", 0.5),
