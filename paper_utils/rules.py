@@ -1058,8 +1058,9 @@ def blur_explains(gains: pd.DataFrame, sharp: Mapping[str, float]) -> Claim:
 
 
 def distillation(rp: pd.DataFrame, mae: pd.DataFrame, nearer: pd.DataFrame, even: pd.DataFrame,
-                 others: Sequence[str], fresh: pd.DataFrame, fresh_pairs: Mapping[int, pd.DataFrame],
-                 gains: pd.DataFrame, sharp: Mapping[str, float]) -> list[Claim]:
+                 others: Sequence[str], fresh: pd.DataFrame,
+                 fresh_pairs: Mapping[int, pd.DataFrame], gains: pd.DataFrame,
+                 sharp: Mapping[str, float]) -> list[Claim]:
     """The claims on distilled students; others: many-step models that no student saw.
 
     rp, mae, nearer (scores.nearer_than the Gaussian denoiser), even (cosines of even parts): pairs
