@@ -171,10 +171,9 @@ output.figure(plots.heatmaps({"RP": rp, "MAE score": mae}, names,
 
 # %%
 both = max(sizes.live, 2)
-parts = tables.even_parts_of({name: model for name, model in (found | unseen).items()
-                              if name in names}, both, models.limited(gaussian))
-even = scores.pairwise({name: parts[name] for name in names if name in parts}, scores.cosine,
-                       sizes.resamples)
+asked = {name: found[name] for name in [students.TEACHER, *one_step]} | unseen
+parts = tables.even_parts_of(asked, both, models.limited(gaussian))
+even = scores.pairwise(parts, scores.cosine, sizes.resamples)
 output.table(even, "tab_even_parts_students")
 output.figure(plots.heatmaps({"Cosine of even parts": even}, [*parts], 0.0, groups={
     "students": one_step}, note=f"mean over {both} noises and their opposites; outlined: students"),

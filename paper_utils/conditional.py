@@ -156,6 +156,11 @@ def own_class(n: int, model: Model) -> Tensor:
     return torch.arange(n) % len(model.classes)
 
 
+def of_own_class(rows: Tensor, model: Model) -> Tensor:
+    """Of rows [n, C, ...], one a class of the model, that of each noise's `own_class`: [n, ...]."""
+    return rows[torch.arange(len(rows)), own_class(len(rows), model)]
+
+
 def guided_samples(found: Mapping[str, Model], images: Mapping[str, Tensor],
                    profile: Profile) -> dict[float, dict[str, Tensor]]:
     """Weight -> model -> uint8 [n, 3, H, W], one class per noise; images: those of `samples`."""
@@ -164,8 +169,7 @@ def guided_samples(found: Mapping[str, Model], images: Mapping[str, Tensor],
         table[weight] = {}
         for name, model in found.items():
             if weight == 1:
-                n = len(images[name])
-                table[weight][name] = images[name][torch.arange(n), own_class(n, model)]
+                table[weight][name] = of_own_class(images[name], model)
             else:
                 one = guided(model, weight)
                 table[weight][name] = samples({one.name: one}, profile)[one.name]
@@ -179,12 +183,11 @@ def guided_control(images: data.Images, plain: Tensor, own: Tensor, profile: Pro
     plain, own: at weight 0, samples of the Gaussian denoiser of all images, [n, 3, H, W], and at
     weight 1 of those of the classes, [n, C, 3, H, W], which are there already.
     """
-    n, found = len(own), {}
+    found = {0.0: plain[:len(own)], 1.0: of_own_class(own, gaussian(images))}
     for weight in CONTROLLED:
-        one = guided_gaussian(images, weight, device)
-        found[weight] = (plain[:n] if weight == 0 else
-                         own[torch.arange(n), own_class(n, gaussian(images))] if weight == 1 else
-                         samples({one.name: one}, profile)[one.name])
+        if weight not in found:
+            one = guided_gaussian(images, weight, device)
+            found[weight] = samples({one.name: one}, profile)[one.name]
     return found
 
 

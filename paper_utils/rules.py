@@ -445,18 +445,17 @@ def even_parts_converge(curves: pd.DataFrame) -> Claim:
     curves = curves[curves.groupby("pair").images.transform("nunique") > 1]
     if curves.empty:
         return Claim(statement, rule, "too few sizes", "not decided: too few sizes trained")
-    ends = {width: [*curve.sort_values("images").iloc[[0, -1]].itertuples()]
+    ends = {width: [row for _, row in curve.sort_values("images").iloc[[0, -1]].iterrows()]
             for width, curve in curves.groupby("pair")}
     margin = {width: last.low - max(first.high, 0) for width, (first, last) in ends.items()}
     rises, least = sum(by > 0 for by in margin.values()), min(margin, key=margin.get)
-    rows = curves[curves.pair == least].sort_values("images")
     return Claim(statement, rule,
                  "; ".join(f"{width}: {first.score:z.2f} at {first.images} images, "
                            f"{last.score:z.2f} at {last.images}"
                            for width, (first, last) in ends.items()),
                  "yes" if rises == len(ends) else
                  f"partly: for {rises} of {len(ends)} widths" if rises else "no",
-                 **_ours(*((rows.iloc[k], "{pair}, {images} images") for k in (-1, 0))))
+                 **_ours(*((row, "{pair}, {images} images") for row in reversed(ends[least]))))
 
 
 def even_parts_of_the_most(shared: Mapping[int, pd.DataFrame]) -> list[Claim]:
