@@ -95,7 +95,7 @@ rows["mean image"] = data.to_bytes(constant)
 
 # %%
 describe = descriptors.load("cifar-copy")
-features = {name: descriptors.features(describe, images) for name, images in rows.items()}
+features = descriptors.features(describe, rows)
 maps = {"RP": scores.pairwise(features, scores.copies(describe.threshold)),
         "MAE score": scores.pairwise(rows, scores.close)}
 note = f"{len(shared)} noises, descriptor {describe.name} > {describe.threshold:.2f}"
@@ -106,20 +106,21 @@ output.figure(plots.heatmaps(maps, list(rows), 0.0, note), "fig_start_here_score
 #
 # | notebook | shows | `smoke` | `laptop` | `gpu` | `paper` |
 # |---|---|---|---|---|---|
-# | `01_unconditional` | section 2: do models agree, and with what? | 20 s | 5 min | 11 h | 749 h |
-# | `02_two_regimes` | section 3: memorization and generalization | 20 s | 4 min | 2 h | 2417 h |
+# | `01_unconditional` | section 2: do models agree, and with what? | 20 s | 7 min | 11 h | 749 h |
+# | `02_two_regimes` | section 3: memorization and generalization | 20 s | 8 min | 2 h | 2417 h |
 # | `03_conditional` | appendix D: class-conditional models | 15 s | 30 s | 14 h | 567 h |
-# | `04_inverse_problems` | appendix F: deterministic DPS | 20 s | 2 min | 9 h | 415 h |
-# | `05_fine_tuning` | appendix G: fine-tuning some parameters | 10 s | 30 s | 1 h | 1648 h |
-# | `06_distillation` | students of one or few steps | 15 s | 1 min | 9 h | 757 h |
+# | `04_inverse_problems` | appendix F: deterministic DPS | 20 s | 3 min | 9 h | 415 h |
+# | `05_fine_tuning` | appendix G: fine-tuning some parameters | 10 s | 1 min | 1 h | 1648 h |
+# | `06_distillation` | students of one or few steps | 15 s | 2 min | 9 h | 757 h |
 # | `train` | trains, fine-tunes or distills one model | 10 s | 10 min | | |
 #
 # Every notebook takes the same `profile` parameter. The times of `smoke` and `laptop` were measured
-# on two cores: `smoke` trains tiny models on a few bundled images, `laptop` uses the models shipped
-# in `zoo/`. `gpu` and `paper` train their own models. Their times are GPU-hours for the models,
-# estimated from the networks and never measured (`make plan PROFILE=gpu` lists them by job).
-# Notebooks share models, so the sum is less. To run one as a batch, use `papermill
-# notebooks/01_unconditional.ipynb out.ipynb -p profile gpu`; to run all, `make report PROFILE=gpu`.
+# on two cores, two notebooks at a time: `smoke` trains tiny models on a few bundled images,
+# `laptop` uses the models shipped in `zoo/`. `gpu` and `paper` train their own models. Their times
+# are GPU-hours for the models, estimated from the networks and never measured (`make plan
+# PROFILE=gpu` lists them by job). Notebooks share models, so the sum is less. To run one as a
+# batch, use `papermill notebooks/01_unconditional.ipynb out.ipynb -p profile gpu`; to run all,
+# `make report PROFILE=gpu`.
 #
 # Below are the results so far, from the last run of each notebook with this profile. The notebooks'
 # tables have the rule behind each verdict and what was measured; `make report` makes a page of it

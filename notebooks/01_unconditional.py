@@ -32,6 +32,8 @@ hyperplane: int = 0
 device: str = ""
 
 # %%
+from itertools import combinations, product
+
 from torch.nn.functional import normalize
 
 from paper_utils import claims, data, descriptors, explore, models, plots, profiles, published
@@ -96,10 +98,10 @@ output.figure(plots.sample_grid(images, title="One noise per column, one model p
 # name; a table below gives RP under every available descriptor.
 
 # %%
-features = {name: descriptors.features(describe, rows) for name, rows in images.items()}
+features = descriptors.features(describe, images)
 copies = scores.copies(describe.threshold)
-rp = scores.pairwise(features, copies, sizes.resamples)
-mae = scores.pairwise(images, scores.close, sizes.resamples)
+rp = scores.pairwise(features, copies)
+mae = scores.pairwise(images, scores.close)
 output.table(mae, "tab_mae_pairs")
 output.table(rp, "tab_rp_pairs").head(3)
 
@@ -117,8 +119,9 @@ output.figure(plots.heatmaps({"RP": rp, "MAE score": mae}, shown, note=note,
 # many-step models; above the diagonal they agree more with each other than either does with it. The
 # table gives the same by network family, because the paper says that the architecture does not
 # matter. It asks one more question, which needs no threshold and has no ceiling: on how many noises
-# are two models *nearer to each other* than either is to the Gaussian denoiser (a third, if the
-# three had nothing more in common)?
+# are two models *nearer to each other* than either is to the Gaussian denoiser? (About 0 if they
+# share nothing but that denoiser, a third if the three are equally far apart; more and less here:
+# than half.)
 
 # %%
 compared = {name: scores.beside_control(scores.among(pairs, many_steps),
@@ -127,9 +130,9 @@ compared = {name: scores.beside_control(scores.among(pairs, many_steps),
 title = f"Every two models, and each with the Gaussian denoiser; {sizes.noises} noises"
 output.figure(plots.against_control(compared, "the Gaussian denoiser", title), "fig_beside_control")
 of_many = {name: features[name] for name in many_steps}
-nearer = scores.pairwise(of_many, scores.nearer_than(features["gaussian"]), sizes.resamples)
+nearer = scores.pairwise(of_many, scores.nearer_than(features["gaussian"]))
 output.table(nearer, "tab_nearer_to_each_other")
-compared["nearer to each other"] = nearer.assign(more=nearer.low > 1 / 3, less=nearer.high < 1 / 3)
+compared["nearer to each other"] = nearer.assign(more=nearer.low > 1 / 2, less=nearer.high < 1 / 2)
 output.table(tables.by_family(compared, {name: everything[name].family for name in many_steps}),
              "tab_agreement_by_family")
 
@@ -140,7 +143,7 @@ output.table(tables.by_family(compared, {name: everything[name].family for name 
 
 # %%
 seeds = [(name, f"{name}-seed1") for name in diffusion if f"{name}-seed1" in diffusion]
-output.table(tables.between_seeds(of_many, seeds, copies, sizes.resamples), "tab_rp_between_seeds")
+output.table(tables.between_seeds(of_many, seeds, copies), "tab_rp_between_seeds")
 
 # %% [markdown]
 # ## What no Gaussian denoiser makes
@@ -160,19 +163,23 @@ output.table(tables.between_seeds(of_many, seeds, copies, sizes.resamples), "tab
 # images.
 
 # %%
-limited, both = models.limited(everything["gaussian"]), max(sizes.live, 2)
+limited = models.limited(everything["gaussian"])
 asked = {name: everything[name] for name in [*diffusion, "optimal", *contrast]}
-even, rest = (scores.pairwise(parts, scores.cosine, sizes.resamples) for parts in (
-    tables.even_parts_of({limited.name: limited} | asked, both),
-    tables.even_parts_of(asked, both, limited)))
+whole = tables.even_parts_of({limited.name: limited} | asked, sizes.opposites)
+parts = tables.even_parts_of(asked, sizes.opposites, limited)
+even, rest = (scores.pairwise(some, scores.cosine) for some in (whole, parts))
+beside = {pair: list(product(pair, contrast)) for pair in combinations(many_steps, 2)}
+gain = scores.gains(parts, beside, scores.cosine)  # over the pairs of either with a GAN or VAE
+output.table(gain, "tab_even_parts_over_contrast")
 output.table(tables.over("even part", {"whole": even, "without the limited Gaussian's": rest}),
              "tab_even_parts_alike")
 maps = {"Cosine of even parts": even, "Without the limited Gaussian's": rest}
 output.figure(plots.heatmaps(maps, [*diffusion, limited.name, "optimal", *contrast], 0.0,
-                             f"mean over {both} noises and their opposites",
+                             f"mean over {sizes.opposites} noises and their opposites; "
+                             "blank below: the part that is taken out of all",
                              {"many steps": many_steps}), "fig_even_parts")
 output.table(tables.even_parts(asked | {"gaussian": everything["gaussian"], limited.name: limited},
-                               both), "tab_even_parts", digits=3)
+                               sizes.opposites), "tab_even_parts", digits=3)
 
 # %% [markdown]
 # ## GANs and VAEs
@@ -200,7 +207,7 @@ output.figure(plots.heatmaps({"RP": rp, "MAE score": mae}, contrast + least, flo
 known = tables.features_of(describe, training)
 real = tables.features_of(describe, held_out)
 judged = features | {"held-out": real[:sizes.held_out]}
-gl = tables.gl_table(judged, known, describe.threshold, sizes.resamples)
+gl = tables.gl_table(judged, known, describe.threshold)
 output.table(gl, "tab_gl")
 rows = tables.model_table(everything, features, gl, real, describe.name)
 output.table(rows, "tab_models")
@@ -303,5 +310,6 @@ numbers = published.beside_heat_maps(rp, mae)
 output.table(numbers, "tab_paper_numbers")
 output.figure(plots.beside_paper(numbers, "The paper's 42 numbers and ours"), "fig_paper_numbers")
 winners = {name: winner for name, (winner, _) in maps.items()}
-verdicts = rules.unconditional(rp, mae, diffusion, many_steps, contrast, rest, gl, winners)
+verdicts = rules.unconditional(rp, mae, diffusion, many_steps, contrast, rest, gain, gl,
+                               winners)
 claims.save(verdicts, "unconditional", output, device)

@@ -53,13 +53,14 @@ held_out = data.load(sizes.dataset, "test")
 # All models are sampled from the same noises, and all U-Nets by the same solver. The first few
 # images of each are generated again here and compared with the shipped ones, except for models that
 # ship as images alone and so have no number in the table: checkpoints other than at the shared
-# budget (*moment*), models of the other half of the dataset (*half* 1), two U-Nets and a
-# transformer.
+# budget (*moment*), models of the other half of the dataset (*half* 1), some U-Nets and
+# a transformer.
 
 # %%
 found = regimes.trained(sizes, training, device)
 grid, transformers = regimes.grid(found), regimes.transformers(found)
 images = regimes.samples(found, sizes)
+with_weights = {name: model for name, model in found.items() if not model.sheet_alone}
 check = tables.check_sheets(found, images, min(sizes.live, 4))
 output.table(grid.merge(check, how="left"), "tab_regimes_models")
 
@@ -71,34 +72,32 @@ output.table(grid.merge(check, how="left"), "tab_regimes_models")
 # regimes are shaded. The control of RP is the untrained Gaussian denoiser of all training images
 # (dashed, in the colour of the width): networks that learned little are near it and would agree
 # even if they had nothing more in common. The Gaussian denoiser of the N images alone agrees with
-# them less at 1,024 (where its covariance is singular) and 4,096 images, and hardly differs from
+# them less up to 8,192 images (below 3,072 its covariance is singular), and hardly differs from
 # 16,384 on. But for GL it is the control: it cannot copy, so where it has 1, a network's 1 says
 # that the network does not copy, not that it creates anything. Held-out real images score below 1
 # (`held-out` in the table) for two reasons: CIFAR-10 has near-duplicates, and the descriptor has
 # false alarms (by eye, at 32,768 training images, for less than one held-out image in a hundred).
 
 # %%
-features = {name: descriptors.features(describe, rows) for name, rows in images.items()}
+features = descriptors.features(describe, images)
 known = tables.features_of(describe, training)
 real = tables.features_of(describe, held_out)[:sizes.held_out]
-rp = regimes.between_widths(grid, features, copies, sizes.resamples)
-gl = regimes.generalization(found, grid, features, known, real, describe.threshold, sizes.resamples)
+rp = regimes.between_widths(grid, features, copies)
+gl = regimes.generalization(grid, features, known, real, describe.threshold)
 trained_sizes = sorted({*regimes.cells(grid).images, *transformers.images})
 closed = {name: regimes.closed_samples(name, training, trained_sizes, sizes.grid_noises, sizes,
                                        device) for name in models.CLOSED_FORMS}
-described = {name: {n: descriptors.features(describe, rows) for n, rows in theirs.items()}
-             for name, theirs in closed.items()}
-whole = models.samples(models.closed_forms(training, sizes.bag)["gaussian"], sizes.grid_noises)
+described = descriptors.features(describe, closed)
+whole = models.samples(models.closed_form("gaussian", training), sizes.grid_noises)
 closed["control"] = dict.fromkeys(trained_sizes, whole)
 gaussian = descriptors.features(describe, whole)
 described["control"] = dict.fromkeys(trained_sizes, gaussian)
-against = {name: regimes.with_closed_form(grid, images, features, theirs, described[name], copies,
-                                          sizes.resamples) for name, theirs in closed.items()}
+against = {name: regimes.with_closed_form(grid, images, features, theirs, described[name], copies)
+           for name, theirs in closed.items()}
 control = against.pop("control")
-uncopied = regimes.copied_by_control(described["gaussian"], known, describe.threshold,
-                                     sizes.resamples)
-by_pixels = regimes.between_widths(grid, images, scores.close, sizes.resamples)
-nearer = regimes.between_widths(grid, features, scores.nearer_than(gaussian), sizes.resamples)
+uncopied = regimes.copied_by_control(described["gaussian"], known, describe.threshold)
+by_pixels = regimes.between_widths(grid, images, scores.close)
+nearer = regimes.between_widths(grid, features, scores.nearer_than(gaussian))
 output.table(rp.assign(**{"MAE score": by_pixels.score, "nearer to each other": nearer.score}),
              "tab_rp_against_images")
 output.table(control, "tab_rp_with_control")
@@ -123,9 +122,9 @@ output.figure(plots.scores_against(curves, "pair", paper=paper, shaded=True, col
 # %%
 width = regimes.fullest_width(grid)
 one_width = regimes.cells(grid)[lambda rows: rows.width == width].sort_values("images")
-nearest = {name: regimes.with_nearest(found[name].spec, images[name], features[name],
-                                      training.pixels, known)
-           for name in regimes.cells(grid).model}
+nearest = {row.model: regimes.with_nearest(images[row.model], features[row.model],
+                                           training.pixels[:row.images], known[:row.images])
+           for row in regimes.cells(grid).itertuples()}
 strips = {f"{row.images:,} images": nearest[row.model] for row in one_width.itertuples()}
 output.figure(plots.gallery(strips, title=f"Width {width}: samples and nearest training images"),
               "fig_nearest_images")
@@ -169,7 +168,7 @@ output.figure(plots.scores_against(panels, "width", paper=paper, shaded=True, co
 
 # %%
 decided = regimes.deciding_levels(found, grid, training, features, described["optimal"], describe,
-                                  max(sizes.grid_noises // 2, 2), resamples=sizes.resamples)
+                                  max(sizes.grid_noises // 2, 2))
 output.table(decided, "tab_deciding_levels")
 panels = {f"RP, network {where} $\\sigma$": part for where, part in decided.groupby(
     "network", sort=False)}
@@ -186,7 +185,8 @@ output.figure(plots.curves(panels or {"RP": decided}, "pair", "sigma",
 # row tells a network that copies from one that does not.
 
 # %%
-networks = {row.images: found[row.model].denoiser() for row in one_width.itertuples()}
+networks = {row.images: found[row.model].denoiser() for row in one_width.itertuples()
+            if row.model in with_weights}
 asked = {"held-out images": held_out.pixels[:16], "training images": training.pixels[:4]}
 distances = regimes.denoiser_distances(networks, training, asked, sizes, device)
 output.table(distances, "tab_denoiser_distances", digits=3)
@@ -204,9 +204,10 @@ output.figure(plots.distances_against_sigma(distances, f"Networks of width {widt
 most = regimes.cells(grid)[lambda rows: rows.images == grid.images.max()].sort_values("width")
 rival = models.gaussian(training)
 asked = held_out.pixels[:64]
-of_most = {f"width {row.width}": found[row.model].denoiser() for row in most.itertuples()}
+of_most = {f"width {row.width}": found[row.model].denoiser() for row in most.itertuples()
+           if row.model in with_weights}
 of_most |= {"DiT": found[row.model].denoiser() for row in transformers.itertuples()
-            if row.images == grid.images.max()}
+            if row.images == grid.images.max() and row.model in with_weights}
 by_size = {f"{n:,} images": network for n, network in networks.items()}
 seen = training.pixels[:min(grid.images)]
 panels = {f"{grid.images.max():,} training images, held-out": (of_most, asked),
@@ -230,17 +231,14 @@ output.figure(plots.curves(errors_, "network", "sigma", "noise level $\\sigma$",
 # trained on the fewest and on the most images, with the same budget. Does it make the same images
 # as the U-Nets, and is that more than what each shares with the closed forms? The last column asks
 # without a threshold: on how many noises are two networks nearer to each other than either is to
-# the Gaussian denoiser, by the descriptor (a third if the three had nothing more in common)?
+# the Gaussian denoiser, by the descriptor (see `01_unconditional`)?
 
 # %%
 alike, close = (regimes.across_architectures(
-    found, rows, {"gaussian": theirs["control"], "optimal": theirs["optimal"]}, hits,
-    sizes.resamples)
+    found, rows, {"gaussian": theirs["control"], "optimal": theirs["optimal"]}, hits)
     for rows, theirs, hits in ((features, described, copies), (images, closed, scores.close)))
-nearer = regimes.across_architectures(found, features, {}, scores.nearer_than(gaussian),
-                                      sizes.resamples)
-copied = regimes.generalization(found, transformers, features, known, real, describe.threshold,
-                                sizes.resamples)
+nearer = regimes.across_architectures(found, features, {}, scores.nearer_than(gaussian))
+copied = regimes.generalization(transformers, features, known, real, describe.threshold)
 output.table(copied.merge(check, how="left"), "tab_transformers")
 
 # %%
@@ -254,8 +252,8 @@ if alike:
     output.figure(plots.heatmaps(maps, [*(f"U-Net {w}" for w in widths), "DiT", "gaussian",
                                         "optimal"], 0.0, columns=3,
                                  note=f"{sizes.grid_noises} noises; blank: not trained or asked; "
-                                 "nearer to each other than to the Gaussian denoiser: 1/3 if the "
-                                 "three had nothing more in common"),
+                                 "nearer to each other than to the Gaussian denoiser: about 0 if "
+                                 "they share nothing else"),
                   "fig_rp_across_architectures")
 
 # %% [markdown]
@@ -270,11 +268,12 @@ if alike:
 # differs.
 
 # %%
-ratio = regimes.nearer_than_second(found, grid, images, training.pixels, sizes.resamples)
-halves = regimes.across_halves(grid, features, gaussian, copies, sizes.resamples)
-larger = regimes.with_most_images(grid, features, copies, sizes.resamples)
+ratio = regimes.nearer_than_second(grid, images, training.pixels)
+halves = regimes.across_halves(grid, features, gaussian, copies)
+larger = regimes.with_most_images(grid, features, copies)
 output.table(ratio, "tab_nearer_than_second")
 output.table(halves, "tab_disjoint_halves")
+larger["MAE score"] = regimes.with_most_images(grid, images, scores.close).score
 output.table(larger, "tab_rp_with_most_images")
 views = {"Copies by pixel distance": ratio.assign(pair="width " + ratio.width.astype(str)),
          "Trained on disjoint halves": regimes.halves_beside_control(halves),
@@ -290,7 +289,7 @@ output.figure(plots.scores_against(views, "pair", shaded=True, colours=colours, 
 # noise leads to is still changing.
 
 # %%
-time = regimes.over_training(grid, features, gl, described["control"], copies, sizes.resamples)
+time = regimes.over_training(grid, features, gl, described["control"], copies)
 output.table(time, "tab_over_training")
 moments = {f"{what}, {n:,} training images": rows[rows.what == what]
            for n, rows in time.groupby("images") for what in rows.what.unique()}
@@ -312,16 +311,16 @@ output.figure(plots.scores_against(moments or {"": time}, "pair", x="images seen
 # which only the images ship are missing.
 
 # %%
-limited = models.limited(models.closed_forms(training, sizes.bag, device)["gaussian"])
-optimal = {n: models.closed_forms(training.first(n), sizes.bag, device)["optimal"]
-           for n in trained_sizes}
-with_weights = {name: found[name] for name in [*regimes.cells(grid).model, *transformers.model]
-                if not found[name].sheet_alone}
-parts, of_optimal = (tables.even_parts_of(some, max(sizes.live, 2), limited)
-                     for some in (with_weights, optimal))
-even = regimes.even_parts_alike(grid, parts, of_optimal, sizes.resamples)
+limited = models.limited(models.closed_form("gaussian", training, device))
+asked = {name: with_weights[name] for name in [*regimes.cells(grid).model, *transformers.model]
+         if name in with_weights}
+optimal = {n: models.closed_form("optimal", training.first(n), device)
+           for n in {model.spec.images for model in asked.values()}}
+parts, of_optimal = (tables.even_parts_of(some, sizes.opposites, limited)
+                     for some in (asked, optimal))
+even = regimes.even_parts_alike(grid, parts, of_optimal)
 output.table(tables.over("with", even), "tab_even_parts_regimes")
-shared = regimes.across_architectures(with_weights, parts, {}, scores.cosine, sizes.resamples)
+shared = regimes.across_architectures(asked, parts, {}, scores.cosine)
 if shared:
     output.table(tables.over("images", shared), "tab_even_parts_across_architectures")
 titles = "two widths", "with the optimal denoiser", f"N and {grid.images.max():,} images"
@@ -356,8 +355,8 @@ output.figure(plots.scores_against(panels, "pair", shaded=True, colours=colours,
 # %%
 study = mixture.STUDIES[profile]
 squares = mixture.squares(study, mixture.trained(study, device), device)
-errors = mixture.errors(squares, sizes.resamples)
-crossings = mixture.crossings(squares, sizes.resamples)
+errors = mixture.errors(squares)
+crossings = mixture.crossings(squares)
 output.table(errors, "tab_mixture_errors", digits=3)
 output.table(crossings, "tab_mixture_crossings")
 output.figure(plots.mixture_errors(errors, crossings), "fig_mixture")

@@ -65,7 +65,7 @@ about = tables.what_models_are(found | {name: plain_models[name] for name in twi
 output.table(about.merge(check, on="model", how="left"), "tab_conditional_models")
 
 # %%
-closed = {"gaussian": models.closed_forms(training, sizes.bag, device)["gaussian"]}
+closed = {"gaussian": models.closed_form("gaussian", training, device)}
 unconditional = models.shipped_samples(plain_models | closed, zoo.FOLDER, sizes.class_noises,
                                        sizes.shipped)
 row = {name: conditional.beside_twin(unconditional[twin[name]], images[name], shown_noise)
@@ -89,14 +89,14 @@ output.figure(plots.sample_grid(row, columns=11, heads=["twin, no class", *data.
 
 # %%
 features = {name: conditional.features(describe, rows) for name, rows in images.items()}
-plain = {name: descriptors.features(describe, rows) for name, rows in unconditional.items()}
-rp_cond = scores.pairwise(features, copies, sizes.resamples)
+plain = descriptors.features(describe, unconditional)
+rp_cond = scores.pairwise(features, copies)
 rp_cond["other class"] = conditional.other_class(rp_cond, features, copies)
-rp_plain = scores.pairwise(plain, copies, sizes.resamples)
+rp_plain = scores.pairwise(plain, copies)
 compared = [*twin.values(), "gaussian"]
 rp_twins = scores.among(rp_plain, compared)
-mae_cond = scores.pairwise(images, scores.close, sizes.resamples)
-mae_twins = scores.among(scores.pairwise(unconditional, scores.close, sizes.resamples), compared)
+mae_cond = scores.pairwise(images, scores.close)
+mae_twins = scores.among(scores.pairwise(unconditional, scores.close), compared)
 output.table(rp_twins.assign(**{"MAE score": mae_twins.score}), "tab_rp_unconditional_twins")
 output.table(rp_cond.assign(**{"MAE score": mae_cond.score}), "tab_rp_cond")
 
@@ -111,8 +111,8 @@ note = f"{sizes.class_noises} noises, 10 classes, {describe.name} > {describe.th
 output.figure(plots.heatmaps(maps, compared, floor=0.0, note=note, columns=2), "fig_rp_cond")
 
 # %%
-networks = {name: features[name] for name in found}
-gaps = conditional.carried_over(networks, plain, twin, copies, sizes.resamples)
+ours = {name: features[name] for name in found}
+gaps = conditional.carried_over(ours, plain, twin, copies)
 output.table(gaps, "tab_rp_cond_against_twins")
 
 # %% [markdown]
@@ -124,19 +124,18 @@ output.table(gaps, "tab_rp_cond_against_twins")
 # (*random*).
 
 # %%
-between = conditional.between(plain, features, describe.threshold, sizes.resamples)
+between = conditional.between(plain, features, describe.threshold)
 output.table(between, "tab_rp_between")
 titles = {"RP_between": "score", "one class, mean of ten": "one class"}
-output.figure(plots.rectangles(dict.fromkeys(titles, between), list(plain), list(features), titles,
-                               note=note), "fig_rp_between")
+output.figure(plots.rectangles(between, list(plain), list(features), titles, note),
+              "fig_rp_between")
 
 # %% [markdown]
 # Which class is it? For each model: how often each class gives the image most like its
 # unconditional twin's, and how often two models name the same class.
 
 # %%
-ours = {name: features[name] for name in found}
-winners = conditional.winning_classes(plain, ours, twin, data.CLASSES, sizes.resamples)
+winners = conditional.winning_classes(plain, ours, twin, data.CLASSES)
 output.table(winners, "tab_winning_classes")
 output.figure(plots.shares(winners, "class", "model", 1 / len(data.CLASSES), "share of noises",
                            "Class most similar to the unconditional image, "
@@ -144,7 +143,7 @@ output.figure(plots.shares(winners, "class", "model", 1 / len(data.CLASSES), "sh
               "fig_winning_classes")
 
 # %%
-same = conditional.same_winner(plain, ours, twin, sizes.resamples)
+same = conditional.same_winner(plain, ours, twin)
 output.table(same, "tab_same_winning_class")
 
 # %% [markdown]
@@ -152,22 +151,21 @@ output.table(same, "tab_same_winning_class")
 #
 # Classifier-free guidance at several weights: 1 is the conditional model, 0 the same network
 # without a class. Noise *k* has class *k* modulo 10. The dashed line is the control: the Gaussian
-# denoisers of the class and of all images under the same guidance, compared with whichever of the
-# two models is nearer to it (up to weight 2; beyond that, many of its pixels leave their range).
+# denoisers of the class and of all images, under guidance of the weight (0 to 2; beyond that, many
+# of its pixels leave their range) that agrees most with whichever of the two models is nearer to
+# it. That need not be the models' own weight, for they make less of a class than it does.
 
 # %%
 guided = conditional.guided_samples(found, {name: images[name] for name in found}, sizes)
 again = {name: conditional.guided(model, 2.0) for name, model in found.items()}
 tables.check_sheets(again, guided[2.0], min(sizes.live, 2))  # an error where they differ
-described = {weight: {name: descriptors.features(describe, rows) for name, rows in part.items()}
-             for weight, part in guided.items()}
-guidance = conditional.over_guidance(described, copies, sizes.resamples)
+described = descriptors.features(describe, guided)
+guidance = conditional.over_guidance(described, copies)
 output.table(guidance, "tab_rp_cond_guidance")
 guided_control = conditional.guided_control(training, unconditional["gaussian"],
                                             images[control.name], sizes, device)
-with_control = conditional.with_guided_gaussian(described, {
-    weight: descriptors.features(describe, rows) for weight, rows in guided_control.items()},
-    copies, sizes.resamples)
+with_control = conditional.with_guided_gaussian(
+    described, descriptors.features(describe, guided_control), copies)
 output.table(with_control, "tab_guidance_with_gaussian")
 beside = conditional.guidance_beside_control(guidance, with_control)
 output.figure(plots.curves(beside, "what", "guidance", "guidance weight", columns=3,
@@ -186,7 +184,8 @@ output.figure(plots.sample_grid(rows, columns=10, heads=data.CLASSES,
 
 # %% tags=["nbval-ignore-output"]
 networks = scores.among(rp_plain, plain_models)
-verdicts = rules.conditional(rp_cond, mae_cond, gaps, networks, between, guidance, control.name)
+verdicts = rules.conditional(rp_cond, mae_cond, gaps, networks, between, guidance, with_control,
+                             control.name)
 claims.save(verdicts, "conditional", output, device)
 
 # %% [markdown]

@@ -49,7 +49,7 @@ from dataclasses import replace
 
 from paper_utils import baselines, claims, data, descriptors, explore, models, plots, profiles
 from paper_utils import reconstructions as inverse
-from paper_utils import rules, run, scores, tables, zoo
+from paper_utils import rules, run, scores, tables
 from paper_utils.reconstructions import BOXES, DROPS, MAIN, TASKS, ZETAS
 
 run.check_parameters()
@@ -115,9 +115,8 @@ output.figure(plots.sample_grid(tour, columns=len(TASKS), heads=[p.task.name for
 # is not, less fits the noise.
 
 # %%
-features = inverse.features(describe, answers)
-beside = baselines.beside_models(TASKS, answers, truth, groups, models.gaussian(training), describe,
-                                 sizes.resamples)
+features = descriptors.features(describe, answers)
+beside = baselines.beside_models(TASKS, answers, truth, groups, models.gaussian(training), describe)
 output.table(beside, "tab_restorations")
 
 # %% [markdown]
@@ -138,7 +137,7 @@ output.table(beside, "tab_restorations")
 # are outlined. What lies outside both outlines is across families, or involves a reference.
 
 # %%
-pairs = {p.task.name: scores.pairwise(features[p.name], copies, sizes.resamples) for p in TASKS}
+pairs = {p.task.name: scores.pairwise(features[p.name], copies) for p in TASKS}
 output.table(tables.over("task", pairs), "tab_rp_inverse")
 note = (f"{len(truth)} images, {sizes.guided_steps} steps, "
         f"{describe.name} > {describe.threshold:.2f}; outlined: {', '.join(groups)}")
@@ -148,9 +147,8 @@ output.figure(plots.heatmaps({p.name: pairs[p.task.name] for p in TASKS}, list(e
 
 # %%
 other_noise = {p.name: features[replace(p, other_noise=True).name] for p in TASKS}
-blocks = tables.over("task", {
-    p.task.name: inverse.block_scores(features[p.name], groups, copies, sizes.resamples,
-                                      elsewhere=other_noise[p.name]) for p in TASKS})
+blocks = tables.over("task", {p.task.name: inverse.block_scores(
+    features[p.name], groups, copies, other_noise[p.name]) for p in TASKS})
 output.table(blocks, "tab_rp_blocks")
 
 # %% [markdown]
@@ -165,12 +163,12 @@ output.table(blocks, "tab_rp_blocks")
 
 # %%
 gaps = tables.over("task", {p.task.name: inverse.family_gap(
-    features[p.name], groups, copies, sizes.resamples) for p in TASKS})
+    features[p.name], groups, copies) for p in TASKS})
 output.table(gaps, "tab_family_gap")
 
 # %%
 distances = tables.over("problem", {p.name: inverse.pixel_gap(
-    p, answers[p.name], groups, sizes.resamples) for p in inverse.PROBLEMS if not p.other_noise})
+    p, answers[p.name], groups) for p in inverse.PROBLEMS if not p.other_noise})
 output.table(distances, "tab_pixel_gap")
 
 # %% [markdown]
@@ -178,9 +176,8 @@ output.table(distances, "tab_pixel_gap")
 # nothing is measured.
 
 # %%
-free = {name: descriptors.features(describe, rows) for name, rows in
-        models.shipped_samples(found, zoo.FOLDER, sizes.noises, sizes.shipped).items()}
-free_gap = inverse.family_gap(free, groups, copies, sizes.resamples)
+free = descriptors.features(describe, models.all_samples(found, sizes))
+free_gap = inverse.family_gap(free, groups, copies)
 output.table(free_gap, "tab_family_gap_without_measurement")
 
 # %% [markdown]
@@ -194,13 +191,12 @@ output.table(free_gap, "tab_family_gap_without_measurement")
 # %%
 frameworks = {name: model.framework for name, model in found.items()}
 apart = tables.over("problem", {p.name: inverse.family_gap(
-    features[p.name], groups, copies, sizes.resamples, frameworks)
-    for p in (*TASKS, *ZETAS[-2:])})
+    features[p.name], groups, copies, frameworks) for p in (*TASKS, *ZETAS[-2:])})
 output.table(apart, "tab_family_gap_apart")
 
 # %%
 distances_apart = tables.over("problem", {p.name: inverse.pixel_gap(
-    p, answers[p.name], groups, sizes.resamples, frameworks) for p in (*TASKS, *ZETAS[-2:])})
+    p, answers[p.name], groups, frameworks) for p in (*TASKS, *ZETAS[-2:])})
 output.table(distances_apart, "tab_pixel_gap_apart")
 
 # %% [markdown]
@@ -214,8 +210,7 @@ output.table(distances_apart, "tab_pixel_gap_apart")
 # would look like one line.)
 
 # %%
-hard = {p.name: scores.pairwise(features[p.name], copies, sizes.resamples)
-        for p in (*DROPS, *BOXES, *ZETAS[-2:])}
+hard = {p.name: scores.pairwise(features[p.name], copies) for p in (*DROPS, *BOXES, *ZETAS[-2:])}
 output.table(tables.over("problem", hard), "tab_rp_difficulty")
 harder = {p.name: hard[p.name] for p in (DROPS[-1], *BOXES[1:], *ZETAS[-2:])}
 output.figure(plots.heatmaps(harder, [*found, "gaussian"], 0.0, note, groups, columns=2),
@@ -223,7 +218,7 @@ output.figure(plots.heatmaps(harder, [*found, "gaussian"], 0.0, note, groups, co
 
 # %%
 drops, boxes = (inverse.curves(problems, lambda p: p.task.level, answers, features, truth, groups,
-                               describe, sizes.resamples) for problems in (DROPS, BOXES))
+                               describe) for problems in (DROPS, BOXES))
 output.table(tables.over("quantity", drops), "tab_drop_rate")
 output.table(tables.over("quantity", boxes), "tab_box_size")
 residual = inverse.AXES["residual"]
@@ -251,8 +246,7 @@ output.figure(plots.curves(inverse.drawn(boxes), "who", "x", "side of the lost b
 # and 1.3. For the same reason a zeta belongs to one image size.
 
 # %%
-zetas = inverse.curves(ZETAS, lambda p: p.zeta, answers, features, truth, groups, describe,
-                       sizes.resamples)
+zetas = inverse.curves(ZETAS, lambda p: p.zeta, answers, features, truth, groups, describe)
 output.table(tables.over("quantity", zetas), "tab_step_size")
 without = beside[(beside.task == MAIN.task.name) & beside.who.str.contains("trivial|Wiener")]
 without = dict(zip(without.who, without["PSNR, dB"]))
@@ -311,9 +305,10 @@ output.figure(plots.bands(panels, "energy per dimension", ("real images with noi
 # %%
 firsts = {names[0]: found[names[0]] for names in groups.values()}
 part = truth.first(min(32, len(truth)))
-stochastic = inverse.features(describe, inverse.ancestral_runs(firsts, part, sizes.guided_steps))
+runs = inverse.ancestral_runs(firsts, part, sizes.guided_steps)
+stochastic = descriptors.features(describe, runs)
 same = {name: features[MAIN.name][name][:len(part)] for name in firsts}
-contrast = inverse.with_ancestral_noise(same, stochastic, copies, sizes.resamples)
+contrast = inverse.with_ancestral_noise(same, stochastic, copies)
 output.table(contrast, "tab_stochastic")
 
 # %% [markdown]

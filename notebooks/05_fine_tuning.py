@@ -78,12 +78,12 @@ output.figure(plots.sample_grid(rows, columns=10, title=f"One noise per column; 
 # images it was fine-tuned on; its baseline is held-out images of the same classes (in the table).
 
 # %%
-features = {name: descriptors.features(describe, part) for name, part in images.items()}
+features = descriptors.features(describe, images)
 known = fine_tuning.known_features(describe, study.target)
 real = fine_tuning.known_features(describe, study.target, "test")[:sizes.held_out]
-rp = fine_tuning.reproducibility(grid, features, copies, sizes.resamples)
-gl = fine_tuning.generalization(grid, features, known, real, describe.threshold, sizes.resamples)
-mae = fine_tuning.reproducibility(grid, images, scores.close, sizes.resamples)
+rp = fine_tuning.reproducibility(grid, features, copies)
+gl = fine_tuning.generalization(grid, features, known, real, describe.threshold)
+mae = fine_tuning.reproducibility(grid, images, scores.close)
 output.table(rp, "tab_fine_tuning_rp")
 output.table(mae, "tab_fine_tuning_mae")
 output.table(gl, "tab_fine_tuning_gl")
@@ -104,7 +104,7 @@ output.figure(plots.scores_against(panels, "way", title=f"{which}; {note}",
 # of different ones. The table has the difference, on the same noises.
 
 # %%
-gain = fine_tuning.shared_start(grid, features, copies, sizes.resamples)
+gain = fine_tuning.shared_start(grid, features, copies)
 output.table(gain, "tab_shared_start")
 
 # %%
@@ -124,7 +124,7 @@ output.figure(plots.scores_against(both, "pair", labels=dict.fromkeys(both, "RP"
 # Second, with the Gaussian denoiser of all images of the five classes, which is not trained.
 # Agreement no higher than this says little, and RP with it is near 1. So
 # `tab_fine_tuning_nearer.csv` asks without a threshold: are two runs nearer to each other than
-# either is to it (a third of the noises by chance)? Are the two pre-trained networks before any
+# either is to it (see `01_unconditional`)? Are the two pre-trained networks before any
 # fine-tuning? And how far do these two agree with each other, and the first of them with that
 # denoiser of classes it never saw?
 #
@@ -132,22 +132,22 @@ output.figure(plots.scores_against(both, "pair", labels=dict.fromkeys(both, "RP"
 # would change.
 
 # %%
-bases = fine_tuning.agreement_of_bases(features, copies, sizes.resamples)
-by_pixels = fine_tuning.agreement_of_bases(images, scores.close, sizes.resamples)
+bases = fine_tuning.agreement_of_bases(features, copies)
+by_pixels = fine_tuning.agreement_of_bases(images, scores.close)
 print(f"the two pre-trained networks: RP {bases}, MAE score {by_pixels}")
-control = models.samples(models.closed_forms(target, sizes.bag)["gaussian"], sizes.transfer_noises)
+control = models.samples(models.closed_form("gaussian", target), sizes.transfer_noises)
 formed = descriptors.features(describe, control)
 alike = scores.proportion(copies(features["base"], formed))
 print(f"the first and the Gaussian denoiser: RP {alike}")
 first = grid[grid.run == ""]
-with_start = fine_tuning.against(first, features, features["base"], copies, sizes.resamples)
-gaussian = fine_tuning.against(grid, features, formed, copies, sizes.resamples)
+with_start = fine_tuning.against(first, features, features["base"], copies)
+gaussian = fine_tuning.against(grid, features, formed, copies)
 output.table(with_start.assign(distance=fine_tuning.distances(first, images, images["base"])),
              "tab_fine_tuning_with_base")
 output.table(gaussian, "tab_fine_tuning_with_gaussian")
 than_formed = scores.nearer_than(formed)
-nearer = fine_tuning.reproducibility(grid, features, than_formed, sizes.resamples)
-bases_nearer = fine_tuning.agreement_of_bases(features, than_formed, sizes.resamples)
+nearer = fine_tuning.reproducibility(grid, features, than_formed)
+bases_nearer = fine_tuning.agreement_of_bases(features, than_formed)
 output.table(nearer, "tab_fine_tuning_nearer")
 panels = {"With the pre-trained network": with_start,
           "With the Gaussian denoiser": gaussian[gaussian.run == ""]}
@@ -165,13 +165,14 @@ output.figure(plots.scores_against(panels, "way", labels=dict.fromkeys(panels, "
 
 # %%
 most = grid[grid.images == grid.images.max()]
-limited = models.limited(models.closed_forms(target, sizes.bag)["gaussian"])
+limited = models.limited(models.closed_form("gaussian", target))
 parts = tables.even_parts_of({name: found[name] for name in [*fine_tuning.BASES, *most.model]},
-                             max(sizes.live, 2), limited)
-even = fine_tuning.reproducibility(most, parts, scores.cosine, sizes.resamples)
-bases_even = fine_tuning.agreement_of_bases(parts, scores.cosine, sizes.resamples)
-kept = fine_tuning.against(most[most.run == ""], parts, parts["base"], scores.cosine,
-                           sizes.resamples)
+                             sizes.opposites, limited)
+even = fine_tuning.reproducibility(most, parts, scores.cosine)
+bases_even = fine_tuning.agreement_of_bases(parts, scores.cosine)
+kept = fine_tuning.against(most[most.run == ""], parts, parts["base"], scores.cosine)
+even_gain = fine_tuning.over_bases(most, parts, scores.cosine)
+output.table(even_gain, "tab_even_parts_over_bases")
 output.table(tables.over("with", {"another run": even, "the pre-trained network": kept}),
              "tab_even_parts_fine_tuning")
 print(f"the two pre-trained networks: cosine of even parts {bases_even}")
@@ -181,5 +182,5 @@ print(f"the two pre-trained networks: cosine of even parts {bases_even}")
 
 # %% tags=["nbval-ignore-output"]
 verdicts = rules.fine_tuning(rp, gl, gain, with_start, bases, gaussian, nearer, bases_nearer,
-                             even, bases_even)
+                             even, even_gain, bases_even)
 claims.save(verdicts, "fine_tuning", output, device)

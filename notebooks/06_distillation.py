@@ -81,15 +81,13 @@ output.figure(plots.sample_grid({name: images[name] for name in shown},
 # untrained Gaussian denoiser: agreement no higher than that says little.
 
 # %%
-gaussian = models.closed_forms(training, sizes.bag)["gaussian"]
+gaussian = models.closed_form("gaussian", training)
 images |= students.samples({gaussian.name: gaussian}, sizes)
-features = {name: descriptors.features(describe, rows) for name, rows in images.items()}
+features = descriptors.features(describe, images)
 copies = scores.copies(describe.threshold)
 note = f"{sizes.grid_noises} noises, descriptor {describe.name} > {describe.threshold:.2f}"
-with_teacher = {"RP with the teacher": students.with_teacher(runs, features, copies,
-                                                             sizes.resamples),
-                "MAE score with the teacher": students.with_teacher(runs, images, scores.close,
-                                                                    sizes.resamples)}
+with_teacher = {"RP with the teacher": students.with_teacher(runs, features, copies),
+                "MAE score with the teacher": students.with_teacher(runs, images, scores.close)}
 output.table(with_teacher["RP with the teacher"], "tab_rp_with_teacher")
 output.table(with_teacher["MAE score with the teacher"], "tab_mae_with_teacher")
 levels = {label: {"Gaussian denoiser": scores.agreement(rows[gaussian.name],
@@ -109,12 +107,11 @@ output.figure(plots.curves(with_teacher, "series", "steps", "steps", True,
 # %%
 again = {one.name: one for model in (found[students.TEACHER], gaussian)
          for one in students.restarted(model).values()}
-noised = images | students.samples(again, sizes)
-of_noised = {name: features[name] if name in features else descriptors.features(describe, rows)
-             for name, rows in noised.items()}
-fresh = {"RP": students.with_fresh_noise(of_noised, copies, sizes.resamples),
-         "MAE score": students.with_fresh_noise(noised, scores.close, sizes.resamples)}
-fresh_pairs = students.fresh_pairs(of_noised, copies, sizes.resamples)
+restarted = students.samples(again, sizes)
+noised, of_noised = images | restarted, features | descriptors.features(describe, restarted)
+fresh = {"RP": students.with_fresh_noise(of_noised, copies),
+         "MAE score": students.with_fresh_noise(noised, scores.close)}
+fresh_pairs = students.fresh_pairs(of_noised, copies)
 output.table(tables.over("steps", fresh_pairs), "tab_rp_fresh_pairs")
 output.table(fresh["RP"], "tab_rp_fresh_noise")
 output.table(fresh["MAE score"], "tab_mae_fresh_noise")
@@ -137,11 +134,10 @@ strangers = unseen | {gaussian.name: gaussian}
 other = {name: rows[:sizes.grid_noises] for name, rows in models.shipped_samples(
     strangers, zoo.FOLDER, max(sizes.noises, sizes.grid_noises), sizes.shipped).items()}
 everyone = images | other
-described = features | {name: descriptors.features(describe, rows) for name, rows in other.items()}
+described = features | descriptors.features(describe, other)
 groups = students.partners(found, unseen)
-stages = {"RP": students.down_the_stages(runs, described, groups, copies, sizes.resamples),
-          "MAE score": students.down_the_stages(runs, everyone, groups, scores.close,
-                                                sizes.resamples)}
+stages = {"RP": students.down_the_stages(runs, described, groups, copies),
+          "MAE score": students.down_the_stages(runs, everyone, groups, scores.close)}
 output.table(stages["RP"], "tab_rp_stages")
 output.table(stages["MAE score"], "tab_mae_stages")
 output.figure(plots.curves(stages, "partner", "steps", "steps of the progressive student", True,
@@ -151,12 +147,12 @@ output.figure(plots.curves(stages, "partner", "steps", "steps of the progressive
 # %%
 one_step = [name for name in ("progressive-1", *students.CONSISTENT) if name in found]
 names = [students.TEACHER, *one_step, *strangers]
-rp = scores.pairwise({name: described[name] for name in names}, copies, sizes.resamples)
-mae = scores.pairwise({name: everyone[name] for name in names}, scores.close, sizes.resamples)
+rp = scores.pairwise({name: described[name] for name in names}, copies)
+mae = scores.pairwise({name: everyone[name] for name in names}, scores.close)
 output.table(rp, "tab_rp_students")
 output.table(mae, "tab_mae_students")
 nearer = scores.pairwise({name: described[name] for name in names if name != gaussian.name},
-                         scores.nearer_than(features[gaussian.name]), sizes.resamples)
+                         scores.nearer_than(features[gaussian.name]))
 output.table(nearer, "tab_nearer_students")
 output.figure(plots.heatmaps({"RP": rp, "MAE score": mae}, names,
                              note=f"{note}; outlined: students", groups={"students": one_step}),
@@ -170,14 +166,15 @@ output.figure(plots.heatmaps({"RP": rp, "MAE score": mae}, names,
 # 0 with shuffled noises.
 
 # %%
-both = max(sizes.live, 2)
 asked = {name: found[name] for name in [students.TEACHER, *one_step]} | unseen
-parts = tables.even_parts_of(asked, both, models.limited(gaussian))
-even = scores.pairwise(parts, scores.cosine, sizes.resamples)
+parts = tables.even_parts_of(asked, sizes.opposites, models.limited(gaussian))
+even = scores.pairwise(parts, scores.cosine)
+gain = students.over_untaught(parts, scores.cosine)
 output.table(even, "tab_even_parts_students")
+output.table(gain, "tab_even_parts_over_untaught")
 output.figure(plots.heatmaps({"Cosine of even parts": even}, [*parts], 0.0, groups={
-    "students": one_step}, note=f"mean over {both} noises and their opposites; outlined: students"),
-              "fig_even_parts_students")
+    "students": one_step}, note=f"mean over {sizes.opposites} noises and their opposites; "
+    "outlined: students"), "fig_even_parts_students")
 
 # %% [markdown]
 # ## The price
@@ -213,10 +210,8 @@ output.figure(plots.curves(panels, "series", "evaluations", "network evaluations
 # it is not blur.
 
 # %%
-soft = students.by_sharpness(everyone, described, one_step, list(unseen), describe, photos, copies,
-                             sizes.resamples)
-gains = students.beyond_blur(everyone, described, one_step, list(unseen), describe, copies,
-                             sizes.resamples)
+soft = students.by_sharpness(everyone, described, one_step, list(unseen), describe, photos, copies)
+gains = students.beyond_blur(everyone, described, one_step, list(unseen), describe, copies)
 output.table(soft, "tab_low_pass")
 output.table(gains, "tab_beyond_blur")
 output.figure(plots.curves({"RP with unseen models": soft}, "who", "sharpness",
@@ -236,6 +231,6 @@ output.table(numbers[with_student & numbers.ours.notna()], "tab_paper_numbers_st
 
 # %% tags=["nbval-ignore-output"]
 sharp = price.set_index("run").sharpness[[students.TEACHER, *one_step]].to_dict()
-verdicts = rules.distillation(rp, mae, nearer, even, list(unseen), fresh["RP"], fresh_pairs,
+verdicts = rules.distillation(rp, mae, nearer, even, gain, list(unseen), fresh["RP"], fresh_pairs,
                               gains, sharp)
 claims.save(verdicts, "distillation", output, device)

@@ -18,8 +18,8 @@ from paper_utils.errors import UserError
 from paper_utils.models import BANK
 from paper_utils.noise import stream
 from paper_utils.operators import Measurement, Operator, Task
-from paper_utils.reconstructions import (INPAINTING, QUANTITIES, Problem, features, labelled,
-                                         mean_quality, posed, qualities)
+from paper_utils.reconstructions import (INPAINTING, QUANTITIES, Problem, labelled, mean_quality,
+                                         posed, qualities)
 
 # --- what needs no diffusion --------------------------------------------------------------------
 
@@ -132,8 +132,7 @@ def conjugate_gradients(matrix: Callable[[Tensor], Tensor], right: Tensor, diago
 
 def beside_models(problems: Sequence[Problem], answers: Mapping[str, Mapping[str, Tensor]],
                   truth: data.Images, groups: Mapping[str, Sequence[str]],
-                  prior: GaussianDenoiser, describe: Descriptor,
-                  resamples: int = 1_000) -> pd.DataFrame:
+                  prior: GaussianDenoiser, describe: Descriptor) -> pd.DataFrame:
     """reconstructions.qualities of the families, the closed forms and these baselines, by task.
 
     The trivial restoration of each task is named in the table; the Wiener estimate is there where
@@ -148,13 +147,14 @@ def beside_models(problems: Sequence[Problem], answers: Mapping[str, Mapping[str
         if is_linear(posed(problem, truth.pixels)[0], tuple(truth.pixels.shape)):
             every["wiener"] = wiener(prior, problem, truth)
             who["Wiener estimate"] = ["wiener"]
-        found = qualities(problem, every, features(describe, every), truth.pixels, real)
+        features = descriptors.features(describe, every)
+        found = qualities(problem, every, features, truth.pixels, real)
         for label, names in who.items():
             psnrs = mean_quality(found, names, "PSNR, dB")
             values = {"over trivial": psnrs - found[plain]["PSNR, dB"].double()}
             values |= {what: mean_quality(found, names, what) for what in QUANTITIES}
             rows.append({"task": problem.task.name, "who": label, "n": len(psnrs),
-                         **scores.averages(values, resamples)})
+                         **scores.averages(values)})
     return pd.DataFrame(rows)
 
 

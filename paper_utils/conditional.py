@@ -53,7 +53,7 @@ def gaussian(images: data.Images) -> Model:
         forms = (models.gaussian(images.classes(c, c)) for c in classes)
         return torch.stack([samplers.sample_gaussian(one, noise, twin.solver) for one in forms], 1)
 
-    twin = models.closed_forms(images, 1)["gaussian"]
+    twin = models.closed_form("gaussian", images)
     labels = artifacts.digest({"labels": images.labels})
     return replace(twin, name=GAUSSIAN, architecture="Gaussian denoiser of each class",
                    identity=twin.identity | {"labels": labels}, generate=generate,
@@ -121,8 +121,8 @@ def guided(model: Model, weight: float) -> Model:
         return samplers.sample(denoiser, noise.to(device), model.spec.solver, labels,
                                progress=title).cpu()
 
-    return replace(model, name=f"{model.name}@w{weight:g}", generate=generate, classes=(),
-                   evaluations=model.evaluations * (1 if weight == 1 else 2),
+    return replace(model, name=f"{model.name}@w{weight:g}", generate=generate, denoiser=None,
+                   classes=(), evaluations=model.evaluations * (1 if weight == 1 else 2),
                    identity=model.identity | {"guidance": weight, "classes": "k modulo"})
 
 
@@ -199,7 +199,7 @@ def features(descriptor: Descriptor, images: Tensor) -> Tensor:
 # --- the scores ---------------------------------------------------------------------------------
 
 def between(unconditional: Mapping[str, Tensor], conditional: Mapping[str, Tensor],
-            threshold: float, resamples: int = 1_000) -> pd.DataFrame:
+            threshold: float) -> pd.DataFrame:
     """RP_between: P(max_c M(x, x^c) > threshold) of each unconditional and each conditional model.
 
     unconditional: features [n, d], conditional: [n, C, d], by model. Columns: model, other (the
@@ -214,7 +214,7 @@ def between(unconditional: Mapping[str, Tensor], conditional: Mapping[str, Tenso
             hits = best_class(mine[:n], theirs)[1] > threshold
             single = scores.copies(threshold)(mine[:n, None].expand_as(theirs), theirs)
             chance = best_class(mine[:n], elsewhere(theirs))[1] > threshold
-            rows.append(scores.proportion(hits, resamples).row(
+            rows.append(scores.proportion(hits).row(
                 model=name, other=other, random=chance.double().mean().item(),
                 **{"one class": single.double().mean().item()}))
     columns = ["model", "other", "score", "low", "high", "random", "one class", "n"]
@@ -252,15 +252,14 @@ def elsewhere(rows: Tensor) -> Tensor:
 
 
 def winning_classes(unconditional: Mapping[str, Tensor], conditional: Mapping[str, Tensor],
-                    twin: Mapping[str, str], names: Sequence[str],
-                    resamples: int = 1_000) -> pd.DataFrame:
+                    twin: Mapping[str, str], names: Sequence[str]) -> pd.DataFrame:
     """How often each class is the most similar to the unconditional twin's image of the same noise.
 
     Columns: model, class, share, low, high, n.
     """
     rows = []
     for name, winner in winners(unconditional, conditional, twin).items():
-        rows += [scores.proportion(winner == k, resamples).row(
+        rows += [scores.proportion(winner == k).row(
             "share", **{"model": name, "class": label}) for k, label in enumerate(names)]
     return pd.DataFrame(rows, columns=["model", "class", "share", "low", "high", "n"])
 
@@ -273,7 +272,7 @@ def winners(unconditional: Mapping[str, Tensor], conditional: Mapping[str, Tenso
 
 
 def same_winner(unconditional: Mapping[str, Tensor], conditional: Mapping[str, Tensor],
-                twin: Mapping[str, str], resamples: int = 1_000) -> pd.DataFrame:
+                twin: Mapping[str, str]) -> pd.DataFrame:
     """Share of noises at which two models' winning classes are the same, and what chance gives.
 
     Columns: model, other, score, low, high, chance (from how often each class wins), n.
@@ -281,13 +280,13 @@ def same_winner(unconditional: Mapping[str, Tensor], conditional: Mapping[str, T
     rows = []
     for (a, one), (b, two) in combinations(winners(unconditional, conditional, twin).items(), 2):
         share = [w.bincount(minlength=conditional[a].shape[1]) / len(w) for w in (one, two)]
-        rows.append(scores.proportion(one == two, resamples).row(
+        rows.append(scores.proportion(one == two).row(
             model=a, other=b, chance=(share[0] @ share[1]).item()))
     return pd.DataFrame(rows, columns=["model", "other", "score", "low", "high", "chance", "n"])
 
 
 def carried_over(conditional: Mapping[str, Tensor], unconditional: Mapping[str, Tensor],
-                 twin: Mapping[str, str], hits: Hits, resamples: int = 1_000) -> pd.DataFrame:
+                 twin: Mapping[str, str], hits: Hits) -> pd.DataFrame:
     """RP_cond of every two models minus RP of their unconditional twins, on the same noises.
 
     Columns: model, other, score (RP_cond), twins (their RP), difference, low, high (its interval),
@@ -298,7 +297,7 @@ def carried_over(conditional: Mapping[str, Tensor], unconditional: Mapping[str, 
         n = len(conditional[a])
         mine = hits(conditional[a], conditional[b])
         theirs = hits(unconditional[twin[a]][:n], unconditional[twin[b]][:n])
-        rows.append(scores.paired_difference(mine, theirs, resamples).row(
+        rows.append(scores.paired_difference(mine, theirs).row(
             "difference", model=a, other=b, score=mine.double().mean().item(),
             twins=theirs.double().mean().item()))
     columns = ["model", "other", "score", "twins", "difference", "low", "high", "n"]
@@ -316,18 +315,22 @@ def of_another_class(rows: Mapping[str, Tensor], hits: Hits) -> pd.DataFrame:
 
 
 def with_guided_gaussian(rows: Mapping[float, Mapping[str, Tensor]],
-                         control: Mapping[float, Tensor], hits: Hits,
-                         resamples: int = 1_000) -> pd.DataFrame:
-    """RP of every model with the guided Gaussian denoiser, at each weight that `control` has.
+                         control: Mapping[float, Tensor], hits: Hits) -> pd.DataFrame:
+    """RP of every model at every weight with the guided Gaussian denoiser at the weight, of those
+    of `control`, where they agree most: a model that makes little of a class is nearer to that of a
+    smaller weight.
 
-    rows: weight -> model -> features [n, d]. Columns: guidance, pair (the model), score, low, high,
-    n.
+    rows, control: weight -> features, of rows by model. Columns: guidance, pair (the model),
+    control (its weight), score, low, high, n.
     """
-    return scores.table_of([
-        scores.proportion(hits(mine, control[weight]), resamples).row(
-            guidance=weight, pair=name.replace("-cond", ""))
-        for weight, part in rows.items() if weight in control for name, mine in part.items()],
-        "guidance", "pair")
+    found = []
+    for weight, part in rows.items():
+        for name, mine in part.items():
+            each = {w: scores.proportion(hits(mine, theirs)) for w, theirs in control.items()}
+            best = max(each, key=lambda w: each[w].value)
+            found.append(each[best].row(guidance=weight, pair=name.replace("-cond", ""),
+                                        control=best))
+    return scores.table_of(found, "guidance", "pair", "control")
 
 
 def guidance_beside_control(rp: pd.DataFrame, control: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -347,8 +350,7 @@ def guidance_beside_control(rp: pd.DataFrame, control: pd.DataFrame) -> dict[str
     return found
 
 
-def over_guidance(rows: Mapping[float, Mapping[str, Tensor]], hits: Hits,
-                  resamples: int = 1_000) -> pd.DataFrame:
+def over_guidance(rows: Mapping[float, Mapping[str, Tensor]], hits: Hits) -> pd.DataFrame:
     """RP_cond of every two models at every guidance weight, and how it differs from weight 1.
 
     rows: weight -> model -> features [n, d]. Columns: guidance, pair, score, low, high, n, change,
@@ -358,11 +360,8 @@ def over_guidance(rows: Mapping[float, Mapping[str, Tensor]], hits: Hits,
     for weight, part in rows.items():
         for a, b in combinations(names, 2):
             mine, plain = hits(part[a], part[b]), hits(rows[1.0][a], rows[1.0][b])
-            score = scores.proportion(mine, resamples)
-            change = (scores.Score(0.0, 0.0, 0.0, score.n) if weight == 1 else  # against itself
-                      scores.paired_difference(mine, plain, resamples))
-            found.append((weight, f"{a} / {b}".replace("-cond", ""), score.value, score.low,
-                          score.high, score.n, change.value, change.low, change.high))
-    columns = ["guidance", "pair", "score", "low", "high", "n", "change", "change low",
-               "change high"]
-    return pd.DataFrame(found, columns=columns)
+            change = (scores.Score(0.0, 0.0, 0.0, len(mine)) if weight == 1 else  # against itself
+                      scores.paired_difference(mine, plain))
+            found.append(scores.proportion(mine).row(
+                guidance=weight, pair=f"{a} / {b}".replace("-cond", "")) | change.beside("change"))
+    return scores.table_of(found, "guidance", "pair", "change", "change low", "change high")

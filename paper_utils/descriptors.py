@@ -13,7 +13,7 @@ They take RGB images, cifar-copy and pixels those of 32x32. `Descriptor` makes o
 """
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,8 +91,12 @@ def load(name: str | Descriptor, device: str | torch.device = "cpu",
     return load_(device, None if weights is None else Path(weights).expanduser())
 
 
-def features(descriptor: Descriptor, images: Tensor, progress: bool = False) -> Tensor:
-    """Descriptors of images uint8 [N, C, H, W] -> float32 [N, dim]."""
+def features(descriptor: Descriptor, images: Tensor | Mapping,
+             progress: bool = False) -> Tensor | dict:
+    """Descriptors of images uint8 [N, C, H, W] -> float32 [N, dim]; of a mapping of images, which
+    may hold mappings, the same mapping of descriptors."""
+    if isinstance(images, Mapping):
+        return {key: features(descriptor, part, progress) for key, part in images.items()}
     descriptor.check(images)
     found, batch = torch.empty(len(images), descriptor.dim), descriptor.batch
     starts = range(0, len(images), batch)

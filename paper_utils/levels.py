@@ -21,7 +21,6 @@ from paper_utils.models import BANK, Model
 from paper_utils.noise import NoiseBank
 from paper_utils.paths import ROOT
 from paper_utils.profiles import Profile
-from paper_utils.scores import Hits, Score
 
 COMMITTED = "figures/laptop/claims.json"
 NOISES = 64  # whose bits are compared
@@ -48,31 +47,19 @@ def same_noise(bank: NoiseBank = BANK) -> Row:
 
 
 def same_scores(here: Mapping[str, Tensor], there: Mapping[str, Tensor],
-                hits: Hits = scores.close, resamples: int = 1_000,
                 where: str = "this machine") -> Row:
     """MAE scores of every two models on samples of two machines, uint8 [n, C, H, W] by name.
 
-    hits: scores.close, or another one. Holds where every score of one machine lies in the interval
-    of the other.
+    Holds where every score of one machine lies in the interval of the other.
     """
-    pairs = [(_score(here, pair, hits, resamples), _score(there, pair, hits, resamples))
-             for pair in combinations(here, 2)]
-    apart = sum(not (_inside(a.value, b) and _inside(b.value, a)) for a, b in pairs)
-    same = min(_score({"a": here[k], "b": there[k]}, ("a", "b"), hits, resamples).value
-               for k in here)
+    pairs = [[scores.agreement(rows[a], rows[b], scores.close)[0] for rows in (here, there)]
+             for a, b in combinations(here, 2)]
+    apart = sum(not (a.low <= b.value <= a.high and b.low <= a.value <= b.high) for a, b in pairs)
+    same = min(scores.close(here[k], there[k]).double().mean().item() for k in here)
     return ("same scores on another machine", f"MAE score of {' and '.join(here)}: samples of "
             f"{where} and those that ship in zoo/", "; ".join(f"{a} and {b}" for a, b in pairs)
             + f"; of a model with itself at least {same:.2f}",
             "yes" if not apart else f"no: {apart} of {len(pairs)} apart")
-
-
-def _score(rows: Mapping[str, Tensor], pair: tuple[str, str], hits: Hits,
-           resamples: int) -> Score:
-    return scores.agreement(*(rows[name] for name in pair), hits, resamples)[0]
-
-
-def _inside(value: float, interval: Score) -> bool:
-    return interval.low <= value <= interval.high
 
 
 def same_conclusion(here: Mapping[str, list[dict]], there: Mapping[str, list[dict]]) -> Row:
@@ -113,7 +100,7 @@ def table(profile: Profile, folder: Path) -> pd.DataFrame:
     are those of zoo/, two of which are sampled again, on the CPU; else one closed form is.
     """
     if not profile.shipped:
-        gaussian = models.closed_forms(data.load(profile.dataset), profile.bag)["gaussian"]
+        gaussian = models.closed_form("gaussian", data.load(profile.dataset))
         rows = [same_bits(gaussian, BANK[:AGAIN]), same_noise()]
         rows += [(level, "samples and verdicts that ship, of the laptop profile",
                   "this profile's models are others", "not run")
@@ -124,6 +111,6 @@ def table(profile: Profile, folder: Path) -> pd.DataFrame:
             lambda name: data.to_bytes(found[name].generate(BANK[:CHECKED])),
             lambda name: zoo.entry(name).load_sheet()[:CHECKED]))
         rows = [same_bits(next(iter(found.values())), BANK[:AGAIN]), same_noise(),
-                same_scores(here, there, resamples=profile.resamples, where=claims.hardware()),
+                same_scores(here, there, where=claims.hardware()),
                 same_conclusion(_computed(folder), committed())]
     return pd.DataFrame(rows, columns=["level", "compared", "found", "holds"])

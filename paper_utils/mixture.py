@@ -17,6 +17,7 @@ from torch import Tensor
 from paper_utils import data, models
 from paper_utils.denoisers import Denoiser, GaussianDenoiser, MixtureDenoiser, OptimalDenoiser
 from paper_utils.noise import stream
+from paper_utils.scores import RESAMPLES
 from paper_utils.training import Spec
 
 WHERE = ("asked about", "points", "sigma")
@@ -104,23 +105,23 @@ def squares(study: Study, networks: Mapping[int, Denoiser], device: str = "cpu")
     return found
 
 
-def resampled(found: Squares, resamples: int = 1_000) -> Squares:
-    """Root mean squares [4, 1 + resamples]: of all noisy points, then of as many drawn of them with
+def resampled(found: Squares) -> Squares:
+    """Root mean squares [4, 1 + RESAMPLES]: of all noisy points, then of as many drawn of them with
     replacement, the same ones everywhere."""
     n = next(iter(found.values())).shape[1]
-    drawn = torch.randint(n, (resamples, n), generator=stream("mixture bootstrap", n))
-    counts = torch.zeros(resamples, n).scatter_add_(1, drawn, torch.ones(resamples, n))
+    drawn = torch.randint(n, (RESAMPLES, n), generator=stream("mixture bootstrap", n))
+    counts = torch.zeros(RESAMPLES, n).scatter_add_(1, drawn, torch.ones(RESAMPLES, n))
     weights = torch.cat([torch.ones(1, n), counts]).double() / n
     return {at: (values.double() @ weights.T).sqrt() for at, values in found.items()}
 
 
-def errors(found: Squares, resamples: int = 1_000) -> pd.DataFrame:
+def errors(found: Squares) -> pd.DataFrame:
     """The distances between denoisers, of `squares`: root mean square per coordinate.
 
     Columns: asked about, points, sigma, the DISTANCES, 'to empirical low' to 'to ground truth high'
     (95 % intervals by the percentile bootstrap over the n noisy points, for these networks), n.
     """
-    rows, everywhere = [], resampled(found, resamples)
+    rows, everywhere = [], resampled(found)
     for at in product(*_axes(found)):
         values = everywhere[at]
         ends = {f"{name} {end}": value for name, curve in zip(DISTANCES[:2], values[:, 1:])
@@ -130,7 +131,7 @@ def errors(found: Squares, resamples: int = 1_000) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def crossings(found: Squares, resamples: int = 1_000) -> pd.DataFrame:
+def crossings(found: Squares) -> pd.DataFrame:
     """For each sigma the number of points at which the ground truth becomes the nearer one.
 
     Interpolated in log2 of the number of points between the two measured around it; none unless the
@@ -139,7 +140,7 @@ def crossings(found: Squares, resamples: int = 1_000) -> pd.DataFrame:
     interval, and the two truths are there farther from each other than the network is from them;
     else being nearer to one means nothing.
     """
-    rows, everywhere = [], resampled(found, resamples)
+    rows, everywhere = [], resampled(found)
     asked, sizes, sigmas = _axes(found)
     x = torch.tensor(sizes).double().log2()
     for what, sigma in product(asked, sigmas):

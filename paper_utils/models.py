@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from paper_utils import (artifacts, augmentation, contrast, data, denoisers, distillation,
                          local_score, networks, noise, precision, recipes, samplers, trainable,
                          training, zoo)
-from paper_utils.errors import UserError, check_device
+from paper_utils.errors import UserError, check_device, choose
 from paper_utils.noise import EXTENT, NoiseBank, hyperplane
 from paper_utils.profiles import Profile
 from paper_utils.progress import progress
@@ -199,23 +199,25 @@ def contrast_model(name: str, spec: contrast.Spec, network: nn.Module, weights: 
 
 
 def closed_forms(images: data.Images, bag: int, device: str = "cpu") -> dict[str, Model]:
-    """The optimal denoiser, the Gaussian denoiser and the local equivariant score of `images`.
+    """Every `closed_form` of `images`, by name."""
+    return {name: closed_form(name, images, device, bag) for name in CLOSED_FORMS}
 
-    All through the same solver (Heun, 18 steps). They are built when first asked for a sample.
-    Raises UserError for a device that is not there.
+
+def closed_form(name: str, images: data.Images, device: str = "cpu", bag: int = 0) -> Model:
+    """'optimal', 'gaussian' or 'local': the optimal denoiser, the Gaussian denoiser or the local
+    equivariant score of `images`, all through the same solver (Heun, 18 steps).
+
+    bag: patches of the local score. It is built when first asked for a sample. Raises UserError for
+    another name and for a device that is not there.
     """
     check_device(device)
-    makers = {"optimal": lambda: denoisers.OptimalDenoiser(images.pixels.to(device)),
-              "gaussian": lambda: gaussian(images),
-              "local": lambda: local_score.LocalEquivariantDenoiser(images, bag, device=device)}
-    labels = {"optimal": "optimal denoiser (empirical)", "gaussian": "Gaussian (Wiener) denoiser",
-              "local": f"local equivariant score, {bag} patches"}
-    return {name: _closed_form(name, labels[name], makers[name], images, bag, device)
-            for name in CLOSED_FORMS}
-
-
-def _closed_form(name: str, label: str, make: Callable, images: data.Images, bag: int,
-                 device: str) -> Model:
+    label, make = {
+        "optimal": ("optimal denoiser (empirical)",
+                    lambda: denoisers.OptimalDenoiser(images.pixels.to(device))),
+        "gaussian": ("Gaussian (Wiener) denoiser", lambda: gaussian(images)),
+        "local": (f"local equivariant score, {bag} patches",
+                  lambda: local_score.LocalEquivariantDenoiser(images, bag, device=device)),
+    }[choose(name, CLOSED_FORMS, "closed form")]
     solver, built = Solver(), lru_cache(make)
 
     def generate(noise: Tensor, title: str = "") -> Tensor:
@@ -453,9 +455,8 @@ def unconditional(profile: Profile, images: data.Images, device: str = "cpu") ->
         trained |= {name: train_contrast(name, spec, images, device)
                     for name, spec in recipes.contrast_specs(profile.name).items()}
     trained |= released
-    order = [*recipes.specs(profile.name), *recipes.contrast_specs(profile.name)]
-    trained = dict(sorted(trained.items(), key=lambda item: order.index(item[0])
-                          if item[0] in order else len(order)))
+    order = [*recipes.specs(profile.name), *recipes.contrast_specs(profile.name), *trained]
+    trained = {name: trained[name] for name in order if name in trained}
     last = {name: m for name, m in trained.items() if not m.trained_diffusion}
     first = {name: m for name, m in trained.items() if m.trained_diffusion}
     students = distilled(profile, images, device, ONE_STEP)
@@ -600,6 +601,16 @@ def samples(model: Model, n: int, start: int = 0) -> Tensor:
         return {"images": data.to_bytes(model.generate(noise, model.name))}
 
     return artifacts.remember("samples", spec, compute)["images"]
+
+
+def reaching(found: Mapping[str, Model], folder: Path, size: str, noises: int) -> dict[str, Model]:
+    """The models that have images of so many noises: without those of which a folder of the zoo has
+    a sheet alone, of fewer. A line names these; size: what the profile calls `noises`."""
+    there = {name: zoo.entry(name, folder).noises for name, m in found.items() if m.sheet_alone}
+    if short := [name for name, n in there.items() if n < noises]:
+        print(f"left out, since their weights do not ship, only {max(there[n] for n in short)} "
+              f"images of each, and {size} is {noises}: {', '.join(short)}")
+    return {name: model for name, model in found.items() if name not in short}
 
 
 def shipped_samples(found: Mapping[str, Model], folder: Path, n: int,

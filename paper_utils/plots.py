@@ -28,7 +28,8 @@ pd.set_option("display.max_colwidth", None)  # a notebook shows a claim to its e
 FIGURES = ROOT / "figures"
 CORNERS = ("#0072B2", "#D55E00", "#009E73")  # Okabe & Ito: told apart by colour-blind readers
 STYLE = {"font.size": 9, "axes.titlesize": 10, "figure.dpi": 100, "savefig.dpi": 200,
-         "pdf.fonttype": 42, "font.family": "DejaVu Sans"}
+         "pdf.fonttype": 42, "font.family": "DejaVu Sans", "legend.frameon": False,
+         "legend.fontsize": 7.5}
 PAGE = 11.0     # inches, the widest that a row of heat maps becomes
 PICTURE = 0.64  # inches of a picture in a grid: two screen pixels for one of 32, four in a file
 MARKERS = "os^Dv*"
@@ -143,7 +144,7 @@ def loss_curve(losses: Tensor, spec) -> Figure:
         axis.plot(seen, losses, color="0.8", lw=0.6, label="each step")
         axis.plot(seen, smooth, color=CORNERS[0], lw=1.6, label="mean of 25 steps")
         axis.set(xlabel="images seen", ylabel="loss", yscale="log", title=spec.name)
-        axis.legend(frameon=False)
+        axis.legend()
     return figure
 
 
@@ -177,15 +178,15 @@ def heatmaps(tables: Mapping[str, pd.DataFrame], names: Sequence[str], floor: fl
     return figure
 
 
-def rectangles(tables: Mapping[str, pd.DataFrame], names: Sequence[str], others: Sequence[str],
+def rectangles(pairs: pd.DataFrame, names: Sequence[str], others: Sequence[str],
                values: Mapping[str, str], note: str = "") -> Figure:
     """Heat maps of some models (rows) against others (columns), as `heatmaps`, from 0 to 1.
 
-    tables: title -> pairs with columns model, other and values[title].
+    pairs: with columns model, other and every score; values: title -> the column of a score.
     """
-    matrices = {title: table.pivot(index="model", columns="other", values=values[title])
+    matrices = {title: pairs.pivot(index="model", columns="other", values=column)
                 .loc[list(names), list(others)].rename_axis(index=None, columns=None)
-                for title, table in tables.items()}
+                for title, column in values.items()}
     return _heatmaps(matrices, 0.0, note)
 
 
@@ -206,9 +207,8 @@ def _heatmaps(matrices: Mapping[str, pd.DataFrame], floor: float | None, note: s
         for k, (axis, (title, matrix)) in enumerate(zip(axes.flat, matrices.items()), 1):
             last = k % columns == 0 or k == len(matrices)
             sns.heatmap(matrix.rename(index=NAMES, columns=NAMES), ax=axis, cmap="Oranges",
-                        vmin=floor, vmax=1, annot=True, fmt=".2f", square=True, linewidths=0.6,
-                        cbar=last, annot_kws={"size": 7.5},
-                        cbar_kws={"shrink": 0.75, "label": "score"})
+                        vmin=floor, vmax=1, annot=True, fmt="z.2f", square=True, linewidths=0.6,
+                        cbar=last, annot_kws={"size": 7.5}, cbar_kws={"shrink": 0.75})
             _readable(axis)
             axis.set_title(title)
             axis.set_xticklabels(axis.get_xticklabels(), rotation=40, ha="right",
@@ -250,8 +250,8 @@ def against_control(pairs: Mapping[str, pd.DataFrame], named: str, title: str = 
             axis.set(title=name, xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal",
                      xlabel=f"score with {named}, the higher of the two",
                      ylabel="score with each other")
-            axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
-                        bbox_to_anchor=(0.5, -0.17), handletextpad=0.1, columnspacing=1)
+            axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17),
+                        handletextpad=0.1, columnspacing=1)
             axis.text(0.01, 0.99, "more with each other", fontsize=7.5, color="0.35", va="top")
             axis.text(0.99, 0.01, f"more with {named}", fontsize=7.5, color="0.35", ha="right")
     return figure
@@ -273,8 +273,7 @@ def beside_paper(numbers: pd.DataFrame, title: str = "") -> Figure:
                           label=f"{verdict}: {len(rows)}")
             axis.set(title=score, xlim=(0.6, 1), ylim=(-0.03, 1.03), xlabel="the paper's",
                      ylabel="ours")
-            axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
-                        bbox_to_anchor=(0.5, -0.19))
+            axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.19))
     return figure
 
 
@@ -320,8 +319,7 @@ def scores_against(panels: Mapping[str, pd.DataFrame], by: str, x: str = "images
             axis.set_ylim(min(-0.03, table.get("low", table.score).min() - 0.03), 1.03)
             axis.set_title(name, pad=14 if shaded else None)
             axis.set_ylabel((labels or {}).get(name, "score"))
-            axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
-                        bbox_to_anchor=(0.5, -0.21))
+            axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.21))
         figure.supxlabel(_intervals(panels.values(), "noises"), fontsize=7.5)
     return figure
 
@@ -428,9 +426,9 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
 
     panels: vertical axis, or with ylabel title -> table with columns by, x, score and, for
     intervals, low, high. A value of `by` has the same colour and marker in every panel, named once
-    below. log_y: panels with a logarithmic axis. columns: panels a row, by default all. colours,
-    over: as in `scores_against`. shades: curves in an order of their own, from dark to light.
-    levels: panel -> name -> height of what does not depend on x, drawn across.
+    below. log_y: panels with a logarithmic axis. columns: panels a row, by default all. colours: as
+    in `scores_against`. over: what the intervals are over. shades: curves in an order of their own,
+    from dark to light. levels: panel -> name -> height of what does not depend on x, drawn across.
     """
     looks = _looks([*colours, *(key for table in panels.values() for key in table[by]
                                 if key not in shades)])
@@ -457,9 +455,8 @@ def curves(panels: Mapping[str, pd.DataFrame], by: str, x: str, xlabel: str, log
             elif {"low", "high"} <= set(table) and (table.low.min() >= 0 and table.high.max() <= 1):
                 axis.set_ylim(-0.03, 1.03)
         shown = _named_once(axes)
-        figure.legend(shown.values(), shown, frameon=False, fontsize=7.5, ncols=2 * columns,
-                      loc="outside lower center", title_fontsize=7.5,
-                      title=_intervals(panels.values(), over) or None)
+        figure.legend(shown.values(), shown, ncols=2 * columns, loc="outside lower center",
+                      title_fontsize=7.5, title=_intervals(panels.values(), over) or None)
     return figure
 
 
@@ -483,7 +480,7 @@ def bands(panels: Mapping[str, Mapping[str, pd.DataFrame]], ylabel: str,
             axis.set_yscale("log", base=2)
             axis.yaxis.set_major_formatter("{x:g}")
             axis.invert_xaxis()
-            axis.legend(frameon=False, fontsize=7.5)
+            axis.legend()
         axes.flat[0].set_ylabel(ylabel)
         figure.supxlabel("lines: medians, bands: quartiles", fontsize=7.5)
     return figure
@@ -498,7 +495,7 @@ def against_known_posterior(table: pd.DataFrame, title: str = "") -> Figure:
             for colour, (steps, part) in zip(MODEL_COLOURS, runs.groupby("steps")):
                 axis.plot(part.zeta, part[column], "o-", color=colour, ms=4, lw=1.5,
                           label=f"{steps:.0f} steps")
-                axis.fill_between(part.zeta, part[f"{column}, low"], part[f"{column}, high"],
+                axis.fill_between(part.zeta, part[f"{column} low"], part[f"{column} high"],
                                   color=colour, alpha=0.18, lw=0)
             for style, (what, row) in zip(("--", ":"), known.iterrows()):
                 if row[column] > 0:
@@ -506,10 +503,9 @@ def against_known_posterior(table: pd.DataFrame, title: str = "") -> Figure:
             _ticks(axis, sorted(runs.zeta.unique()), log=True)
             axis.set(title=label, ylim=(0, None),
                      xlabel="step size $\\zeta$ (given for 30 steps)")
-            axis.legend(frameon=False, fontsize=7.5, ncols=2, loc="upper center",
-                        bbox_to_anchor=(0.5, -0.19))
+            axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.19))
         axes.flat[0].set_ylabel("RMS distance")
-        measured = table.rename(columns={"to mean, low": "low", "to mean, high": "high"})
+        measured = table.rename(columns={"to mean low": "low", "to mean high": "high"})
         figure.supxlabel(_intervals([measured], "images"), fontsize=7.5)
     return figure
 
@@ -526,8 +522,7 @@ def shares(table: pd.DataFrame, x: str, by: str, chance: float, ylabel: str,
             axis.vlines(middles, part.low, part.high, color="0.25", lw=0.8)
         axis.axhline(chance, color="0.35", lw=0.9, ls="--", label="if all were equal")
         axis.set(xlabel="", ylabel=ylabel, title=title)
-        axis.legend(frameon=False, fontsize=7.5, title=None, ncols=3, loc="upper center",
-                    bbox_to_anchor=(0.5, -0.2))
+        axis.legend(title=None, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         axis.tick_params(axis="x", rotation=25)
     return figure
 
@@ -566,7 +561,7 @@ def distances_against_sigma(table: pd.DataFrame, title: str = "") -> Figure:
             axis.set(xscale="log", yscale="log", title=f"{form.capitalize()} denoiser, {what}")
         figure.supxlabel("noise level $\\sigma$", fontsize=9)
         figure.supylabel("RMS difference of denoisers", fontsize=9)
-        axes.flat[-1].legend(frameon=False, fontsize=7)
+        axes.flat[-1].legend()
     return figure
 
 
@@ -602,8 +597,7 @@ def mixture_errors(table: pd.DataFrame, crossings: pd.DataFrame) -> Figure:
         figure.supxlabel("number of training points", fontsize=9)
         figure.supylabel("RMS error per coordinate", fontsize=9)
         shown = _named_once(axes)
-        figure.legend(shown.values(), shown, loc="outside upper center", ncols=len(shown),
-                      frameon=False, fontsize=7.5)
+        figure.legend(shown.values(), shown, loc="outside upper center", ncols=len(shown))
     return figure
 
 

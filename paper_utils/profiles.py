@@ -19,6 +19,7 @@ class Profile:
     dataset: str
     noises: int
     live: int
+    opposites: int           # noises whose opposites are sampled too, for even parts
     held_out: int            # held-out real images, for the baselines
     hyperplane: int          # the noise hyperplane is a grid of this many noises squared
     grid_noises: int         # noises per model of section 3
@@ -27,7 +28,6 @@ class Profile:
     measured: int            # held-out images that are measured and reconstructed
     guided_steps: int        # of Algorithm 1
     bag: int                 # patches in the bag of the local score
-    resamples: int           # of the bootstrap
     descriptors: tuple[str, ...] = ("cifar-copy", "pixels", "imgsim", "inception")
     shipped: bool = False    # models and sheets come from zoo/
     device: str = "cpu"      # where its models are trained and sampled
@@ -40,24 +40,24 @@ class Profile:
 SIZES = tuple(field.name for field in fields(Profile) if field.type is int)
 # a chance level compares different noises or images; one step of Algorithm 1 guides nothing
 LEAST = dict.fromkeys(("noises", "grid_noises", "transfer_noises", "class_noises", "measured",
-                       "guided_steps"), 2)
+                       "guided_steps", "opposites"), 2)
 MOST = dict.fromkeys(SIZES, 10**6) | {"hyperplane": 1_000}  # which is squared
 
 PROFILES = {
-    "smoke": Profile("smoke", "bundled", noises=32, live=2, held_out=64, hyperplane=4,
-                     grid_noises=16, transfer_noises=16, class_noises=4, measured=4,
-                     guided_steps=8, bag=256, resamples=200,
-                     descriptors=("cifar-copy", "pixels"),
+    "smoke": Profile("smoke", "bundled", noises=32, live=2, opposites=2, held_out=64,
+                     hyperplane=4, grid_noises=16, transfer_noises=16, class_noises=4, measured=4,
+                     guided_steps=8, bag=256, descriptors=("cifar-copy", "pixels"),
                      families=("edm", "edm-seed1", "dit", "dit-seed1")),
-    "laptop": Profile("laptop", "cifar10", noises=512, live=16, held_out=2_000, hyperplane=9,
-                      grid_noises=256, transfer_noises=128, class_noises=128, measured=64,
-                      guided_steps=30, bag=2_048, resamples=1_000, shipped=True),
-    "gpu": Profile("gpu", "cifar10", noises=2_048, live=64, held_out=10_000, hyperplane=50,
-                   grid_noises=1_024, transfer_noises=1_024, class_noises=1_024,
-                   measured=256, guided_steps=100, bag=32_768, resamples=1_000, device="cuda"),
-    "paper": Profile("paper", "cifar10", noises=10_000, live=64, held_out=10_000, hyperplane=100,
-                     grid_noises=10_000, transfer_noises=10_000, class_noises=10_000,
-                     measured=1_000, guided_steps=1_000, bag=65_536, resamples=1_000, device="cuda",
+    "laptop": Profile("laptop", "cifar10", noises=512, live=16, opposites=32, held_out=2_000,
+                      hyperplane=9, grid_noises=256, transfer_noises=128, class_noises=128,
+                      measured=64, guided_steps=30, bag=2_048, shipped=True),
+    "gpu": Profile("gpu", "cifar10", noises=2_048, live=64, opposites=256, held_out=10_000,
+                   hyperplane=50, grid_noises=1_024, transfer_noises=1_024, class_noises=1_024,
+                   measured=256, guided_steps=100, bag=32_768, device="cuda"),
+    "paper": Profile("paper", "cifar10", noises=10_000, live=64, opposites=1_000, held_out=10_000,
+                     hyperplane=100, grid_noises=10_000, transfer_noises=10_000,
+                     class_noises=10_000, measured=1_000, guided_steps=1_000, bag=65_536,
+                     device="cuda",
                      descriptors=("cifar-copy", "pixels", "imgsim", "inception", "sscd"),
                      hub=("google/ddpm-cifar10-32",), imagenet=("facebook/DiT-XL-2-256",)),
 }

@@ -212,9 +212,9 @@ GRIDS = {
         dit=dict(patch=8, dim=32, depth=2, heads=1), precision="float32"),
     # a patch of 4x4 pixels is 48 numbers: fewer channels would let noise through
     "laptop": Grid(
-        widths=(48, 96, 192), images=_SUBSETS, halves=_SUBSETS[:-1], watched=(64, 1024),
-        moments=(50_000, 200_000, 800_000, 1_600_000), budget=400_000, batch=32, warmup=5_000,
-        ema_half_life=5_000,
+        widths=(48, 96, 192), images=tuple(2**k for k in range(6, 16)), halves=_SUBSETS[:-1],
+        watched=(64, 1024), moments=(50_000, 200_000, 800_000, 1_600_000), budget=400_000,
+        batch=32, warmup=5_000, ema_half_life=5_000,
         network=dict(channel_mult=(1, 1), blocks=1, attention=(8,), patch=4),
         dit=dict(patch=4, dim=192, depth=6, heads=6), learning_rate=2e-3),
     "gpu": Grid(

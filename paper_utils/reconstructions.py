@@ -86,7 +86,7 @@ def held_out(profile: Profile) -> data.Images:
 def references(training: data.Images, profile: Profile, device: str = "cpu") -> dict[str, Model]:
     """The Gaussian denoiser of the training images, and the optimal one of the first KNOWN."""
     some = training.first(min(KNOWN, len(training)))
-    return {name: models.closed_forms(images, profile.bag, device)[name]
+    return {name: models.closed_form(name, images, device, profile.bag)
             for name, images in zip(CLOSED, (training, some))}
 
 
@@ -119,7 +119,7 @@ def restoring(model: Model, problem: Problem, images: data.Images, steps: int,
 
     identity = {"model": model.identity, "task": asdict(problem.task), "images": images.hash,
                 "guidance": asdict(guidance), "code": artifacts.code_version(inverse, operators)}
-    return replace(model, name=f"{model.name}, {problem.name}", generate=generate,
+    return replace(model, name=f"{model.name}, {problem.name}", generate=generate, denoiser=None,
                    identity=identity, evaluations=guidance.solver.evaluations)
 
 
@@ -193,12 +193,6 @@ def pairs_of(groups: Mapping[str, Sequence[str]],
     return {name: list(filter(apart, pairs)) for name, pairs in zip(BLOCKS, blocks)}
 
 
-def features(describe: Descriptor, answers: Mapping) -> dict:
-    """Descriptors [n, d] of images uint8 [n, 3, H, W], in the nested mapping they came in."""
-    return {key: descriptors.features(describe, value) if isinstance(value, Tensor)
-            else features(describe, value) for key, value in answers.items()}
-
-
 def hits(features: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]], same: Hits,
          other: Mapping[str, Tensor] | None = None) -> Tensor:
     """[n, pairs] bool: which restored images are the same. other: features of the second model."""
@@ -206,8 +200,7 @@ def hits(features: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]], same:
     return scores.over_pairs([(features[a], other[b]) for a, b in pairs], same)
 
 
-def block_scores(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]],
-                 same: Hits, resamples: int = 1_000,
+def block_scores(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]], same: Hits,
                  elsewhere: Mapping[str, Tensor] | None = None) -> pd.DataFrame:
     """RP averaged over the pairs inside each family, and across: a row for each of BLOCKS.
 
@@ -216,32 +209,29 @@ def block_scores(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[s
     and, with elsewhere, other noise (what the measurement alone fixes) and how much more the score
     is: more, with its interval more, low and more, high.
     """
-    mixed, rows = {name: scores.shuffled(part) for name, part in features.items()}, []
+    rows = []
     for block, pairs in pairs_of(groups).items():
-        found = scores.proportion(hits(features, pairs, same), resamples)
-        chance = hits(features, pairs, same, mixed).double().mean().item()
+        found, chance = scores.mean_agreement([(features[a], features[b]) for a, b in pairs], same)
         row = found.row(block=block) | {"other images": chance}
         if elsewhere:
             fixed = hits(features, pairs, same, elsewhere)
-            more = scores.paired_difference(hits(features, pairs, same), fixed, resamples)
-            row |= {"other noise": fixed.double().mean().item(), "more": more.value,
-                    "more, low": more.low, "more, high": more.high}
+            more = scores.paired_difference(hits(features, pairs, same), fixed)
+            row |= {"other noise": fixed.double().mean().item(), **more.beside("more")}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def with_gaussian(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]],
-                  same: Hits, resamples: int = 1_000) -> pd.DataFrame:
+                  same: Hits) -> pd.DataFrame:
     """RP of the Gaussian denoiser, averaged over each family. Columns: block, score, low, high, n.
     """
-    rows = [scores.proportion(hits(features, [("gaussian", name) for name in names], same),
-                              resamples).row(block=f"{CONTROL}{family}s")
-            for family, names in groups.items()]
-    return pd.DataFrame(rows)
+    found = {family: hits(features, [("gaussian", name) for name in names], same)
+             for family, names in groups.items()}
+    return pd.DataFrame([scores.proportion(alike).row(block=f"{CONTROL}{family}s")
+                         for family, alike in found.items()])
 
 
-def family_gap(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]],
-               same: Hits, resamples: int = 1_000,
+def family_gap(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]], same: Hits,
                frameworks: Mapping[str, str] | None = None) -> pd.DataFrame:
     """RP inside each family minus RP across, on the same images.
 
@@ -253,13 +243,12 @@ def family_gap(features: Mapping[str, Tensor], groups: Mapping[str, Sequence[str
     across = hits(features, pairs[BLOCKS[2]], same)
     rows = []
     for block in filter(pairs.get, BLOCKS[:2]):
-        gap = scores.paired_difference(hits(features, pairs[block], same), across, resamples)
+        gap = scores.paired_difference(hits(features, pairs[block], same), across)
         rows.append(gap.row("difference", block=block))
     return pd.DataFrame(rows, columns=["block", "difference", "low", "high", "n"])
 
 
-def pixel_gap(problem: Problem, answers: Mapping[str, Tensor],
-              groups: Mapping[str, Sequence[str]], resamples: int = 1_000,
+def pixel_gap(problem: Problem, answers: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]],
               frameworks: Mapping[str, str] | None = None) -> pd.DataFrame:
     """How far models' images are apart inside each family and across, without a threshold.
 
@@ -282,11 +271,10 @@ def pixel_gap(problem: Problem, answers: Mapping[str, Tensor],
     pairs = {block: some for block, some in pairs_of(groups, frameworks).items() if some}
     means, rows = {block: apart(some, answers) for block, some in pairs.items()}, []
     for block, values in means.items():
-        row = scores.average(values, resamples).row(block=block)
+        row = scores.average(values).row(block=block)
         row["other images"] = apart(pairs[block], mixed).mean().item()
         if block != BLOCKS[2]:
-            more = scores.average(means[BLOCKS[2]] - values, resamples)
-            row |= {"farther": more.value, "farther, low": more.low, "farther, high": more.high}
+            row |= scores.average(means[BLOCKS[2]] - values).beside("farther")
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -294,8 +282,7 @@ def pixel_gap(problem: Problem, answers: Mapping[str, Tensor],
 def curves(problems: Sequence[Problem], x: Callable[[Problem], float],
            answers: Mapping[str, Mapping[str, Tensor]],
            features: Mapping[str, Mapping[str, Tensor]], truth: data.Images,
-           groups: Mapping[str, Sequence[str]], describe: Descriptor,
-           resamples: int = 1_000) -> dict[str, pd.DataFrame]:
+           groups: Mapping[str, Sequence[str]], describe: Descriptor) -> dict[str, pd.DataFrame]:
     """RP of each block and the errors of each family against x of the problem.
 
     By quantity ('RP' and QUANTITIES), columns x, who, score, low, high. In RP the control too:
@@ -303,13 +290,13 @@ def curves(problems: Sequence[Problem], x: Callable[[Problem], float],
     """
     same = scores.copies(describe.threshold)
     rp = tables.over("x", {
-        x(p): pd.concat([block_scores(features[p.name], groups, same, resamples),
-                         with_gaussian(features[p.name], groups, same, resamples)])
+        x(p): pd.concat([block_scores(features[p.name], groups, same),
+                         with_gaussian(features[p.name], groups, same)])
         for p in problems}).rename(columns={"block": "who"})
     who = labelled(groups)
     real = descriptors.features(describe, truth.pixels)
     bad = tables.over("x", {
-        x(p): errors(p, answers[p.name], features[p.name], truth.pixels, real, who, resamples)
+        x(p): errors(p, answers[p.name], features[p.name], truth.pixels, real, who)
         for p in problems})
     return {"RP": rp} | {quantity: part.drop(columns="quantity")
                          for quantity, part in bad.groupby("quantity", sort=False)}
@@ -329,15 +316,14 @@ def drawn(found: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 
 
 def errors(problem: Problem, answers: Mapping[str, Tensor], features: Mapping[str, Tensor],
-           truth: Tensor, real: Tensor, groups: Mapping[str, Sequence[str]],
-           resamples: int = 1_000) -> pd.DataFrame:
+           truth: Tensor, real: Tensor, groups: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """How good restored images are: columns who, quantity, score, low, high, n.
 
     As `qualities`, of which these are the means over images with 95 % intervals; groups: label ->
     models to average over.
     """
     found = qualities(problem, answers, features, truth, real)
-    rows = [scores.average(mean_quality(found, names, what), resamples).row(who=who, quantity=what)
+    rows = [scores.average(mean_quality(found, names, what)).row(who=who, quantity=what)
             for who, names in groups.items() for what in QUANTITIES]
     return pd.DataFrame(rows, columns=["who", "quantity", "score", "low", "high", "n"])
 
@@ -417,8 +403,7 @@ def ancestral_runs(found: Mapping[str, Model], images: data.Images,
 
 
 def with_ancestral_noise(deterministic: Mapping[str, Tensor],
-                         stochastic: Mapping[tuple[str, int], Tensor], same: Hits,
-                         resamples: int = 1_000) -> pd.DataFrame:
+                         stochastic: Mapping[tuple[str, int], Tensor], same: Hits) -> pd.DataFrame:
     """RP of deterministic and of stochastic DPS, by what the two runs share.
 
     deterministic: features by model; stochastic: by (model, seed). Rows are averages over models or
@@ -426,18 +411,16 @@ def with_ancestral_noise(deterministic: Mapping[str, Tensor],
     """
     names = list(deterministic)
     pairs = list(combinations(names, 2))
-    rows = {("deterministic", "two models"): [same(deterministic[a], deterministic[b])
+    rows = {("deterministic", "two models"): [(deterministic[a], deterministic[b])
                                               for a, b in pairs]}
     rows |= {("stochastic", f"two models, {how} fresh noise"):
-             [same(stochastic[a, 0], stochastic[b, seed]) for a, b in pairs]
+             [(stochastic[a, 0], stochastic[b, seed]) for a, b in pairs]
              for how, seed in (("same", 0), ("other", 1))}
     rows["stochastic", "one model, other fresh noise"] = [
-        same(stochastic[name, 0], stochastic[name, 1]) for name in names]
-    table = []
-    for (solver, runs), found in rows.items():
-        score = scores.proportion(torch.stack(found, 1), resamples)
-        table.append(score.row(solver=solver, runs=runs))
-    return pd.DataFrame(table)
+        (stochastic[name, 0], stochastic[name, 1]) for name in names]
+    return pd.DataFrame([
+        scores.proportion(scores.over_pairs(runs_, same)).row(solver=solver, runs=runs)
+        for (solver, runs), runs_ in rows.items()])
 
 
 def solvers(model: Model, images: data.Images, describe: Descriptor, evaluations: int,
@@ -456,10 +439,9 @@ def solvers(model: Model, images: data.Images, describe: Descriptor, evaluations
         made = answer(model, problem, images, steps, solver=solver)
         features[sampler] = descriptors.features(describe, made)
         same = copies(features[sampler], features["dpm-solver-1"])
-        rp = scores.proportion(same)
+        rp = scores.proportion(same).beside("RP with dpm-solver-1")
         rows.append({"solver": sampler, "steps": steps, "evaluations": solver.evaluations,
-                     "n": len(made), **scores.averages({"PSNR": psnr(made, images.pixels)}),
-                     "RP with dpm-solver-1": rp.value, "RP, low": rp.low, "RP, high": rp.high})
+                     "n": len(made), **scores.averages({"PSNR": psnr(made, images.pixels)}), **rp})
     return pd.DataFrame(rows)
 
 

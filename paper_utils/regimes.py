@@ -13,8 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paper_utils import (artifacts, data, descriptors, models, recipes, samplers, scores, training,
-                         zoo)
+from paper_utils import artifacts, data, descriptors, models, recipes, samplers, scores, zoo
 from paper_utils.denoisers import Denoiser, OptimalDenoiser
 from paper_utils.descriptors import Descriptor
 from paper_utils.models import Model
@@ -29,18 +28,13 @@ from paper_utils.scores import CONTROL, Hits
 def trained(profile: Profile, images: data.Images, device: str = "cpu") -> dict[str, Model]:
     """The models of section 3 by name; from zoo/regimes/ for the laptop profile, else trained now.
 
-    A model of zoo/regimes/ that is not there is left out. So are, with a line that says it, those
-    of which a sheet alone ships, of fewer images than profile.grid_noises. Raises UserError where
-    one is that was trained on other images or by another recipe than its name says.
+    A model of zoo/regimes/ that is not there is left out, and so are those that models.reaching
+    leaves out. Raises UserError where one is that was trained on other images or by another recipe
+    than its name says.
     """
     specs = recipes.regime_specs(profile.name)
     found = models.shipped_or_trained(specs, zoo.REGIMES, profile, images, device)
-    noises = {name: zoo.entry(name, zoo.REGIMES).noises for name, model in found.items()
-              if model.sheet_alone}
-    if short := [name for name, n in noises.items() if n < profile.grid_noises]:
-        print(f"left out, since their weights do not ship, only {max(noises[n] for n in short)} "
-              f"images of each, and grid_noises is {profile.grid_noises}: {', '.join(short)}")
-    return {name: model for name, model in found.items() if name not in short}
+    return models.reaching(found, zoo.REGIMES, "grid_noises", profile.grid_noises)
 
 
 def samples(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
@@ -83,14 +77,13 @@ def closed_samples(name: str, images: data.Images, sizes: Sequence[int], noises:
     two at least: of one there are no shuffled noises.
     """
     noises = max(noises // (32 if name == "local" else 1), 2)
-    return {n: models.samples(models.closed_forms(images.first(n), profile.bag, device)[name],
+    return {n: models.samples(models.closed_form(name, images.first(n), device, profile.bag),
                               noises) for n in sizes}
 
 
 # --- the scores against the number of images ----------------------------------------------------
 
-def between_widths(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
-                   resamples: int = 1_000) -> pd.DataFrame:
+def between_widths(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits) -> pd.DataFrame:
     """RP (or another score) of every two widths at every number of images.
 
     Columns: images, pair ('16 / 32'), score, low, high, n, shuffled.
@@ -98,7 +91,7 @@ def between_widths(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
     found = []
     for images, cell in cells(table).groupby("images"):
         for a, b in combinations(cell.sort_values("width").itertuples(), 2):
-            score, chance = scores.agreement(rows[a.model], rows[b.model], hits, resamples)
+            score, chance = scores.agreement(rows[a.model], rows[b.model], hits)
             found.append(score.row(images=images, pair=f"{a.width} / {b.width}",
                                    shuffled=chance))
     return scores.table_of(found, "images", "pair", "shuffled")
@@ -128,15 +121,8 @@ def halves_beside_control(halves: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([named, form], ignore_index=True)
 
 
-def own_images(spec: training.Spec, rows: Tensor) -> Tensor:
-    """The rows (features or pixels of the whole dataset) of the images `spec` trains on."""
-    start = spec.half * (len(rows) // 2)
-    return rows[start:start + spec.images]
-
-
-def generalization(found: Mapping[str, Model], table: pd.DataFrame, features: Mapping[str, Tensor],
-                   known: Tensor, real: Tensor, threshold: float,
-                   resamples: int = 1_000) -> pd.DataFrame:
+def generalization(table: pd.DataFrame, features: Mapping[str, Tensor], known: Tensor,
+                   real: Tensor, threshold: float) -> pd.DataFrame:
     """GL of every model against its own training images, and of held-out images against those.
 
     known: features of the whole training set; real: of held-out images. Columns: those of the grid,
@@ -144,31 +130,30 @@ def generalization(found: Mapping[str, Model], table: pd.DataFrame, features: Ma
     """
     rows, baseline = [], {}
     for cell in table.to_dict("records"):
-        own = own_images(found[cell["model"]].spec, known)
-        key = cell["images"], cell["half"]
+        images, half = key = cell["images"], cell["half"]
+        own = known[half * (len(known) // 2):][:images]
         if key not in baseline:
-            baseline[key] = scores.gl(real, own, threshold, resamples).value
-        score = scores.gl(features[cell["model"]], own, threshold, resamples)
+            baseline[key] = scores.gl(real, own, threshold).value
+        score = scores.gl(features[cell["model"]], own, threshold)
         rows.append(score.row(**cell) | {"held-out": baseline[key]})
     return scores.table_of(rows, *table, "held-out")
 
 
-def copied_by_control(gaussian: Mapping[int, Tensor], known: Tensor, threshold: float,
-                      resamples: int = 1_000) -> pd.DataFrame:
+def copied_by_control(gaussian: Mapping[int, Tensor], known: Tensor,
+                      threshold: float) -> pd.DataFrame:
     """GL of the Gaussian denoiser of n images against these: the control of `generalization`.
 
     gaussian: n -> features of its samples; known: of the whole training set. Columns: images, pair
     (the name of the curve), score, low, high, n.
     """
     return pd.DataFrame([
-        scores.gl(rows, known[:n], threshold, resamples).row(
-            images=n, pair="Gaussian denoiser") for n, rows in gaussian.items()])
+        scores.gl(rows, known[:n], threshold).row(images=n, pair="Gaussian denoiser")
+        for n, rows in gaussian.items()])
 
 
 def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],
                      features: Mapping[str, Tensor], theirs: Mapping[int, Tensor],
-                     described: Mapping[int, Tensor], hits: Hits,
-                     resamples: int = 1_000) -> pd.DataFrame:
+                     described: Mapping[int, Tensor], hits: Hits) -> pd.DataFrame:
     """RP of every width with samples of a closed form, of the same images or of all.
 
     theirs: number of images -> samples of the closed form, perhaps of fewer noises; described: the
@@ -178,7 +163,7 @@ def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],
     found = []
     for row in cells(table).itertuples():
         rows, other = theirs[row.images], described[row.images]
-        score, chance = scores.agreement(features[row.model][:len(rows)], other, hits, resamples)
+        score, chance = scores.agreement(features[row.model][:len(rows)], other, hits)
         gap = (samples[row.model][:len(rows)].short() - rows.short()).abs().float().mean().item()
         found.append(score.row(images=row.images, width=row.width, shuffled=chance,
                                distance=gap))
@@ -186,8 +171,8 @@ def with_closed_form(table: pd.DataFrame, samples: Mapping[str, Tensor],
 
 
 def across_architectures(found: Mapping[str, Model], rows: Mapping[str, Tensor],
-                         closed: Mapping[str, Mapping[int, Tensor]], hits: Hits,
-                         resamples: int = 1_000) -> dict[int, pd.DataFrame]:
+                         closed: Mapping[str, Mapping[int, Tensor]], hits: Hits) -> dict[int,
+                         pd.DataFrame]:
     """RP (or another score) of the transformer with the U-Nets of the same images, and of all of
     them with closed forms: number of images -> scores.pairwise of 'U-Net 48', ..., 'DiT', ...
 
@@ -200,19 +185,18 @@ def across_architectures(found: Mapping[str, Model], rows: Mapping[str, Tensor],
         cell = {f"U-Net {u.width}": rows[u.model]
                 for u in grid_[grid_.images == row.images].itertuples()}
         forms = {label: theirs[row.images] for label, theirs in closed.items()}
-        tables[row.images] = scores.pairwise(cell | {"DiT": rows[row.model]} | forms, hits,
-                                             resamples)
+        tables[row.images] = scores.pairwise(cell | {"DiT": rows[row.model]} | forms, hits)
     return tables
 
 
-def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], control: Tensor, hits: Hits,
-                  resamples: int = 1_000) -> pd.DataFrame:
+def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], control: Tensor,
+                  hits: Hits) -> pd.DataFrame:
     """RP of two networks trained on disjoint halves (Kadkhodaie et al. 2024), the same width.
 
     control: features of the Gaussian denoiser of all images. Columns: images, width, score, low,
-    high, n, shuffled, nearer (scores.nearer_than it), and RP with it of the one of the two that has
-    more: control, control low, control high, gain (of score over that, paired), gain low, gain
-    high.
+    high, n, shuffled, and with their intervals ('nearer low', 'nearer high') nearer
+    (scores.nearer_than it), control (RP with it of the one of the two that has more) and gain (of
+    score over that, paired).
     """
     found, whole = [], table[~table.moment]
     for row in whole[whole.half == 1].itertuples():
@@ -221,38 +205,35 @@ def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], control: 
             mine, theirs = features[row.model], features[other]
             both, form = hits(mine, theirs), max((hits(one, control) for one in (mine, theirs)),
                                                  key=lambda rows: rows.double().mean())
-            nearer = scores.nearer_than(control)(mine, theirs).double().mean().item()
-            score, chance = scores.agreement(mine, theirs, hits, resamples)
-            own, gain = (scores.proportion(form, resamples),
-                         scores.paired_difference(both, form, resamples))
-            found.append(score.row(images=row.images, width=row.width, shuffled=chance,
-                                   nearer=nearer)
-                         | {"control": own.value, "control low": own.low, "control high": own.high,
-                            "gain": gain.value, "gain low": gain.low, "gain high": gain.high})
-    return scores.table_of(found, "images", "width", "shuffled", "nearer", "control", "control low",
-                           "control high", "gain", "gain low", "gain high")
+            nearer = scores.proportion(scores.nearer_than(control)(mine, theirs))
+            score, chance = scores.agreement(mine, theirs, hits)
+            own, gain = (scores.proportion(form), scores.paired_difference(both, form))
+            found.append(score.row(images=row.images, width=row.width, shuffled=chance)
+                         | nearer.beside("nearer") | own.beside("control") | gain.beside("gain"))
+    return scores.table_of(found, "images", "width", "shuffled", *(
+        name + end for name in ("nearer", "control", "gain") for end in ("", " low", " high")))
 
 
-def with_most_images(table: pd.DataFrame, features: Mapping[str, Tensor], hits: Hits,
-                     resamples: int = 1_000) -> pd.DataFrame:
+def with_most_images(table: pd.DataFrame, features: Mapping[str, Tensor],
+                     hits: Hits) -> pd.DataFrame:
     """RP of every network with that of its width trained on the most images: what more images
     change, where the width, and so how far training got, is the same.
 
-    Columns: images, pair ('width 16'), score, low, high, n.
+    Columns: images, pair ('width 16'), score, low, high, n, and how much more that is than of the
+    network of the fewest images, on the same noises: gain, gain low, gain high.
     """
     rows = []
     for width, cell in cells(table).groupby("width"):
-        cell = cell.sort_values("images")
-        for row in cell.iloc[:-1].itertuples():
-            score = scores.proportion(hits(features[row.model], features[cell.model.iloc[-1]]),
-                                      resamples)
-            rows.append(score.row(images=row.images, pair=f"width {width}"))
-    return scores.table_of(rows, "images", "pair")
+        *fewer, most = cell.sort_values("images").itertuples()
+        alike = [hits(features[row.model], features[most.model]) for row in fewer]
+        for row, own in zip(fewer, alike):
+            rows.append(scores.proportion(own).row(images=row.images, pair=f"width {width}")
+                        | scores.paired_difference(own, alike[0]).beside("gain"))
+    return scores.table_of(rows, "images", "pair", "gain", "gain low", "gain high")
 
 
 def even_parts_alike(table: pd.DataFrame, parts: Mapping[str, Tensor],
-                     optimal: Mapping[int, Tensor],
-                     resamples: int = 1_000) -> dict[str, pd.DataFrame]:
+                     optimal: Mapping[int, Tensor]) -> dict[str, pd.DataFrame]:
     """The cosine of even parts, what networks share that no affine denoiser makes.
 
     parts, optimal: of tables.even_parts_of, by model and of the optimal denoisers by number of
@@ -264,34 +245,31 @@ def even_parts_alike(table: pd.DataFrame, parts: Mapping[str, Tensor],
     here = cells(table)[lambda rows: rows.model.isin(parts)]
     rows = []
     for row in here.itertuples():
-        score, chance = scores.agreement(parts[row.model], optimal[row.images], scores.cosine,
-                                         resamples)
+        score, chance = scores.agreement(parts[row.model], optimal[row.images], scores.cosine)
         rows.append(score.row(images=row.images, pair=f"width {row.width}", shuffled=chance))
     reached = here.width[here.images == cells(table).images.max()]
-    return {"each other": between_widths(here, parts, scores.cosine, resamples),
+    return {"each other": between_widths(here, parts, scores.cosine),
             "the optimal denoiser": scores.table_of(rows, "images", "pair", "shuffled"),
             "that of the most images": with_most_images(here[here.width.isin(reached)], parts,
-                                                        scores.cosine, resamples)}
+                                                        scores.cosine)}
 
 
-def nearer_than_second(found: Mapping[str, Model], table: pd.DataFrame,
-                       samples: Mapping[str, Tensor], pixels: Tensor,
-                       resamples: int = 1_000) -> pd.DataFrame:
+def nearer_than_second(table: pd.DataFrame, samples: Mapping[str, Tensor],
+                       pixels: Tensor) -> pd.DataFrame:
     """Share of copies by pixels: scores.nearest_ratio under 1/3 (Gu et al. 2023).
 
     Columns: images, width, score, low, high, n.
     """
     rows = []
     for row in cells(table).itertuples():
-        ratio = scores.nearest_ratio(samples[row.model], own_images(found[row.model].spec, pixels))
-        score = scores.proportion(ratio < 1 / 3, resamples)
+        ratio = scores.nearest_ratio(samples[row.model], pixels[:row.images])
+        score = scores.proportion(ratio < 1 / 3)
         rows.append(score.row(images=row.images, width=row.width))
     return pd.DataFrame(rows)
 
 
 def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.DataFrame,
-                  gaussian: Mapping[int, Tensor], hits: Hits,
-                  resamples: int = 1_000) -> pd.DataFrame:
+                  gaussian: Mapping[int, Tensor], hits: Hits) -> pd.DataFrame:
     """GL of the narrowest widths and RP between them against images seen (Bonnaire et al. 2025).
 
     gl: of `generalization`; gaussian: number of images -> features of samples of their Gaussian
@@ -314,13 +292,13 @@ def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.Da
         pairs |= {f"{CONTROL}width {row.width}": (features[row.model], gaussian[images])
                   for row in cell.itertuples()}
         for pair, (mine, theirs) in pairs.items():
-            score = scores.proportion(hits(mine, theirs), resamples)
+            score = scores.proportion(hits(mine, theirs))
             rows.append(score.row(**where, what="RP", pair=pair))
     for (images, width), run in part.groupby(["images", "width"]):
         for row, after in pairwise(run.sort_values("images seen").to_dict("records")):
             own = hits(features[row["model"]], features[after["model"]])
             where = {"images": images, "images seen": row["images seen"]}
-            rows.append(scores.proportion(own, resamples).row(
+            rows.append(scores.proportion(own).row(
                 **where, what="RP with its next moment", pair=f"width {width}"))
     return scores.table_of(rows, "images", "images seen", "what", "pair")
 
@@ -338,14 +316,14 @@ def partly_optimal(model: Model, images: data.Images, sigma: float, above: bool)
     where = f"optimal {'above' if above else 'below'}"
     made = {where: sigma, "images": images.hash,
             "code": models.sampling_code() + artifacts.code_version(partly_optimal)}
-    return replace(model, name=f"{model.name}, {where} {sigma:g}", generate=generate,
+    return replace(model, name=f"{model.name}, {where} {sigma:g}", generate=generate, denoiser=None,
                    identity=model.identity | made)
 
 
 def deciding_levels(found: Mapping[str, Model], table: pd.DataFrame, images: data.Images,
                     features: Mapping[str, Tensor], optimal: Mapping[int, Tensor],
-                    describe: Descriptor, noises: int, sigmas: Sequence[float] = (2.5, 5, 10, 20),
-                    resamples: int = 1_000) -> pd.DataFrame:
+                    describe: Descriptor, noises: int, sigmas: Sequence[float] = (2.5, 5, 10,
+                    20)) -> pd.DataFrame:
     """At which noise levels networks of few images leave the optimal denoiser.
 
     For the fewest images of the table: RP of `partly_optimal` of every width with the optimal
@@ -374,7 +352,7 @@ def deciding_levels(found: Mapping[str, Model], table: pd.DataFrame, images: dat
         made = {row.width: features_of(row, sigma, where == "below") for row in cell.itertuples()}
         pairs = {f"width {width}": (mine, exact_) for width, mine in made.items()}
         pairs |= {f"{a} / {b}": (made[a], made[b]) for a, b in combinations(made, 2)}
-        rows += [scores.proportion(hits(*both), resamples).row(
+        rows += [scores.proportion(hits(*both)).row(
             images=len(own), network=where, sigma=sigma, pair=pair) for pair, both in pairs.items()]
     return scores.table_of(rows, *columns)
 
@@ -413,8 +391,7 @@ def denoiser_distances(networks: Mapping[int, Denoiser], images: data.Images,
 @exact()
 def denoising_errors(networks: Mapping[str, Denoiser], pixels: Tensor, reference: Denoiser,
                      device: str = "cpu",
-                     sigmas: Sequence[float] = (0.0625, 0.25, 1, 4, 16, 64),
-                     resamples: int = 1_000) -> pd.DataFrame:
+                     sigmas: Sequence[float] = (0.0625, 0.25, 1, 4, 16, 64)) -> pd.DataFrame:
     """Mean squared error of denoisers over that of a reference, on the same noisy images.
 
     pixels: the images that all are asked about, uint8 [B, 3, H, W]. Columns: network, sigma, score,
@@ -433,16 +410,15 @@ def denoising_errors(networks: Mapping[str, Denoiser], pixels: Tensor, reference
     for (name, network), (sigma, other) in product(networks.items(), others.items()):
         error = errors(network, sigma)
         ratio = error.mean() / other.mean()
-        score = scores.average(ratio + (error - ratio * other) / other.mean(), resamples)
+        score = scores.average(ratio + (error - ratio * other) / other.mean())
         rows.append(score.row(network=name, sigma=sigma) | {"error": error.mean().item()})
     return scores.table_of(rows, "network", "sigma", "error")
 
 
-def with_nearest(spec: training.Spec, samples: Tensor, features: Tensor, pixels: Tensor,
+def with_nearest(samples: Tensor, features: Tensor, pixels: Tensor,
                  known: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples and the image `spec` trained on that is most similar to each, by cosine of features.
+    """Samples and the training image that is most similar to each, by cosine of features.
 
-    pixels, known: images and features of the whole training set.
+    pixels, known: training images, of the model alone, and their features.
     """
-    best = (features @ own_images(spec, known).T).argmax(1)
-    return samples, own_images(spec, pixels)[best]
+    return samples, pixels[(features @ known.T).argmax(1)]

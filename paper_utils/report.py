@@ -312,7 +312,7 @@ def _sphinx(source: Path, site: Path) -> None:
         raise UserError("Sphinx could not build the report; what it says is above")
 
 
-def _replace(target: Path, site: Path) -> Path:
+def _replace(target: Path, site: Path) -> None:
     new, old = (target.with_name(f".report.{word}") for word in ("new", "old"))
     with files.locked(target):
         for left in (new, old):
@@ -322,7 +322,6 @@ def _replace(target: Path, site: Path) -> Path:
             target.rename(old)
         new.rename(target)
         shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from paper_utils.errors import UserError
 from paper_utils.noise import stream
 
 MAE_THRESHOLD = 15.0  # on the 0..255 scale, strict (paper, section 2)
+RESAMPLES = 1_000  # of the bootstrap
 CONTROL = "Gaussian / "  # begins the name of a score: of the Gaussian denoiser with what follows
 
 # which of two models' rows agree, bool [n] or [n, C], or how much they do, float [n] (`cosine`)
@@ -40,13 +41,17 @@ class Score:
         """A row of a table: the columns `where`, then that of the score, `name`, low, high, n."""
         return where | {name: self.value, "low": self.low, "high": self.high, "n": self.n}
 
+    def beside(self, name: str) -> dict:
+        """More columns of a row: `name`, 'name low', 'name high'."""
+        return {name: self.value, f"{name} low": self.low, f"{name} high": self.high}
+
 
 def table_of(rows: list[dict], *where: str) -> pd.DataFrame:
     """A table of `Score.row`s; of none, one with the columns `where`, score, low, high, n."""
     return pd.DataFrame(rows, columns=None if rows else [*where, "score", "low", "high", "n"])
 
 
-def proportion(hits: Tensor, resamples: int = 1_000) -> Score:
+def proportion(hits: Tensor) -> Score:
     """Mean of hits [n] (bool), or [n, C] for C classes of each noise, with its 95 % interval.
 
     The interval is Wilson's (Wilson 1927), which covers few hits as well as many: 0 of n is
@@ -62,7 +67,7 @@ def proportion(hits: Tensor, resamples: int = 1_000) -> Score:
         return Score(value, *(_open(value, n) if _same(values) else _student(values)), n)
     if _plain(values) or _same(values):
         return Score(value, *wilson(value, n), n)
-    return Score(value, *_bootstrap(values, resamples), n)
+    return Score(value, *_bootstrap(values), n)
 
 
 def _same(values: Tensor) -> bool:
@@ -105,11 +110,11 @@ def _plain(values: Tensor) -> bool:
     return bool(((values == 0) | (values == 1)).all())
 
 
-def _bootstrap(values: Tensor, resamples: int) -> tuple[float, float]:
+def _bootstrap(values: Tensor) -> tuple[float, float]:
     """95 % percentile interval of the mean of values [n]."""
-    n, rng = len(values), stream("bootstrap", len(values), resamples)
+    n, rng = len(values), stream("bootstrap", len(values), RESAMPLES)
     means = torch.cat([values[torch.randint(n, (part, n), generator=rng)].mean(1)
-                       for part in _parts(resamples)])
+                       for part in _parts(RESAMPLES)])
     low, high = means.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
     return low, high
 
@@ -197,9 +202,11 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 def nearer_than(third: Tensor) -> Hits:
     """Hits: rows k of two models are nearer to each other than either is to row k of a third.
 
-    Of three models that have nothing more in common than any two of them 1 noise in 3. It needs no
-    threshold, and no room above what the two have in common with the third. Features by their
-    cosine, uint8 images by mean |a_k - b_k|; third: rows of the same kind, [n, ...].
+    1 noise in 3 where the three are equally far apart, about 0 where all that the two have in
+    common is the third (in many dimensions, two deviations from it that have nothing to do with
+    each other are farther apart than either is long). It needs no threshold, and no room above what
+    the two have in common with the third. Features by their cosine, uint8 images by mean |a_k -
+    b_k|; third: rows of the same kind, [n, ...].
     """
     def apart(a: Tensor, b: Tensor) -> Tensor:
         a, b = _paired(a, b)
@@ -220,14 +227,17 @@ def _paired(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def paired_difference(hits: Tensor, other: Tensor, resamples: int = 1_000) -> Score:
+def paired_difference(hits: Tensor, other: Tensor) -> Score:
     """Mean of hits - other on the same noises, with its 95 % interval.
 
-    hits, other: bool [n] or [n, C]. Tighter than two separate intervals: both saw the same noises.
+    hits, other: bool [n] or [n, C], or float [n]. Tighter than two separate intervals: both saw the
+    same noises.
     The interval is Newcombe's (1998, method 10), which does not call a difference sure that rests
-    on a few noises; of noises with shares of hits that of the bootstrap over noises. Where those
-    all have the same difference, which would be a point, it is as open as Wilson's of n of n.
-    Raises UserError where the numbers of noises differ, and for no noise at all.
+    on a few noises; of cosines (float [n]) it is Student's; of noises with shares of hits that of
+    the bootstrap over noises, which reaches 0 where fewer than six noises differ, since no sign
+    test could exclude that (2 / 2^5 > .05). Where all have the same difference, which would be a
+    point, it is as open as Wilson's of n of n. Raises UserError where the numbers of noises differ,
+    and for no noise at all.
     """
     if len(hits) != len(other):
         raise UserError(f"{len(hits)} noises and {len(other)} do not pair")
@@ -239,26 +249,26 @@ def paired_difference(hits: Tensor, other: Tensor, resamples: int = 1_000) -> Sc
         return Score(value, *newcombe(mine, theirs), n)
     if _same(gaps):
         return Score(value, *_open(value, n), n)
-    return Score(value, *_bootstrap(gaps, resamples), n)
+    if hits.is_floating_point():
+        return Score(value, *_student(gaps), n)
+    low, high = _bootstrap(gaps)
+    return Score(value, *((low, high) if gaps.count_nonzero() > 5 else
+                          (min(low, 0.0), max(high, 0.0))), n)
 
 
-def average(values: Tensor, resamples: int = 1_000) -> Score:
+def average(values: Tensor) -> Score:
     """Mean of any numbers [n], one of each noise, with its 95 % bootstrap interval.
 
     Raises UserError for no noise at all.
     """
     values = _some(values).double()
-    return Score(values.mean().item(), *_bootstrap(values, resamples), len(values))
+    return Score(values.mean().item(), *_bootstrap(values), len(values))
 
 
-def averages(values: Mapping[str, Tensor], resamples: int = 1_000) -> dict[str, float]:
-    """Columns of a table: the mean of each of values [n], and its interval as 'what, low' and
-    'what, high'."""
-    row = {}
-    for what, each in values.items():
-        mean = average(each, resamples)
-        row |= {what: mean.value, f"{what}, low": mean.low, f"{what}, high": mean.high}
-    return row
+def averages(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Columns of a table: the mean of each of values [n] and its interval (Score.beside)."""
+    return {column: value for what, each in values.items()
+            for column, value in average(each).beside(what).items()}
 
 
 def shuffled(rows: Tensor) -> Tensor:
@@ -266,12 +276,11 @@ def shuffled(rows: Tensor) -> Tensor:
     return rows.roll(max(len(rows) // 2, 1), 0)
 
 
-def agreement(mine: Tensor, theirs: Tensor, hits: Hits,
-              resamples: int = 1_000) -> tuple[Score, float]:
+def agreement(mine: Tensor, theirs: Tensor, hits: Hits) -> tuple[Score, float]:
     """How often, or how much, two models' rows agree on the same noises, and its chance level, of
     `shuffled` ones."""
     chance = hits(mine, shuffled(theirs)).double().mean().item()
-    return proportion(hits(mine, theirs), resamples), chance
+    return proportion(hits(mine, theirs)), chance
 
 
 def over_pairs(pairs: Iterable[tuple[Tensor, Tensor]], hits: Hits) -> Tensor:
@@ -279,14 +288,13 @@ def over_pairs(pairs: Iterable[tuple[Tensor, Tensor]], hits: Hits) -> Tensor:
     return torch.stack([hits(mine, theirs) for mine, theirs in pairs], 1)
 
 
-def mean_agreement(pairs: Sequence[tuple[Tensor, Tensor]], hits: Hits,
-                   resamples: int = 1_000) -> tuple[Score, float]:
+def mean_agreement(pairs: Sequence[tuple[Tensor, Tensor]], hits: Hits) -> tuple[Score, float]:
     """`agreement` in the mean over several pairs, all pairs of a noise drawn together."""
     chance = over_pairs([(mine, shuffled(theirs)) for mine, theirs in pairs], hits)
-    return proportion(over_pairs(pairs, hits), resamples), chance.double().mean().item()
+    return proportion(over_pairs(pairs, hits)), chance.double().mean().item()
 
 
-def gl(features: Tensor, known: Tensor, threshold: float, resamples: int = 1_000) -> Score:
+def gl(features: Tensor, known: Tensor, threshold: float) -> Score:
     """Generalization: 1 - P(max_i M(x, y_i) > threshold) over training images y_i (section 3).
 
     features [n, d] of samples, known [N, d] of the training images. 0: every sample is a copy; 1:
@@ -295,7 +303,7 @@ def gl(features: Tensor, known: Tensor, threshold: float, resamples: int = 1_000
     _of_one_kind(_features(features, "GL"), _features(known, "GL"), "GL")
     if not len(known):
         raise UserError("GL is against the features of training images: give at least one")
-    return proportion(max_similarity(features, known) <= threshold, resamples)
+    return proportion(max_similarity(features, known) <= threshold)
 
 
 def nearest_ratio(images: Tensor, training: Tensor, block: int = 4096) -> Tensor:
@@ -320,7 +328,7 @@ def nearest_ratio(images: Tensor, training: Tensor, block: int = 4096) -> Tensor
     return best[:, 0] / best[:, 1].clamp(min=1e-6)
 
 
-def pairwise(rows: Mapping[str, Tensor], hits: Hits, resamples: int = 1_000) -> pd.DataFrame:
+def pairwise(rows: Mapping[str, Tensor], hits: Hits) -> pd.DataFrame:
     """Every pair of models: columns model, other, score, low, high, shuffled, n.
 
     rows: by model, features, images or even parts. `shuffled` is the same score on mismatched
@@ -328,7 +336,7 @@ def pairwise(rows: Mapping[str, Tensor], hits: Hits, resamples: int = 1_000) -> 
     """
     table = []
     for a, b in combinations(rows, 2):
-        found, chance = agreement(rows[a], rows[b], hits, resamples)
+        found, chance = agreement(rows[a], rows[b], hits)
         table.append(found.row(model=a, other=b, shuffled=chance))
     columns = ["model", "other", "score", "low", "high", "shuffled", "n"]
     return pd.DataFrame(table, columns=columns)
@@ -351,16 +359,38 @@ def beside_control(pairs: pd.DataFrame, control: pd.DataFrame) -> pd.DataFrame:
     """Every pair of models beside what its two models have in common with a control.
 
     pairs, control: as of `pairwise`; control: of it with at least one model of every pair. Adds the
-    columns nearest (the higher score of the two with the control) and, bool, intervals apart: more
-    (than either has with it), less (than either), below (less than the higher).
+    columns nearest (the higher score of the two with the control), nearer (the model that has it)
+    and, bool, intervals apart: more (than either has with it), less (than either), above (more than
+    one of them), below (less than one).
     """
     form = pd.concat([control.set_index(side) for side in ("model", "other")])
     own = [form[form.index.isin([row.model, row.other])] for row in pairs.itertuples()]
     nearest = [rows.iloc[rows.score.argmax()] for rows in own]
     return pairs.assign(nearest=[row.score for row in nearest],
+                        nearer=[row.name for row in nearest],
                         more=pairs.low > [rows.high.max() for rows in own],
                         less=pairs.high < [rows.low.min() for rows in own],
-                        below=pairs.high < [row.low for row in nearest])
+                        above=pairs.low > [rows.high.min() for rows in own],
+                        below=pairs.high < [rows.low.max() for rows in own])
+
+
+def gains(rows: Mapping[str, Tensor],
+          beside: Mapping[tuple[str, str], Iterable[tuple[str, str]]], hits: Hits) -> pd.DataFrame:
+    """How much more pairs of models agree than other pairs do, on the same noises.
+
+    beside: a pair -> the pairs it is held against, of which a row has the one that leaves the
+    least: the lowest end of the interval of `paired_difference`. Columns: model, other, score,
+    against ('a, b'), difference, low, high, n.
+    """
+    found = []
+    for (a, b), others in beside.items():
+        mine = hits(rows[a], rows[b])
+        each = {f"{c}, {d}": paired_difference(mine, hits(rows[c], rows[d])) for c, d in others}
+        against = min(each, key=lambda name: each[name].low)
+        found.append(each[against].row("difference", model=a, other=b,
+                                       score=mine.double().mean().item(), against=against))
+    columns = ["model", "other", "score", "against", "difference", "low", "high", "n"]
+    return pd.DataFrame(found, columns=columns)
 
 
 def even_part(plus: Tensor, minus: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from paper_utils.scores import Hits
 TEACHER = "teacher"
 UNDISTILLED, FAST = "teacher, DDIM", "teacher, DPM-Solver++"
 CONSISTENT = ("cd", "ct", "ict")
+TAUGHT = ("progressive-1", "cd")  # the one-step models that learn from the teacher
 FEW = (2, 4)  # steps that consistency models are sampled with, beside one
 FASTEST = (2, 4, 8)  # steps of the teacher's own fast solver
 WIDTHS = (0.0, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.5)  # of the low-pass filters, in pixels
@@ -113,8 +114,7 @@ def samples(made: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
 
 # --- agreement ----------------------------------------------------------------------------------
 
-def with_teacher(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
-                 resamples: int = 1_000) -> pd.DataFrame:
+def with_teacher(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits) -> pd.DataFrame:
     """Each run's agreement with the teacher's own samples (Heun).
 
     Columns series, steps, score, low, high, n, shuffled. Raises UserError where rows lack a run of
@@ -125,13 +125,12 @@ def with_teacher(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits,
         raise UserError(f"agreement with the teacher needs the rows of {', '.join(sorted(missing))}"
                         " too: make them as those of the others")
     for run in table[table.run != TEACHER].itertuples():
-        score, chance = scores.agreement(rows[run.run], rows[TEACHER], hits, resamples)
+        score, chance = scores.agreement(rows[run.run], rows[TEACHER], hits)
         found.append(score.row(series=run.series, steps=run.steps, shuffled=chance))
     return scores.table_of(found, "series", "steps", "shuffled")
 
 
-def fresh_pairs(rows: Mapping[str, Tensor], hits: Hits,
-                resamples: int = 1_000) -> dict[int, pd.DataFrame]:
+def fresh_pairs(rows: Mapping[str, Tensor], hits: Hits) -> dict[int, pd.DataFrame]:
     """Number of steps (FEW) -> scores.pairwise of the consistency models, the teacher and the
     Gaussian denoiser, which all get the same fresh noise.
 
@@ -139,12 +138,20 @@ def fresh_pairs(rows: Mapping[str, Tensor], hits: Hits,
     """
     every = (*CONSISTENT, TEACHER, "gaussian")
     return {steps: scores.pairwise({name: rows[f"{name} {steps}"] for name in every
-                                    if f"{name} {steps}" in rows}, hits, resamples)
-            for steps in FEW}
+                                    if f"{name} {steps}" in rows}, hits) for steps in FEW}
 
 
-def with_fresh_noise(rows: Mapping[str, Tensor], hits: Hits,
-                     resamples: int = 1_000) -> pd.DataFrame:
+def over_untaught(rows: Mapping[str, Tensor], hits: Hits) -> pd.DataFrame:
+    """How much more the TAUGHT agree with the teacher than all others of `rows` do: scores.gains.
+
+    rows: by model, the teacher among them.
+    """
+    others = [(name, TEACHER) for name in rows if name not in (TEACHER, *TAUGHT)]
+    beside = {(name, TEACHER): others for name in TAUGHT if name in rows and others}
+    return scores.gains(rows, beside, hits)
+
+
+def with_fresh_noise(rows: Mapping[str, Tensor], hits: Hits) -> pd.DataFrame:
     """Agreement of consistency models of one and of FEW steps, which all get the same fresh noise.
 
     rows: by run, those of `runs` and of `restarted`. The mean over pairs of what there is: with
@@ -165,13 +172,13 @@ def with_fresh_noise(rows: Mapping[str, Tensor], hits: Hits,
                  "teacher and Gaussian": [(run(TEACHER), run("gaussian"))] * bool(mine)}
         for what, names in kinds.items():
             if pairs := [(rows[a], rows[b]) for a, b in names]:
-                score, chance = scores.mean_agreement(pairs, hits, resamples)
+                score, chance = scores.mean_agreement(pairs, hits)
                 found.append(score.row(what=what, steps=steps, shuffled=chance))
     return scores.table_of(found, "what", "steps", "shuffled")
 
 
-def down_the_stages(table: pd.DataFrame, rows: Mapping[str, Tensor], groups: Groups, hits: Hits,
-                    resamples: int = 1_000) -> pd.DataFrame:
+def down_the_stages(table: pd.DataFrame, rows: Mapping[str, Tensor], groups: Groups,
+                    hits: Hits) -> pd.DataFrame:
     """Agreement of each stage of progressive distillation with the one before and with models.
 
     groups: partner -> models, whose mean agreement is taken. 'the stage before' is what the stage
@@ -186,7 +193,7 @@ def down_the_stages(table: pd.DataFrame, rows: Mapping[str, Tensor], groups: Gro
         own = {"the stage before": before} if before else {}
         for partner, names in (own | dict(groups)).items():
             pairs = [(rows[stage.run], rows[name]) for name in names]
-            score, chance = scores.mean_agreement(pairs, hits, resamples)
+            score, chance = scores.mean_agreement(pairs, hits)
             found.append(score.row(partner=partner, steps=stage.steps, shuffled=chance))
     return scores.table_of(found, "partner", "steps", "shuffled")
 
@@ -240,7 +247,7 @@ def sharpness(images: Tensor) -> float:
 
 def by_sharpness(images: Mapping[str, Tensor], features: Mapping[str, Tensor],
                  names: Sequence[str], others: Sequence[str], describe: Descriptor, real: Tensor,
-                 hits: Hits, resamples: int = 1_000) -> pd.DataFrame:
+                 hits: Hits) -> pd.DataFrame:
     """Mean RP with other models against sharpness (over that of real images): of the teacher after
     low-pass filters of WIDTHS, and of each of `names` as it is.
 
@@ -254,7 +261,7 @@ def by_sharpness(images: Mapping[str, Tensor], features: Mapping[str, Tensor],
     found = []
     for who, width, mine, own in rows:
         pairs = [(own, features[other]) for other in others]
-        score = scores.proportion(scores.over_pairs(pairs, hits), resamples)
+        score = scores.proportion(scores.over_pairs(pairs, hits))
         found.append(score.row(who=who, width=width, sharpness=sharpness(mine) / sharpness(real)))
     return scores.table_of(found, "who", "width", "sharpness")
 
@@ -274,8 +281,8 @@ def as_sharp(images: Tensor, sharp: float) -> tuple[float, Tensor]:
 
 
 def beyond_blur(images: Mapping[str, Tensor], features: Mapping[str, Tensor],
-                names: Sequence[str], others: Sequence[str], describe: Descriptor, hits: Hits,
-                resamples: int = 1_000) -> pd.DataFrame:
+                names: Sequence[str], others: Sequence[str], describe: Descriptor,
+                hits: Hits) -> pd.DataFrame:
     """RP of each student with other models, less that of its teacher blurred to its sharpness.
 
     images, features: as of `by_sharpness`. Columns who, width (of the teacher's filter; 0 where
@@ -286,7 +293,7 @@ def beyond_blur(images: Mapping[str, Tensor], features: Mapping[str, Tensor],
         width, soft = as_sharp(images[TEACHER], sharpness(images[name]))
         own, form = (scores.over_pairs([(rows, features[other]) for other in others], hits)
                      for rows in (features[name], descriptors.features(describe, soft)))
-        gap = scores.paired_difference(own, form, resamples)
+        gap = scores.paired_difference(own, form)
         found.append(gap.row("difference", who=name, width=width,
                              student=own.double().mean().item(),
                              blurred=form.double().mean().item()))

@@ -80,13 +80,12 @@ def copy_detection() -> pd.DataFrame:
     return table.rename(columns={"test pairs above": "test pairs above, in a million"})
 
 
-def gl_table(features: Mapping[str, Tensor], known: Tensor, threshold: float,
-             resamples: int = 1_000) -> pd.DataFrame:
+def gl_table(features: Mapping[str, Tensor], known: Tensor, threshold: float) -> pd.DataFrame:
     """GL of every set of features against `known`, those of the training images.
 
     Columns: model, GL, low, high, n.
     """
-    found = {name: scores.gl(rows, known, threshold, resamples) for name, rows in features.items()}
+    found = {name: scores.gl(rows, known, threshold) for name, rows in features.items()}
     return pd.DataFrame([score.row("GL", model=name) for name, score in found.items()])
 
 
@@ -179,7 +178,7 @@ def by_family(pairs: Mapping[str, pd.DataFrame], family: Mapping[str, str]) -> p
 
 
 def between_seeds(features: Mapping[str, Tensor], seeds: Sequence[tuple[str, str]],
-                  hits: scores.Hits, resamples: int = 1_000) -> pd.DataFrame:
+                  hits: scores.Hits) -> pd.DataFrame:
     """What a second seed of one recipe changes: RP of either seed's model with every other one.
 
     Columns: model, seed (its twin), other, score, of the twin, difference, low, high, n; the
@@ -189,7 +188,7 @@ def between_seeds(features: Mapping[str, Tensor], seeds: Sequence[tuple[str, str
     for one, twin in seeds:
         for other in features.keys() - {one, twin}:
             mine, theirs = (hits(features[name], features[other]) for name in (one, twin))
-            rows.append(scores.paired_difference(theirs, mine, resamples).row(
+            rows.append(scores.paired_difference(theirs, mine).row(
                 "difference", model=one, seed=twin, other=other, score=mine.double().mean().item(),
                 twin=theirs.double().mean().item()))
     columns = ["model", "seed", "other", "score", "twin", "difference", "low", "high", "n"]
@@ -214,7 +213,7 @@ def rp_by_descriptor(samples: Mapping[str, Tensor], names: Sequence[str | Descri
         except UserError as error:
             rows.append({"descriptor": f"{name} (not available: {error})"})
             continue
-        features = {k: descriptors.features(descriptor, v) for k, v in samples.items()}
+        features = descriptors.features(descriptor, samples)
         copies = scores.copies(descriptor.threshold)
         pairs, n = scores.pairwise(features, copies), len(next(iter(samples.values())))
         row = {"descriptor": descriptor.name, "dim": descriptor.dim,

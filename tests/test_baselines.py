@@ -95,7 +95,7 @@ def test_restorations_stand_beside_the_trivial_one_and_the_wiener_estimate():
         assert (part["over trivial"].drop("Wiener estimate", errors="ignore") == 0).all()
         assert part["PSNR, dB"]["U-Nets"] == part["PSNR, dB"][plain]
         assert ("Wiener estimate" in part.index) == (problem.task.operator in LINEAR)
-        assert (part["residual, low"] <= part.residual).all() and (part.n == 6).all()
+        assert (part["residual low"] <= part.residual).all() and (part.n == 6).all()
     best = table[table.who == "Wiener estimate"]
     assert (best["over trivial"] > 0).all() and (best.residual < 1.1).all()
 
@@ -186,4 +186,4 @@ def test_the_known_posterior_is_that_of_the_noise_in_the_measurement():
         start = 80 * BANK[k][:, :8, :8].double().flatten() - mean
         squares.append(((start @ axes) * (values / (values + 80**2)).sqrt()).square().mean())
     assert row["to mean"] == pytest.approx(torch.stack(squares).mean().sqrt().item(), rel=1e-3)
-    assert row["to mean, low"] < row["to mean"] < row["to mean, high"] and row.n == 3
+    assert row["to mean low"] < row["to mean"] < row["to mean high"] and row.n == 3

@@ -226,16 +226,17 @@ def test_two_images_of_one_model_with_two_classes():
 
 def test_every_model_is_held_against_the_guided_gaussian():
     one, other = directions(10, 1)[:, 0], directions(10, 1, seed=2)[:, 0]
-    rows = {w: {"a-cond": one, "b-cond": torch.cat([one[:5], other[5:]])} for w in (1.0, 2.0, 4.0)}
+    rows = {w: {"a-cond": one, "b-cond": torch.cat([one[:4], other[4:]])} for w in (1.0, 2.0)}
     table = conditional.with_guided_gaussian(rows, {1.0: one, 2.0: other}, scores.copies(0.75))
-    assert table[["guidance", "pair", "score"]].values.tolist() == [
-        [1.0, "a", 1.0], [1.0, "b", 0.5], [2.0, "a", 0.0], [2.0, "b", 0.5]]
+    assert table[["guidance", "pair", "control", "score"]].values.tolist() == [
+        [w, *best] for w in (1.0, 2.0) for best in (["a", 1.0, 1.0], ["b", 2.0, 0.6])]
     rp = conditional.over_guidance(rows, scores.copies(0.75))
     found = conditional.guidance_beside_control(rp, table)["a / b"]
     assert found[["what", "guidance", "score"]].values.tolist() == [
-        *(["with each other", w, 0.5] for w in (1.0, 2.0, 4.0)),
-        ["Gaussian / the nearer of the two", 2.0, 0.5],  # of b
-        ["Gaussian / the nearer of the two", 1.0, 1.0]]  # of a
+        *(["with each other", w, 0.4] for w in (1.0, 2.0)),
+        *(["Gaussian / the nearer of the two", w, 1.0] for w in (1.0, 2.0))]  # of a
+    claim, = rules.more_under_guidance(rp, table, 2.0)
+    assert claim.verdict == "in 0 of 1 pairs; the reverse in 0" and "1.00" in claim.ours
 
 
 # --- specifications -----------------------------------------------------------------------------
@@ -373,7 +374,7 @@ def test_another_class_from_the_same_noise():
     rows = torch.eye(4, 5).expand(3, 4, 5)
     features = {"a": rows, "b": rows, "c": rows.roll(1, 1)}
     equal = lambda one, other: (one == other).all(-1)  # noqa: E731
-    table = scores.pairwise(features, equal, 1)
+    table = scores.pairwise(features, equal)
     assert table.score.tolist() == [1.0, 0.0, 0.0]
     assert conditional.other_class(table, features, equal).tolist() == [0.0, 1 / 3, 1 / 3]
 
@@ -406,7 +407,9 @@ def test_the_control_stands_apart_in_the_claims():
     between = pd.concat([pairs(0.8, 0.9), pairs(0.0, 0.1, 0.5, ("a", "g"))])
     mae = pd.concat([pairs(0.1, 0.2), pairs(0.1, 0.3, names=("a", "g")),
                      pairs(0.8, 0.9, names=("b", "g"))])
-    found = rules.conditional(rp, mae, gap(0.0, 0.05), pairs(0.8, 0.9), between, curves(0.0), "g")
+    guided = conditional.with_guided_gaussian({}, {}, scores.close)
+    found = rules.conditional(rp, mae, gap(0.0, 0.05), pairs(0.8, 0.9), between, curves(0.0),
+                              guided, "g")
     assert [claim.verdict for claim in found] == [
         "reproduced", "reproduced", "yes", "in 0 of 1 pairs; the reverse in 0", "yes",
         "no difference seen"]
@@ -416,7 +419,7 @@ def test_the_control_stands_apart_in_the_claims():
         more = pd.concat([between, pairs(0.9, 1.0, names=(model, "b")),
                           pairs(1.0, 1.0, names=(model, "g"))])
         found = rules.conditional(rp, mae, gap(0.0, 0.05), pairs(0.8, 0.9), more, curves(0.0),
-                                  "g")
+                                  guided, "g")
         assert found[4].verdict == verdict
 
 
@@ -424,5 +427,6 @@ def test_without_models_nothing_is_decided():
     nothing = scores.pairwise({}, scores.close)
     gaps = conditional.carried_over({}, {}, {}, scores.close)
     found = rules.conditional(nothing, nothing, gaps, nothing, conditional.between({}, {}, 0.5),
-                              curves(), "g")
+                              curves(), conditional.with_guided_gaussian({}, {}, scores.close),
+                              "g")
     assert {claim.verdict for claim in found} == {"not decided: not trained yet"}

@@ -1,6 +1,7 @@
 """Fine-tuning: the study's models, what ships of them, its tables and claims on known cases."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -72,6 +73,11 @@ def test_the_study_trains_from_nothing_and_again_from_the_store(monkeypatch):
     base, tuned = (found[name].denoiser().network for name in ("base", "low-rank-n4"))
     original = tuned.decoder.in0.qkv.parametrizations.weight.original
     assert torch.equal(original, base.decoder.in0.qkv.weight)
+    alone = replace(found["scratch-n4"], denoiser=lambda: pytest.fail("it ships without weights"),
+                    sheet_alone=True)
+    others = found | {"scratch-n4": alone}
+    assert fine_tuning.grid(others).equals(fine_tuning.grid(found))
+    assert set(fine_tuning.spot_checks(others, 9)) == {"base", "all-n4", "low-rank-n4"}
 
 
 # --- what ships ---------------------------------------------------------------------------------
@@ -222,7 +228,8 @@ def test_examples_are_the_base_and_each_way():
 
 
 def test_spot_checks_are_spread_over_the_models():
-    found = dict.fromkeys(map(str, range(50)))
+    found = dict.fromkeys(map(str, range(50)), models.limited(models.closed_forms(
+        data.load("bundled"), 1)["gaussian"]))
     drawn = [int(name) for name in fine_tuning.spot_checks(found, 8)]
     assert len(set(drawn)) == 8 and drawn == sorted(drawn)
     assert len({k % 14 for k in drawn}) > 4  # the study repeats its ways and runs every 14
@@ -237,9 +244,12 @@ def curve(values: dict, half_width: float = 0.05, pair: str = "different starts"
                         columns=["way", "images", "pair", "score", "low", "high"])
 
 
+LEFT = "partly: of the ways that left their start (attention) "
+
+
 @pytest.mark.parametrize("rp, gl, verdict", [
-    (0.2, 0.9, "reproduced"), (0.2, 0.3, "partly: only RP is lower"),
-    (0.6, 0.9, "partly: only GL is higher"), (0.6, 0.3, "not reproduced")])
+    (0.2, 0.9, "reproduced"), (0.2, 0.3, LEFT + "1 with lower RP, 0 with higher GL"),
+    (0.6, 0.9, LEFT + "0 with lower RP, 1 with higher GL"), (0.6, 0.3, "not reproduced")])
 def test_partial_fine_tuning_with_few_images(rp, gl, verdict):
     pairs = curve({("scratch", 16): 0.6, ("attention", 16): rp, ("scratch", 99): 0.0})
     copied = curve({("scratch", 16): 0.3, ("attention", 16): gl})
@@ -247,13 +257,24 @@ def test_partial_fine_tuning_with_few_images(rp, gl, verdict):
     still = curve({("attention", 16): 0.4, ("scratch", 16): 0.0})
     claim = rules.partial_with_few(pairs, copied, still, bases)
     assert claim.verdict == verdict and "recalled" in claim.statement
-    assert "started from 0.40" in claim.measured and "0.70 [0.60, 0.80]" in claim.measured
-    for scratch, told in ((0.9, "not decided: 'attention' did not leave the network it started "
-                           "from"), (0.91, verdict)):  # RP cannot tell where scratch has it too
+    assert f"attention {rp:.2f}, {gl:.2f}, 0.40; scratch" in claim.measured
+    assert "0.70 [0.60, 0.80]" in claim.measured
+    for scratch, told in ((0.9, "not decided: none left the network it started from"),
+                          (0.91, verdict)):  # RP cannot tell where scratch has it too
         still = curve({("attention", 16): 0.91, ("scratch", 16): scratch})
         assert rules.partial_with_few(pairs, copied, still, bases).verdict == told
     missing = rules.partial_with_few(pairs[pairs.way != "attention"], copied, still, bases)
     assert missing.verdict == "not decided: not trained yet"
+
+
+def test_only_partial_ways_that_left_their_start_count():
+    ways = {"attention": (0.9, 1.0, 1.0), "last": (0.3, 0.9, 0.1), "all": (0.0, 1.0, 0.0),
+            "scratch": (0.3, 0.1, 0.0)}
+    pairs, copied, still = (curve({(way, 16): each[k] for way, each in ways.items()})
+                            for k in range(3))
+    claim = rules.partial_with_few(pairs, copied, still, scores.Score(0.7, 0.6, 0.8, 99))
+    assert claim.verdict == LEFT.replace("attention", "last") + "0 with lower RP, 1 with higher GL"
+    assert "attention" in claim.measured and "attention" not in claim.ours
 
 
 def gain(*differences: float) -> pd.DataFrame:
@@ -290,6 +311,17 @@ def test_what_a_shared_start_adds_is_counted_on_the_same_noises():
     assert 0.3 < row.low < 0.5 < row.high < 0.7
 
 
+def test_fine_tunings_are_held_against_the_two_networks_they_started_from():
+    table = grid(("all", 4, ""), ("all", 4, "seed1"), ("all", 4, "other"), ("scratch", 4, ""),
+                 ("scratch", 4, "seed1"), ("last", 4, ""))
+    one, two = directions(40, 0), directions(40, 1)
+    rows = {"all-n4": one, "all-n4-other": torch.cat([one[:30], two[30:]]),
+            "base": one, "base-seed1": torch.cat([one[:10], two[10:]])}
+    row, = fine_tuning.over_bases(table, rows, copies).itertuples()
+    assert (row.way, row.images, row.model, row.other) == ("all", 4, "all-n4", "all-n4-other")
+    assert row.difference == 0.5 and row.against == "base, base-seed1"
+
+
 def test_the_claims_of_the_study_take_each_number_from_its_place():
     rp = curve({("scratch", 4): 0.6, ("attention", 4): 0.2, ("attention", 64): 0.9,
                 ("scratch", 64): 0.8})
@@ -301,7 +333,7 @@ def test_the_claims_of_the_study_take_each_number_from_its_place():
     even = curve({("scratch", 64): 0.9, ("attention", 64): 0.4})
     found = rules.fine_tuning(rp, gl, gain(0.3, 0.0), still, bases, gaussian, nearer,
                               scores.Score(0.66, 0.6, 0.7, 99), even,
-                              scores.Score(0.1, 0.0, 0.2, 16))
+                              gain(0.3).assign(way="attention"), scores.Score(0.1, 0.0, 0.2, 16))
     assert [c.verdict for c in found] == [
         "reproduced", "more at 1, less at 0 of 2 ways and sizes",
         "for 1 of 2 ways (attention); the reverse for 1", "for 1 of 2 pairs", "yes"]
@@ -331,7 +363,7 @@ def test_a_zoo_without_models_gives_empty_tables_and_no_verdict():
     start = fine_tuning.against(table, {}, directions(4, 0), copies)
     found = rules.fine_tuning(rp, gl, fine_tuning.shared_start(table, {}, copies), start,
                               scores.Score(0, 0, 1, 1), start, rp, scores.Score(0, 0, 1, 1), rp,
-                              scores.Score(0, 0, 1, 1))
+                              fine_tuning.over_bases(table, {}, copies), scores.Score(0, 0, 1, 1))
     assert all(claim.verdict == "not decided: not trained yet" for claim in found)
 
 

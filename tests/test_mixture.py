@@ -22,7 +22,7 @@ def test_points_are_of_the_scale_the_preconditioning_expects():
 
 
 def table(study, networks):
-    found = mixture.errors(mixture.squares(study, networks), 50)
+    found = mixture.errors(mixture.squares(study, networks))
     return found.set_index([*mixture.WHERE]).sort_index()
 
 
@@ -70,7 +70,7 @@ def test_an_error_has_the_interval_of_a_root_mean_square():
     """Of chi^2 with one degree of freedom: the mean's deviation is sqrt(2 / n), half in the root.
     """
     squares = torch.randn(4, 2_000, generator=torch.Generator().manual_seed(0)).square()
-    row = mixture.errors({("new", 4, 0.1): squares}, 2_000).iloc[0]
+    row = mixture.errors({("new", 4, 0.1): squares}).iloc[0]
     assert row["to empirical"] == pytest.approx(squares[0].mean().sqrt().item())
     half = (row["to empirical high"] - row["to empirical low"]) / 2 / row["to empirical"]
     assert half == pytest.approx(1.96 * 2**0.5 / 2_000**0.5 / 2, rel=0.15)
@@ -95,7 +95,7 @@ def crossing(empirical, truth, between=3.0, points=(4, 64), spread=0.0):
     between = between if isinstance(between, tuple) else (between,) * len(points)
     found = {("new", n, 0.1): squares(*distances)
              for n, *distances in zip(points, empirical, truth, between)}
-    return mixture.crossings(found, 200).iloc[0]
+    return mixture.crossings(found).iloc[0]
 
 
 @pytest.mark.parametrize("empirical, truth, at", [
@@ -139,7 +139,7 @@ def test_a_crossing_that_not_every_resample_has_is_not_decided():
 
 def test_the_tables_of_a_trained_study_decide_the_claim_and_are_drawn():
     squares = mixture.squares(TINY, mixture.trained(TINY))
-    errors, crossings = mixture.errors(squares, 50), mixture.crossings(squares, 50)
+    errors, crossings = mixture.errors(squares), mixture.crossings(squares)
     assert crossings[["asked about", "sigma"]].values.tolist() == [
         [asked, sigma] for asked in ("training", "new") for sigma in TINY.sigmas]
     assert rules.mixture_crosses(errors, crossings).verdict

@@ -99,16 +99,24 @@ def test_maps_alike(worst, verdict, gans, nearest):
     assert claim.verdict == verdict and "0.77" in claim.measured
 
 
-@pytest.mark.parametrize("least, half_width, gan, verdict", [
-    (0.21, 0.2, 0.2, "yes"), (0.2, 0.1, 0.2, "in 2 of 3 pairs"), (0.3, 0.3, 0.2, "in 2 of 3 pairs"),
-    (0.3, 0.1, 0.4, "in 1 of 3 pairs")])
-def test_even_parts_shared(least, half_width, gan, verdict):
-    """Above 0 with the interval, and above every pair with a GAN in it."""
+def over(*rows: tuple[str, str, float], against: str = "a, gan") -> pd.DataFrame:
+    """As of scores.gains, intervals an eighth wide to either side."""
+    return pd.DataFrame([(*row[:2], 0.5, against, d := row[2], d - 0.125, d + 0.125, 100)
+                         for row in rows], columns=["model", "other", "score", "against",
+                                                    "difference", "low", "high", "n"])
+
+
+@pytest.mark.parametrize("least, half_width, gain, verdict", [
+    (0.21, 0.2, 0.13, "yes"), (0.21, 0.2, 0.12, "in 2 of 3 pairs"),
+    (0.3, 0.3, 0.3, "in 2 of 3 pairs")])
+def test_even_parts_shared(least, half_width, gain, verdict):
+    """Above 0 with the interval, and above either with a GAN or VAE on the same noises."""
     pairs = table(("a", "b", 0.5), ("a", "c", 0.4), ("b", "c", least, half_width),
-                  ("a", "gan", 0.1), ("gan", "vae", gan), ("a", "student", 0.0))
-    claim = rules.even_parts_shared(pairs, ["a", "b", "c"], ["gan", "vae"])
-    assert claim.verdict == verdict
-    assert f"with a GAN or VAE 0.10 to {gan:.2f}" in claim.measured
+                  ("a", "gan", 0.1), ("gan", "vae", 0.2), ("a", "student", 0.0))
+    gains = over(("a", "b", 0.4), ("a", "c", 0.3), ("b", "c", gain))
+    claim = rules.even_parts_shared(pairs, gains, ["gan", "vae"])
+    assert claim.verdict == verdict and "with a GAN or VAE 0.10 to 0.20" in claim.measured
+    assert claim.ours.startswith(f"{least:.2f} [") and "minus a, gan" in claim.ours
 
 
 def test_the_claims_of_section_2_take_each_number_from_its_place():
@@ -123,7 +131,7 @@ def test_the_claims_of_section_2_take_each_number_from_its_place():
                rules.NEAREST: a.roll(1)}
     even = table(("edm", "uvit", 0.3), ("edm", "gan", 0.1), ("gan", "vae", 0.2), ("edm", "cd", 0.1))
     found = rules.unconditional(rp, mae, ["edm", "uvit", "cd"], ["edm", "uvit"], ["gan", "vae"],
-                                even, gl, winners)
+                                even, over(("edm", "uvit", 0.2)), gl, winners)
     assert [claim.verdict for claim in found] == [
         "reproduced", "reproduced", "yes",
         "reproduced", "not reproduced", "in 0 of 1 pairs; the reverse in 1", "yes",
@@ -225,7 +233,19 @@ def test_halves(scores, gain, verdict):
     """The interval of the difference reaches .1 below it."""
     halves = curve(scores, width=32, control=.5, gain=gain, **{"gain low": gain - .1,
                                                                "gain high": gain + .1})
-    assert rules.halves_agree(halves).verdict == verdict
+    claim = rules.halves_agree(halves)
+    assert claim.verdict == verdict
+    assert (f"{gain:.2f} [{gain - .1:.2f}" in claim.ours) == (len(halves) > 1)
+
+
+@pytest.mark.parametrize("low, verdict", [(.51, "yes"), (.5, "for 0 of 1 pairs")])
+def test_halves_without_a_threshold(low, verdict):
+    """Of the most images."""
+    halves = curve({64: .9, 1024: .6}, width=32).assign(nearer=[.1, .6], **{
+        "nearer low": [0., low], "nearer high": [.2, .7]})
+    claim, = rules.halves_nearer(halves)
+    assert claim.verdict == verdict and f"0.60 [{low:.2f}, 0.70] (width 32" in claim.ours
+    assert rules.halves_nearer(halves[:0]) == []
 
 
 def nets(**scores: float) -> pd.DataFrame:
@@ -265,16 +285,23 @@ NEARER = {"starts": ((1., 1.), (2., 2.)), "ends": ((3., 3.), (2., 1.)),
 
 
 
+def with_gain(scores: dict[int, float], pair: str) -> pd.DataFrame:
+    """A curve, and its gain over the fewest images, with an interval .08 wide to either side."""
+    gain = pd.Series(scores.values()) - scores[min(scores)]
+    return curve(scores, pair=pair).assign(gain=gain, **{"gain low": gain - 0.08,
+                                                         "gain high": gain + 0.08})
+
+
 @pytest.mark.parametrize("narrow, wide, verdict", [
     ({64: 0.1, 4096: 0.4}, {64: 0.0, 1024: 0.3, 4096: 0.2}, "yes"),
-    ({64: 0.1, 4096: 0.4}, {64: 0.1, 1024: 0.0, 4096: 0.2}, "partly: for 1 of 2 widths"),
+    ({64: 0.1, 4096: 0.4}, {64: 0.1, 1024: 0.0, 4096: 0.17}, "partly: for 1 of 2 widths"),
     ({64: 0.1, 4096: 0.4}, {64: -0.3, 1024: -0.1, 4096: 0.05}, "partly: for 1 of 2 widths"),
-    ({64: 0.1, 4096: 0.1}, {64: 0.0, 1024: 0.3, 4096: 0.1}, "no"),
+    ({64: 0.1, 4096: 0.1}, {64: 0.05, 1024: 0.3, 4096: 0.1}, "no"),
     ({64: 0.1, 4096: 0.4}, {64: 0.9}, "yes")])
 def test_even_parts_converge(narrow, wide, verdict):
-    """Each width from its fewest to its next most images, intervals apart and above 0."""
-    found = pd.concat([curve(dict(reversed(narrow.items())), pair="width 16"),
-                       curve(wide, pair="width 32")])
+    """Each width from its fewest to its next most images: more, and above 0."""
+    found = pd.concat([with_gain(dict(reversed(narrow.items())), "width 16"),
+                       with_gain(wide, "width 32")])
     claim = rules.even_parts_converge(found)
     assert claim.verdict == verdict
     assert f"width 16: 0.10 at 64 images, {narrow[4096]:.2f} at 4096" in claim.measured
@@ -282,10 +309,10 @@ def test_even_parts_converge(narrow, wide, verdict):
 
 
 def test_the_width_that_decides_stands_first():
-    found = pd.concat([curve({64: 0.1, 4096: 0.4}, pair="width 16"),
-                       curve({64: 0.1, 4096: 0.3}, pair="width 32")])
+    found = pd.concat([with_gain({64: 0.1, 4096: 0.4}, "width 16"),
+                       with_gain({64: 0.1, 4096: 0.3}, "width 32")])
     assert rules.even_parts_converge(found).ours == (
-        "0.30 [0.25, 0.35] (width 32, 4096 images); 0.10 [0.05, 0.15] (width 32, 64 images)")
+        "0.30 [0.25, 0.35] (width 32, 4096 images); 0.20 [0.12, 0.28] (minus that at 64 images)")
 
 
 @pytest.mark.parametrize("curves", [{64: 0.1}, {}])
@@ -424,8 +451,11 @@ def fresh_noise(own: float, teacher: float, lost: float) -> pd.DataFrame:
     ((0.9, 0.8, 0.1), "yes"), ((0.9, 0.8, 0.7), "no"), ((0.8, 0.9, 0.7), "no")])
 def test_several_steps_are_one_image_where_they_agree_on_it(numbers, verdict):
     """Intervals are a sixteenth wide to either side."""
-    claim = rules.several_steps(fresh_noise(*numbers))
+    table = fresh_noise(*numbers)
+    claim = rules.several_steps(table)
     assert claim.verdict == verdict and claim.n == 100
+    alone = rules.several_steps(table[table.what != "each other"])  # of one such model
+    assert alone.verdict == "not decided: not trained yet"
     assert claim.measured.startswith(f"2 steps: each other {numbers[0]:.2f}, teacher")
 
 
@@ -450,21 +480,19 @@ def test_blur_explains_what_a_teacher_as_blurred_has_too(cd, ct, verdict):
         f"{ct[1]:+.2f}; teacher's sharpness 0.90")
 
 
-@pytest.mark.parametrize("cd, unseen, verdict", [
-    (0.5, 0.4, "yes"), (0.5, 0.47, "for 1 of 2"), (0.5, 0.97, "for 0 of 2"),
-    (0.02, -0.3, "for 1 of 2")])
-def test_even_parts_taught(cd, unseen, verdict):
-    """Above every model trained without the teacher, intervals apart, and above 0."""
+@pytest.mark.parametrize("cd, gain, verdict", [
+    (0.5, 0.2, "yes"), (0.5, 0.1, "for 1 of 2"), (0.02, 0.3, "for 1 of 2")])
+def test_even_parts_taught(cd, gain, verdict):
+    """Above every model trained without the teacher, on the same noises, and above 0."""
     pairs = table(("teacher", "progressive-1", 0.9), ("cd", "teacher", cd), ("ct", "teacher", -0.3),
-                  ("teacher", "a", unseen), ("progressive-1", "cd", 0.0), ("ct", "a", 1.0))
-    claim = rules.even_parts_taught(pairs, ["progressive-1", "cd"], ["ct", "a"])
+                  ("teacher", "a", 0.4), ("progressive-1", "cd", 0.0), ("ct", "a", 1.0))
+    found = over(("progressive-1", "teacher", 0.4), ("cd", "teacher", gain), against="a, teacher")
+    claim = rules.even_parts_taught(pairs, found)
     assert claim.verdict == verdict
+    assert claim.measured == f"students {cd:.2f} (cd, teacher) to 0.90; without the teacher " \
+                             "-0.30 (ct, teacher) to 0.40"
     assert claim.ours.startswith(f"{cd:.2f} [{cd - 0.02:.2f}, {cd + 0.02:.2f}] (cd, teacher)")
-
-
-def test_even_parts_without_a_student_decide_nothing():
-    pairs = table(("teacher", "ct", 0.9))
-    assert rules.even_parts_taught(pairs, ["cd"], ["ct"]).verdict.startswith("not decided")
+    assert rules.even_parts_taught(pairs, found[:0]).verdict.startswith("not decided")
 
 
 @pytest.mark.parametrize("gaussian, verdict", [
@@ -486,29 +514,32 @@ def test_the_claims_on_students_take_each_number_from_its_place(gaussian, verdic
     even = table(("progressive-1", "teacher", 0.5), ("ct", "teacher", 0.4), ("a", "teacher", 0.4),
                  ("b", "teacher", 0.1), ("a", "ct", 0.9), ("progressive-1", "a", 0.1))
     sharp = {"teacher": 0.9, "progressive-1": 0.8, "ct": 0.7}
-    found = rules.distillation(rp, mae, nearer, even, ["a", "b"], fresh_noise(0.9, 0.8, 0.1),
-                               fresh, gains(ct=(0.5, 0.5)), sharp)
+    taught = over(("progressive-1", "teacher", 0.2), against="a, teacher")
+    found = rules.distillation(rp, mae, nearer, even, taught, ["a", "b"],
+                               fresh_noise(0.9, 0.8, 0.1), fresh, gains(ct=(0.5, 0.5)), sharp)
     assert [claim.verdict for claim in found] == ["reproduced"] * 3 + [
         verdict, "for 3 of 4 pairs", "for 0 of 2; the reverse for 1", "yes", "yes", "yes",
         "yes", "yes", "in 0 of 1 pairs; the reverse in 1", "no"]
     with_ict = pd.concat([rp, table(("ict", "a", 1.0), ("ict", "b", 0.2), ("ict", "gaussian", 0))])
-    found = rules.distillation(with_ict, mae, nearer, even, ["a", "b"], fresh_noise(0.9, 0.8, 0.1),
-                               fresh, gains(ct=(0.5, 0.5)), sharp | {"ict": 0.7})
+    found = rules.distillation(with_ict, mae, nearer, even, taught, ["a", "b"],
+                               fresh_noise(0.9, 0.8, 0.1), fresh, gains(ct=(0.5, 0.5)),
+                               sharp | {"ict": 0.7})
     assert found[2].verdict == "no: lower with 1, higher with 1 of 2"
 
 
 @pytest.mark.parametrize("attention, verdict", [
-    (0.45, "yes"), (0.40, "no: for 1 of 2 ways, the reverse for 0"),
-    (0.15, "no: for 1 of 2 ways, the reverse for 1")])
+    (0.15, "yes"), (0.10, "no: for 1 of 2 ways, the reverse for 0"),
+    (-0.15, "no: for 1 of 2 ways, the reverse for 1")])
 def test_even_parts_added(attention, verdict):
-    """Above that of the pre-trained networks, intervals apart; scratch was never one of them."""
+    """Above that of the pre-trained networks; scratch was never one of them."""
     even = pd.concat([curve({64: score}, way=way) for way, score in (
-        ("all", 0.5), ("attention", attention), ("scratch", 0.1))])
-    claim = rules.even_parts_added(even, scores.Score(0.3, 0.25, 0.375, 16))
+        ("all", 0.5), ("attention", 0.4), ("scratch", 0.1))])
+    gain = over(("a", "b", 0.2), ("c", "d", attention)).assign(way=["all", "attention"])
+    bases = scores.Score(0.3, 0.25, 0.375, 16)
+    claim = rules.even_parts_added(even, gain, bases)
     assert claim.verdict == verdict and "scratch 0.10" in claim.measured
-    assert claim.ours.endswith("; 0.30 [0.25, 0.38] (the pre-trained networks)")
-    assert rules.even_parts_added(even[:0], scores.Score(0.3, 0.2, 0.4, 16)).verdict.startswith(
-        "not decided")
+    assert claim.ours.endswith("(attention minus the pre-trained networks)")
+    assert rules.even_parts_added(even, gain[:0], bases).verdict.startswith("not decided")
 
 
 # --- the verdict table: what the paper says, and ours with its interval -------------------------
@@ -524,8 +555,8 @@ def sections() -> dict[str, list[claims.Claim]]:
         return pd.concat([in_series(("U-Nets", 1, 0.75), ("transformers", 1, 0.5),
                                        ("across", 1, 0.25))
                           .assign(task=task, **{
-                              "other noise": 0.125, "more": 0.125, "more, low": 0.1,
-                              "more, high": 0.15, "n": 64}) for task in tasks]
+                              "other noise": 0.125, "more": 0.125, "more low": 0.1,
+                              "more high": 0.15, "n": 64}) for task in tasks]
                          ).rename(columns={"series": "block"})
 
     pairs = table(("edm", "ct", 0.72), ("gan", "vae", 0.30), ("edm", "gaussian", 0.40))
@@ -561,19 +592,21 @@ def sections() -> dict[str, list[claims.Claim]]:
     return {
         "unconditional": rules.unconditional(
             pairs, pairs, ["edm", "ct"], ["edm", "ct"], ["gan", "vae"], pairs,
+            over(("edm", "ct", 0.5)),
             gl_table(edm=1., ct=.97, gaussian=1., **{"held-out": .99}),
             {name: torch.tensor(w) for name, w in winners.items()}),
         "two_regimes": rules.two_regimes(
             widths.assign(pair="16 / 32"), widths, widths, curve(
-                {64: .1, 1024: .6}, width=32, control=.5, gain=.1, **{"gain low": .05,
-                                                                      "gain high": .15}),
-            curve({64: 0.1, 256: 0.4}, pair="width 16"),
+                {64: .1, 1024: .6}, width=32, control=.5, nearer=.6, gain=.1, **{
+                    "nearer low": .5, "nearer high": .7, "gain low": .05, "gain high": .15}),
+            with_gain({64: 0.1, 256: 0.4}, "width 16"),
             {1024: table(("U-Net 16", "DiT", 0.3))},
             errors, crossings, {64: table(("U-Net 16", "DiT", 0.4)), 1024: unlike},
             {1024: table(("U-Net 16", "DiT", 0.7))}),
         "conditional": rules.conditional(
             rp_cond, rp_cond, gap, table(("a", "b", 0.55)),
-            rp_cond.assign(**{"random": 0.1, "one class": 0.1, "model": "a"}), guidance, "g"),
+            rp_cond.assign(**{"random": 0.1, "one class": 0.1, "model": "a"}), guidance,
+            guidance.assign(pair="a"), "g"),
         "inverse": rules.inverse_problems(
             gaps, gaps.rename(columns={"task": "problem"}), blocks("blur"),
             zetas.rename(columns={"block": "who"}), stochastic,
@@ -581,9 +614,12 @@ def sections() -> dict[str, list[claims.Claim]]:
         "fine_tuning": rules.fine_tuning(ways, ways, gain, ways, scores.Score(.7, .6, .8, 99),
                                          ways.assign(run=""), ways,
                                          scores.Score(.7, .6, .8, 99), ways,
+                                         over(("a", "b", 0.2)).assign(way="attention"),
                                          scores.Score(.3, .25, .35, 16)),
         "distillation": rules.distillation(
-            students, students, students, taught, ["a"], fresh_noise(0.9, 0.8, 0.1),
+            students, students, students, taught,
+            over(("progressive-1", "teacher", 0.5), against="a, teacher"), ["a"],
+            fresh_noise(0.9, 0.8, 0.1),
             {2: table(("ct", "teacher", 0.9), ("ct", "gaussian", 0.5),
                       ("teacher", "gaussian", 0.6))},
             gains(ct=(0.5, 0.25)), {"teacher": 0.9, "progressive-1": 0.8, "ct": 0.7})}
@@ -617,7 +653,7 @@ def test_every_claim_has_our_number_and_its_interval_where_there_is_one():
      "0.72 [0.70, 0.74] (edm, ct); 0.40 [0.38, 0.42] (edm, gaussian)", 100),
     ("unconditional", 3, "0.68 to 0.92", "S", "0.72 [0.70, 0.74] (edm, ct)", 100),
     ("unconditional", 6, "", "",
-     "0.72 [0.70, 0.74] (edm, ct); 0.30 [0.28, 0.32] (gan, vae)", 100),
+     "0.72 [0.70, 0.74] (edm, ct); 0.50 [0.38, 0.62] (edm, ct minus a, gan)", 100),
     ("unconditional", 8, "said, without a number", "S", "0.75 (edm, ct)", None),
     ("two_regimes", 1, "0.00 at 64 images, 0.98-1.00 at 32768 images", "F",
      "0.40 [0.35, 0.45] (width 32, 64 images); 0.95 [0.90, 1.00] (width 32, 32768 images)", 100),
@@ -627,11 +663,13 @@ def test_every_claim_has_our_number_and_its_interval_where_there_is_one():
     ("two_regimes", 3, "0.48-0.51 at 64 images, 0.00 at 32768 images", "F",
      "0.30 [0.25, 0.35] (width 16, 64 images); 1.00 [0.95, 1.05] (width 16, 32768 images)", 100),
     ("two_regimes", 4, "", "",
-     "0.60 [0.55, 0.65] (width 32, 1024 images); 0.10 [0.05, 0.15] (width 32, 64 images)", 100),
-    ("two_regimes", 5, "", "", "0.80 [0.78, 0.82] (U-Net 16, DiT); "
+     "0.60 [0.55, 0.65] (width 32, 1024 images); 0.10 [0.05, 0.15] (width 32, 64 images); "
+     "0.10 [0.05, 0.15] (minus the control at 1024 images)", 100),
+    ("two_regimes", 5, "", "", "0.60 [0.50, 0.70] (width 32, of the other half)", 100),
+    ("two_regimes", 6, "", "", "0.80 [0.78, 0.82] (U-Net 16, DiT); "
      "0.60 [0.58, 0.62] (U-Net 16, gaussian)", 100),
-    ("two_regimes", 6, "", "", "0.70 [0.68, 0.72] (U-Net 16, DiT)", 100),
-    ("two_regimes", 9, "studied, settings not seen", "S",
+    ("two_regimes", 7, "", "", "0.70 [0.68, 0.72] (U-Net 16, DiT)", 100),
+    ("two_regimes", 10, "studied, settings not seen", "S",
      "crossing at 40 [36, 44] points (at noisy training points, sigma 0.1); "
      "crossing at 40 [36, 44] points (at noisy new points, sigma 0.1)", 256),
     ("conditional", 0, "said, without a number", "S",
@@ -652,7 +690,7 @@ def test_every_claim_has_our_number_and_its_interval_where_there_is_one():
      "0.20 [0.15, 0.25] (RP, attention, 4 images); 0.60 [0.55, 0.65] (RP, scratch, 4 images); "
      "0.20 [0.15, 0.25] (GL, attention, 4 images); 0.60 [0.55, 0.65] (GL, scratch, 4 images)",
      100),
-    ("fine_tuning", 1, "", "", "0.30 [0.20, 0.40] (attention on 4 images, the largest)", 100),
+    ("fine_tuning", 1, "", "", "0.30 [0.20, 0.40] (attention on 4 images)", 100),
     ("fine_tuning", 2, "", "",
      "0.90 [0.85, 0.95] (scratch); 0.90 [0.85, 0.95] (scratch with the Gaussian denoiser)", 100),
     ("distillation", 0, "0.82 to 0.88", "S", "0.95 [0.93, 0.97] (progressive-1, a)", 100),

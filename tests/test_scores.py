@@ -161,9 +161,10 @@ def binomial_quantile(n: int, p: float, level: float) -> float:
 
 
 @pytest.mark.parametrize("n, hits", [(400, 120), (512, 450), (100, 50)])
-def test_the_bootstrap_has_the_quantiles_of_its_distribution(n, hits):
+def test_the_bootstrap_has_the_quantiles_of_its_distribution(n, hits, monkeypatch):
     """Resampling n bits of which a share p is set is binomial: its quantiles are known."""
-    found = scores.average(torch.arange(n) < hits, 40_000)
+    monkeypatch.setattr(scores, "RESAMPLES", 40_000)
+    found = scores.average(torch.arange(n) < hits)
     assert found.value == hits / n and found.n == n
     for value, level in ((found.low, 0.025), (found.high, 0.975)):
         assert abs(value - binomial_quantile(n, hits / n, level)) < 1 / n + 0.001
@@ -237,7 +238,7 @@ def test_a_score_at_its_end_is_open_on_the_side_that_was_not_sampled():
 @pytest.mark.parametrize("truth", [0.005, 0.995])
 def test_a_rare_hit_stays_inside_the_interval(truth):
     """Most of these draws of 64 have no hit (or no miss): a point would cover nothing."""
-    found = [scores.proportion(torch.rand(64, generator=rng(k)) < truth, 200) for k in range(100)]
+    found = [scores.proportion(torch.rand(64, generator=rng(k)) < truth) for k in range(100)]
     assert np.mean([s.low <= truth <= s.high for s in found]) > 0.9
 
 
@@ -277,7 +278,7 @@ def test_gl_is_that_of_brute_force(threshold):
     copied = 0
     for x in samples.double().numpy():
         copied += max(float(np.dot(x, y)) for y in training.double().numpy()) > threshold
-    found = scores.gl(samples, training, threshold, resamples=50)
+    found = scores.gl(samples, training, threshold)
     assert found.value == pytest.approx(1 - copied / 150)
 
 
@@ -339,7 +340,7 @@ def test_pairs_among_and_across():
 def test_the_pairwise_table():
     same, opposite = plain(*range(0, 250, 50)), plain(*range(250, 0, -50))
     rows = {"a": same, "b": same + 10, "c": opposite}
-    table = scores.pairwise(rows, scores.close, resamples=50)
+    table = scores.pairwise(rows, scores.close)
     assert list(table.columns) == ["model", "other", "score", "low", "high", "shuffled", "n"]
     assert list(zip(table.model, table.other)) == [("a", "b"), ("a", "c"), ("b", "c")]
     assert table.score.tolist() == [1.0, 0.0, 0.0] and table.n.tolist() == [5] * 3
@@ -353,7 +354,7 @@ def test_shuffled_is_the_chance_level():
     coins = {name: plain(*(200 * torch.randint(0, 2, (2_000,), generator=rng_)).tolist())
              for name in "ab"}
     coins["c"] = coins["a"]
-    table = scores.pairwise(coins, scores.close, resamples=20).set_index(["model", "other"])
+    table = scores.pairwise(coins, scores.close).set_index(["model", "other"])
     assert table.score["a", "c"] == 1
     assert table.shuffled.to_numpy() == pytest.approx(0.5, abs=0.05)
     assert table.score["a", "b"] == pytest.approx(0.5, abs=0.05)
@@ -502,6 +503,38 @@ def test_a_difference_that_rests_on_few_noises_is_not_sure(more):
     assert found.value == more / 128 and (found.low > 0) == (0.5**more < 0.05)
 
 
+@pytest.mark.parametrize("differing, sure", [(4, False), (5, False), (6, True)])
+def test_a_share_that_differs_on_few_noises_is_not_sure(differing, sure):
+    """All in one direction: by a sign test 5 of 5 have p = .06, 6 of 6 .03."""
+    every = torch.ones(64, 2, dtype=torch.bool)
+    fewer = every.clone()
+    fewer[:differing, 0] = False
+    found = scores.paired_difference(every, fewer)
+    assert (found.low > 0) == sure and found.high > found.value == differing / 128
+    back = scores.paired_difference(fewer, every)
+    assert (back.high < 0) == sure and back.value == -found.value
+
+
+def test_the_difference_of_cosines_has_students_interval():
+    """Tabled: t of 8 degrees of freedom is 2.306."""
+    mine, common = torch.linspace(0.1, 0.5, 9), torch.linspace(-0.4, 0.4, 9)
+    found = scores.paired_difference(mine + common, common)
+    half = 2.306 * mine.std().item() / 3
+    ends = 0.3, 0.3 - half, 0.3 + half
+    assert (found.value, found.low, found.high) == pytest.approx(ends, rel=1e-3)
+
+
+def test_a_gain_is_over_the_pair_that_leaves_the_least():
+    rows = {"a": torch.eye(60), "b": torch.eye(60), "c": torch.eye(60).clone(), "d": torch.eye(60)}
+    rows["c"][:30] = rows["c"][:30].flip(0)  # agrees on half of the noises
+    rows["d"][:20] = rows["d"][:20].flip(0)
+    hits = scores.copies(0.5)
+    row, = scores.gains(rows, {("a", "b"): [("a", "c"), ("b", "d")]}, hits).itertuples()
+    assert (row.model, row.other, row.against, row.score) == ("a", "b", "b, d", 1)
+    assert row.difference == pytest.approx(1 / 3) and 0.2 < row.low < 1 / 3 < row.high
+    assert scores.gains(rows, {}, hits).empty
+
+
 @pytest.mark.parametrize("both, one, other", [(0.9, 0.03, 0.0), (0.3, 0.2, 0.1), (0.5, 0.05, 0.05)])
 def test_the_interval_of_a_difference_covers_the_truth(both, one, other):
     kinds = torch.tensor([both, one, other, 1 - both - one - other])
@@ -552,6 +585,13 @@ def test_nearness_of_images_is_of_their_pixels():
 def test_three_that_share_nothing_are_nearest_in_a_third_of_the_noises():
     a, b, third = (unit(3_000, 8, seed) for seed in range(3))
     assert scores.nearer_than(third)(a, b).double().mean().item() == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_two_that_share_the_third_alone_are_never_nearer():
+    """Each is the third and a deviation of its own, in 128 dimensions, as cifar-copy has."""
+    third, a, b = (unit(1_000, 128, seed) for seed in range(3))
+    mine, theirs = (torch.nn.functional.normalize(third + 0.5 * own, dim=1) for own in (a, b))
+    assert scores.nearer_than(third)(mine, theirs).double().mean().item() < 0.01
 
 
 # --- the example of the README ------------------------------------------------------------------

@@ -134,10 +134,17 @@ def test_agreement_with_the_teacher_has_a_row_for_every_other_run():
         "cd 2": fake("c", "consistency", 2), "teacher": fake("t", "heun", 18),
         "cd": fake("c"), "teacher, DDIM 1": fake("t")})
     rows = {"teacher": ONE, "cd": mixed(20), "cd 2": mixed(30), "teacher, DDIM 1": mixed(10)}
-    found = students.with_teacher(table, rows, copies, 50)
+    found = students.with_teacher(table, rows, copies)
     assert found.set_index(["series", "steps"]).score.to_dict() == {
         ("cd", 2): 0.75, ("cd", 1): 0.5, ("teacher, DDIM", 1): 0.25}
     assert (found.shuffled == 0).all() and (found.n == 40).all()
+
+
+def test_the_taught_are_held_against_every_model_trained_without_the_teacher():
+    rows = {"teacher": ONE, "cd": mixed(30), "ct": mixed(10), "a": mixed(20)}
+    row, = students.over_untaught(rows, copies).itertuples()
+    assert (row.model, row.against, row.difference) == ("cd", "a, teacher", 0.25)
+    assert students.over_untaught({"teacher": ONE, "cd": ONE}, copies).empty
 
 
 @pytest.mark.parametrize("missing", ["teacher", "cd"])
@@ -145,7 +152,7 @@ def test_agreement_with_the_teacher_names_the_run_that_is_missing(missing):
     table = students.table_of_runs({"teacher": fake("t", "heun", 18), "cd": fake("c")})
     rows = {name: ONE for name in ("teacher", "cd") if name != missing}
     with pytest.raises(UserError, match=f"needs the rows of {missing} too"):
-        students.with_teacher(table, rows, copies, 50)
+        students.with_teacher(table, rows, copies)
 
 
 def test_what_the_claims_need_is_asked_for_before_the_work(found):
@@ -179,7 +186,7 @@ def test_a_network_restarts_by_its_own_solver(found):
 def test_several_steps_are_compared_at_the_same_fresh_noise():
     rows = {"cd": ONE, "ct": mixed(20), "teacher": mixed(30), "gaussian": TWO,
             "cd 2": TWO, "ct 2": TWO, "teacher 2": mixed(10), "gaussian 2": ONE}
-    found = students.with_fresh_noise(rows, copies, 50).set_index(["what", "steps"])
+    found = students.with_fresh_noise(rows, copies).set_index(["what", "steps"])
     assert found.score.to_dict() == {
         ("each other", 1): 0.5, ("the teacher", 1): 0.75,
         ("Gaussian denoiser", 1): 0.25, ("the teacher's own image", 1): 0.75,
@@ -192,7 +199,7 @@ def test_several_steps_are_compared_at_the_same_fresh_noise():
 def test_every_two_models_are_compared_at_the_same_fresh_noise():
     rows = {"cd": ONE, "cd 2": ONE, "ct 2": mixed(20), "teacher 2": mixed(30), "gaussian 2": TWO,
             "teacher": TWO, "other 2": ONE}
-    found = students.fresh_pairs(rows, copies, 50)
+    found = students.fresh_pairs(rows, copies)
     assert list(found) == [2, 4] and found[4].empty
     by = {(row.model, row.other): row.score for row in found[2].itertuples()}
     assert by == {("cd", "ct"): 0.5, ("cd", "teacher"): 0.75, ("cd", "gaussian"): 0.0,
@@ -204,13 +211,13 @@ def test_every_stage_is_held_against_the_stage_before():
     table = students.table_of_runs({name: fake(name, "ddim", int(name[-1])) for name in names})
     rows = {"teacher, DDIM 8": ONE, "progressive-4": mixed(36), "progressive-2": mixed(10),
             "progressive-1": TWO, "a": ONE, "b": mixed(20)}
-    found = students.down_the_stages(table, rows, {"strangers": ["a", "b"]}, copies, 50)
+    found = students.down_the_stages(table, rows, {"strangers": ["a", "b"]}, copies)
     by = found.set_index(["partner", "steps"]).score
     assert by["the stage before"].to_dict() == {4: 0.9, 2: 0.35, 1: 0.75}
     assert by["strangers"].to_dict() == pytest.approx({4: 0.75, 2: 0.5, 1: 0.25})
     assert found.steps.tolist() == [4, 4, 2, 2, 1, 1]
     del rows["progressive-2"]
-    fewer = students.down_the_stages(table[table.run != "progressive-2"], rows, {}, copies, 50)
+    fewer = students.down_the_stages(table[table.run != "progressive-2"], rows, {}, copies)
     assert fewer.steps.tolist() == [4]  # its teacher is missing: no other stands in for it
 
 
@@ -314,18 +321,18 @@ def test_rp_with_other_models_is_held_against_sharpness_and_a_teacher_as_blurred
     student[::4] = student[1::4]
     images = {TEACHER: teacher, "ct": student, "a": teacher.flip(3), "b": teacher.flip(2)}
     features = {name: brightness(rows) for name, rows in images.items()}
-    table = students.by_sharpness(images, features, ["ct"], "ab", describe, photos, copies, 50)
+    table = students.by_sharpness(images, features, ["ct"], "ab", describe, photos, copies)
     mine = table[table.who == "teacher, low-passed"]
     assert mine.width.tolist() == list(students.WIDTHS)
     assert mine.sharpness.is_monotonic_decreasing and mine.sharpness.iloc[0] == pytest.approx(
         students.sharpness(teacher) / students.sharpness(photos))
     assert (mine.score == 1).all() and table.score.iloc[-1] == 0.75 and (table.n == 40).all()
-    row, = students.beyond_blur(images, features, ["ct"], "ab", describe, copies, 50).itertuples()
+    row, = students.beyond_blur(images, features, ["ct"], "ab", describe, copies).itertuples()
     assert (row.who, row.student, row.blurred, row.difference) == ("ct", 0.75, 1, -0.25)
     assert row.width == pytest.approx(0.8, abs=0.1) and row.low < -0.25 < row.high < 0
     sharper = images | {"ct": teacher}
     features |= {"ct": brightness(teacher)}
-    row, = students.beyond_blur(sharper, features, ["ct"], "ab", describe, copies, 50).itertuples()
+    row, = students.beyond_blur(sharper, features, ["ct"], "ab", describe, copies).itertuples()
     assert row.width == 0 and row.difference == 0
 
 

@@ -97,7 +97,7 @@ def test_test_pairs_above_a_threshold_are_readable():
 
 def test_gl_of_every_model_is_against_the_training_images():
     whole, half = torch.eye(4), torch.eye(4)[[0, 0, 2, 2]]
-    table = tables.gl_table({"a": whole[:2], "b": half}, whole[:2], 0.5, 50)
+    table = tables.gl_table({"a": whole[:2], "b": half}, whole[:2], 0.5)
     assert list(table.columns) == ["model", "GL", "low", "high", "n"]
     assert table.model.tolist() == ["a", "b"] and table.GL.tolist() == [0, 0.5]
     assert table.n.tolist() == [2, 4] and table.low[1] < 0.5 < table.high[1]
@@ -108,7 +108,7 @@ def test_the_table_of_models_ends_with_real_images():
     real = torch.randn(60, 4, generator=rng)
     features = {"a": torch.randn(40, 4, generator=rng) + 5}  # more than half of the real ones
     gl = tables.gl_table({name: normalize(rows, dim=1) for name, rows in (
-        features | {"held-out": real}).items()}, normalize(real, dim=1), 1e6, 20)
+        features | {"held-out": real}).items()}, normalize(real, dim=1), 1e6)
     table = tables.model_table({"a": fake("a")}, features, gl, real, "test space")
     table = table.set_index("model")
     assert table.loc["a", "images seen"] == 3 and table.loc["a", "parameters"] == 7
@@ -177,7 +177,7 @@ def bent(name: str, curve: float, slope: float = 1.0) -> Model:
 def test_even_parts_are_alike_where_they_are_the_same_whatever_the_odd_ones():
     found = {"a": bent("a", 0.1), "b": bent("b", 0.3, slope=-2.0), "c": bent("c", -0.1)}
     parts = tables.even_parts_of(found, 16)
-    table = scores.pairwise(parts, scores.cosine, 50).set_index(["model", "other"])
+    table = scores.pairwise(parts, scores.cosine).set_index(["model", "other"])
     assert table.score[("a", "b")] == pytest.approx(1)
     assert table.score[("a", "c")] == pytest.approx(-1)
     assert abs(table.shuffled[("a", "b")]) < 0.1 and set(table.n) == {16}
