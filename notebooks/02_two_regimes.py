@@ -72,11 +72,12 @@ output.table(grid.merge(check, how="left"), "tab_regimes_models")
 # regimes are shaded. The control of RP is the untrained Gaussian denoiser of all training images
 # (dashed, in the colour of the width): networks that learned little are near it and would agree
 # even if they had nothing more in common. The Gaussian denoiser of the N images alone agrees with
-# them less up to 8,192 images (below 3,072 its covariance is singular), and hardly differs from
-# 16,384 on. But for GL it is the control: it cannot copy, so where it has 1, a network's 1 says
-# that the network does not copy, not that it creates anything. Held-out real images score below 1
-# (`held-out` in the table) for two reasons: CIFAR-10 has near-duplicates, and the descriptor has
-# false alarms (by eye, at 32,768 training images, for less than one held-out image in a hundred).
+# them less from 512 to 8,192 images (at fewer neither does; below 3,072 its covariance is
+# singular), and hardly differs from 16,384 on. But for GL it is the control: it cannot copy, so
+# where it has 1, a network's 1 says that the network does not copy, not that it creates anything.
+# Held-out real images score below 1 (`held-out` in the table) for two reasons: CIFAR-10 has
+# near-duplicates, and the descriptor has false alarms (by eye, at 32,768 training images, for less
+# than one held-out image in a hundred).
 
 # %%
 features = descriptors.features(describe, images)
