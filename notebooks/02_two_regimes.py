@@ -53,8 +53,8 @@ held_out = data.load(sizes.dataset, "test")
 # All models are sampled from the same noises, and all U-Nets by the same solver. The first few
 # images of each are generated again here and compared with the shipped ones, except for models that
 # ship as images alone and so have no number in the table: checkpoints other than at the shared
-# budget (*moment*), models of the other half of the dataset (*half* 1), some U-Nets and
-# a transformer.
+# budget (*moment*), models of the other half of the dataset (*half* 1), second seeds, some U-Nets
+# and a transformer.
 
 # %%
 found = regimes.trained(sizes, training, device)
@@ -115,6 +115,16 @@ paper = {name: published.curves(kind, "pair") for name, kind in zip(curves, ("RP
 output.figure(plots.scores_against(curves, "pair", paper=paper, shaded=True, colours=colours,
                                    labels={"RP between widths": "RP", "GL": "GL"}),
               "fig_two_regimes")
+
+# %% [markdown]
+# Two seeds of one width on the same images are the floor: what RP of two widths has less than these
+# is due to the width, the rest another training of the same network shows too. (The narrowest width
+# at a few sizes.)
+
+# %%
+twins, by_pixels = (regimes.between_seeds(grid, rows, hits)
+                    for rows, hits in ((features, copies), (images, scores.close)))
+output.table(twins.assign(**{"MAE score": by_pixels.score}), "tab_rp_between_seeds_of_a_width")
 
 # %% [markdown]
 # What the numbers mean, image by image: samples and, under each, the training image most similar to

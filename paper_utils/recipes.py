@@ -181,7 +181,8 @@ class Grid:
     """The models of section 3: DDPM++ U-Nets of three widths, each on nested subsets.
 
     dit: arguments of a transformer that trains for as long on the fewest and on the most images.
-    halves: subset sizes at which the narrowest also trains on the other half of the dataset.
+    halves: subset sizes at which the narrowest also trains on the other half of the dataset; seeds:
+    at which it also trains with a second seed.
     watched: the subset sizes whose two narrower U-Nets are looked at at other `moments` of training
     too: after so many images, before or after the budget that all share.
     """
@@ -197,6 +198,7 @@ class Grid:
     ema_half_life: int
     network: dict
     dit: dict
+    seeds: tuple[int, ...] = ()
     framework: str = "edm"
     precision: str = "bf16"
     learning_rate: float = 1e-3
@@ -206,15 +208,15 @@ class Grid:
 _SUBSETS = tuple(2**k for k in (6, 8, 10, 12, 14, 15))
 GRIDS = {
     "smoke": Grid(
-        widths=(8, 12, 16), images=(4, 32, 128), halves=(4, 32, 128), watched=(4, 32),
+        widths=(8, 12, 16), images=(4, 32, 128), halves=(4, 32, 128), seeds=(4,), watched=(4, 32),
         moments=(256,), budget=512, batch=32, warmup=64, ema_half_life=128,
         network=dict(channel_mult=(1, 2), blocks=1, attention=(8,), patch=4),
         dit=dict(patch=8, dim=32, depth=2, heads=1), precision="float32"),
     # a patch of 4x4 pixels is 48 numbers: fewer channels would let noise through
     "laptop": Grid(
         widths=(48, 96, 192), images=tuple(2**k for k in range(6, 16)), halves=_SUBSETS[:-1],
-        watched=(64, 1024), moments=(50_000, 200_000, 800_000, 1_600_000), budget=400_000,
-        batch=32, warmup=5_000, ema_half_life=5_000,
+        seeds=(64, 512), watched=(64, 1024), moments=(50_000, 200_000, 800_000, 1_600_000),
+        budget=400_000, batch=32, warmup=5_000, ema_half_life=5_000,
         network=dict(channel_mult=(1, 1), blocks=1, attention=(8,), patch=4),
         dit=dict(patch=4, dim=192, depth=6, heads=6), learning_rate=2e-3),
     "gpu": Grid(
@@ -237,25 +239,28 @@ def regime_specs(profile: str) -> dict[str, Spec]:
 
     'unet-48-n64' is 48 channels wide and trains on the first 64 images, as the transformer
     'dit-n64' does; '-half1' ends the name of one that trains on the first images of the other half,
-    '@25000' that of one looked at after 25,000 images. Raises UserError for an unknown profile.
+    '-seed1' that of one of a second seed, '@25000' that of one looked at after 25,000 images.
+    Raises UserError for an unknown profile.
     """
     grid = GRIDS[choose(profile, GRIDS, "profile")]
     cells = [_cell(grid, width, n) for n in grid.images for width in grid.widths]
     halves = [_cell(grid, grid.widths[0], n, 1) for n in grid.halves]
+    twins = [_cell(grid, grid.widths[0], n, seed=1) for n in grid.seeds]
     transformers = [_dit(grid, n) for n in (grid.images[0], grid.images[-1])]
     moments = [replace(_cell(grid, width, n), images_seen=seen) for n in grid.watched
                for width in grid.widths[:2] for seen in grid.moments]
-    return ({spec.name: spec for spec in cells + transformers + halves}
+    return ({spec.name: spec for spec in cells + transformers + halves + twins}
             | {f"{spec.name}@{spec.images_seen}": spec for spec in moments})
 
 
-def _cell(grid: Grid, width: int, n: int, half: int = 0) -> Spec:
-    name = f"unet-{width}-n{n}" + ("-half1" if half else "")
+def _cell(grid: Grid, width: int, n: int, half: int = 0, seed: int = 0) -> Spec:
+    name = f"unet-{width}-n{n}" + "-half1" * half + "-seed1" * seed
     told = {"augment_dim": augmentation.LABELS} if grid.augmentation else {}
     return Spec(name, "unet", networks.DDPMPP | grid.network | {"width": width} | told,
-                grid.framework, images=n, half=half, images_seen=grid.budget, batch=grid.batch,
-                warmup=grid.warmup, ema_half_life=grid.ema_half_life, precision=grid.precision,
-                learning_rate=grid.learning_rate, augmentation=grid.augmentation)
+                grid.framework, images=n, half=half, seed=seed, images_seen=grid.budget,
+                batch=grid.batch, warmup=grid.warmup, ema_half_life=grid.ema_half_life,
+                precision=grid.precision, learning_rate=grid.learning_rate,
+                augmentation=grid.augmentation)
 
 
 def _dit(grid: Grid, n: int) -> Spec:

@@ -1,8 +1,8 @@
 """Section 3: the same scores against the number of training images, for a grid of models.
 
-A grid is a table, a row per U-Net: model, width, images, half, images seen. The functions take it
-with samples or features by model name and return tables; a cell that was not trained is not in the
-grid and so in no table. Transformers stand beside it.
+A grid is a table, a row per U-Net: model, width, images, half, seed, images seen. The functions
+take it with samples or features by model name and return tables; a cell that was not trained is not
+in the grid and so in no table. Transformers stand beside it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,11 +43,11 @@ def samples(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
 
 
 def grid(found: Mapping[str, Model]) -> pd.DataFrame:
-    """What each U-Net is: model, width, images, half, images seen, and whether it is a moment of a
-    training before or after the budget that the others share."""
-    rows = [(name, m.spec.network_args["width"], m.spec.images, m.spec.half, m.spec.images_seen)
-            for name, m in found.items() if m.family == "U-Net"]
-    table = pd.DataFrame(rows, columns=["model", "width", "images", "half", "images seen"])
+    """What each U-Net is: model, width, images, half, seed, images seen, and whether it is a moment
+    of a training before or after the budget that the others share."""
+    rows = [(name, m.spec.network_args["width"], m.spec.images, m.spec.half, m.spec.seed,
+             m.spec.images_seen) for name, m in found.items() if m.family == "U-Net"]
+    table = pd.DataFrame(rows, columns=["model", "width", "images", "half", "seed", "images seen"])
     return table.assign(moment=pd.Series(["@" in name for name in table.model], dtype=bool))
 
 
@@ -59,8 +59,8 @@ def transformers(found: Mapping[str, Model]) -> pd.DataFrame:
 
 
 def cells(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the main grid: nested subsets, the shared budget."""
-    return table[(table.half == 0) & ~table.moment]
+    """The rows of the main grid: nested subsets, the first seed, the shared budget."""
+    return table[(table.half == 0) & (table.seed == 0) & ~table.moment]
 
 
 def fullest_width(table: pd.DataFrame) -> int:
@@ -198,9 +198,9 @@ def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], control: 
     (scores.nearer_than it), control (RP with it of the one of the two that has more) and gain (of
     score over that, paired).
     """
-    found, whole = [], table[~table.moment]
-    for row in whole[whole.half == 1].itertuples():
-        twin = whole[(whole.half == 0) & (whole.images == row.images) & (whole.width == row.width)]
+    found, first = [], cells(table)
+    for row in table[table.half == 1].itertuples():
+        twin = first[(first.images == row.images) & (first.width == row.width)]
         for other in twin.model:
             mine, theirs = features[row.model], features[other]
             both, form = hits(mine, theirs), max((hits(one, control) for one in (mine, theirs)),
@@ -212,6 +212,20 @@ def across_halves(table: pd.DataFrame, features: Mapping[str, Tensor], control: 
                          | nearer.beside("nearer") | own.beside("control") | gain.beside("gain"))
     return scores.table_of(found, "images", "width", "shuffled", *(
         name + end for name in ("nearer", "control", "gain") for end in ("", " low", " high")))
+
+
+def between_seeds(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits) -> pd.DataFrame:
+    """RP (or another score) of two seeds of one width on the same images: what another training
+    changes, the floor of every difference between widths and sizes.
+
+    Columns: images, width, score, low, high, n, shuffled.
+    """
+    found, first = [], cells(table)
+    for row in table[table.seed > 0].itertuples():
+        for twin in first[(first.images == row.images) & (first.width == row.width)].model:
+            score, chance = scores.agreement(rows[twin], rows[row.model], hits)
+            found.append(score.row(images=row.images, width=row.width, shuffled=chance))
+    return scores.table_of(found, "images", "width", "shuffled")
 
 
 def with_most_images(table: pd.DataFrame, features: Mapping[str, Tensor],
@@ -280,7 +294,8 @@ def over_training(table: pd.DataFrame, features: Mapping[str, Tensor], gl: pd.Da
     """
     moments = table[table.moment]
     widths, rows = sorted(moments.width.unique()), []
-    part = table[(table.half == 0) & table.images.isin(moments.images) & table.width.isin(widths)]
+    part = pd.concat([cells(table), moments])
+    part = part[part.images.isin(moments.images) & part.width.isin(widths)]
     judged = gl.set_index("model")
     for (images, seen), cell in part.groupby(["images", "images seen"]):
         where = {"images": images, "images seen": seen}

@@ -269,7 +269,8 @@ def test_a_noise_that_was_not_sampled(sampled):
 def trained():
     """The grid, pairs, RP and GL of two widths at 4 and one at 1,024 images, and one half."""
     rows = [("a4", 8, 4, 0), ("b4", 16, 4, 0), ("a1024", 8, 1024, 0), ("h4", 8, 4, 1)]
-    grid = pd.DataFrame(rows, columns=["model", "width", "images", "half"]).assign(moment=False)
+    grid = pd.DataFrame(rows, columns=["model", "width", "images", "half"]).assign(
+        seed=0, moment=False)
     pairs = {name: (images(12, seed), images(12, seed + 20))
              for seed, name in enumerate(regimes.cells(grid).model)}
     rp = pd.DataFrame({"images": [4], "pair": ["8 / 16"], "score": [0.25]})

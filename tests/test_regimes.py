@@ -22,9 +22,10 @@ pytestmark = pytest.mark.usefixtures("cache")
 SMOKE = profiles.get("smoke")
 
 
-def fake(width: int, n: int, half: int = 0, seen: int = 100) -> tuple[str, Model]:
-    name = f"unet-{width}-n{n}" + "-half1" * half + (f"@{seen}" if seen < 100 else "")
-    spec = Spec(name, "unet", {"width": width}, images=n, half=half, images_seen=seen)
+def fake(width: int, n: int, half: int = 0, seen: int = 100, seed: int = 0) -> tuple[str, Model]:
+    name = (f"unet-{width}-n{n}" + "-half1" * half + "-seed1" * seed
+            + (f"@{seen}" if seen < 100 else ""))
+    spec = Spec(name, "unet", {"width": width}, images=n, half=half, seed=seed, images_seen=seen)
     return name, Model(name, "U-Net", "", "", "", 1, 1, n, seen, {}, lambda noise: noise, spec)
 
 
@@ -111,6 +112,18 @@ def test_halves_nearer_to_each_other_than_to_the_control():
     found = regimes.across_halves(regimes.grid(GRID), features, unit(5, 90, 110), copies)
     assert found.nearer.item() == pytest.approx(2 / 3)
     assert found["nearer low"].item() == pytest.approx(scores.wilson(2 / 3, 3)[0])
+
+
+def test_a_second_seed_is_compared_with_the_first_and_is_no_cell():
+    table = regimes.grid(GRID | dict([fake(16, 4, seed=1), fake(32, 4, seed=1)]))
+    assert len(table) == 10 and regimes.cells(table).equals(regimes.cells(regimes.grid(GRID)))
+    features = {name: unit(0, 0, 0, 0) for name in table.model} | {
+        "unet-16-n4-seed1": unit(0, 90, 0, 0)}
+    row, = regimes.between_seeds(table, features, copies).itertuples()  # 32 has no first
+    assert (row.images, row.width, row.score, row.shuffled) == (4, 16, 0.75, 0.75)
+    assert regimes.between_seeds(regimes.grid(GRID), features, copies).empty
+    halves = regimes.across_halves(table, features, unit(0, 90, 180, 270), copies)
+    assert len(halves) == 1  # of the first seed
 
 
 def test_what_more_images_change_at_one_width():

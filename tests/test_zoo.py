@@ -165,7 +165,8 @@ SHEETS_ALONE = {"dit-n64", "unet-192-n64", "unet-48-n16384",
                 *(f"scratch-n{n}{run}" for n in (64, 512) for run in ("", "-seed1")),
                 *(f"unet-{width}-n{n}@{seen}" for width in (48, 96) for n in (64, 1024)
                   for seen in (50_000, 200_000, 800_000, 1_600_000)),
-                *(f"unet-48-n{n}-half1" for n in (64, 256, 1024, 4096, 16384))}
+                *(f"unet-48-n{n}-half1" for n in (64, 256, 1024, 4096, 16384)),
+                "unet-48-n64-seed1", "unet-48-n512-seed1", "scratch-n16-seed1"}
 each_folder = pytest.mark.parametrize("folder", zoo.FOLDERS, ids=lambda f: f.name)
 
 
