@@ -129,14 +129,12 @@ def shared_start(table: pd.DataFrame, features: Mapping[str, Tensor], hits: Hits
 def over_bases(table: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits) -> pd.DataFrame:
     """How much more two fine-tunings of each way, from different starts, agree than the two
     pre-trained networks do: scores.gains, with the columns images and way."""
-    known, beside, where = table.set_index(["way", "images", "run"]).model, {}, []
+    known, beside = table.set_index(["way", "images", "run"]).model, {}
     for way, images in table[["way", "images"]].drop_duplicates().itertuples(index=False):
         pair = tuple(known.get((way, images, run)) for run in ("", recipes.other_start(way)))
         if way != "scratch" and None not in pair:
             beside[pair] = [BASES]
-            where.append((images, way))
-    found = scores.gains(rows, beside, hits)
-    return found.assign(images=[n for n, _ in where], way=[way for _, way in where])
+    return scores.gains(rows, beside, hits).merge(table[["model", "images", "way"]])
 
 
 def against(table: pd.DataFrame, rows: Mapping[str, Tensor], other: Tensor,

@@ -337,8 +337,8 @@ def partly_optimal(model: Model, images: data.Images, sigma: float, above: bool)
 
 def deciding_levels(found: Mapping[str, Model], table: pd.DataFrame, images: data.Images,
                     features: Mapping[str, Tensor], optimal: Mapping[int, Tensor],
-                    describe: Descriptor, noises: int, sigmas: Sequence[float] = (2.5, 5, 10,
-                    20)) -> pd.DataFrame:
+                    describe: Descriptor, noises: int,
+                    sigmas: Sequence[float] = (2.5, 5, 10, 20)) -> pd.DataFrame:
     """At which noise levels networks of few images leave the optimal denoiser.
 
     For the fewest images of the table: RP of `partly_optimal` of every width with the optimal

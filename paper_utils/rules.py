@@ -165,8 +165,7 @@ def more_than(name: str, pairs: pd.DataFrame, reference: pd.DataFrame, what: str
     verdict = ("yes" if more == len(pairs) else
                f"in {more} of {len(pairs)} pairs; the reverse in {less}")
     least = _least(beside, beside.score - beside.nearest)
-    own = reference[(reference.score == least.nearest)
-                    & ((reference.model == least.nearer) | (reference.other == least.nearer))]
+    own = reference[(reference.model == least.nearer) | (reference.other == least.nearer)]
     return Claim(f"{name}: the models agree more with each other than with {what} (our control)",
                  "every pair's score is above that of either model with the closed form, with "
                  "non-overlapping intervals",
@@ -174,7 +173,8 @@ def more_than(name: str, pairs: pd.DataFrame, reference: pd.DataFrame, what: str
                  f"form: {reference.score.min():.2f} to {reference.score.max():.2f}, median "
                  f"{reference.score.median():.2f}; above one of the two at least in "
                  f"{beside.above.sum()} of {len(pairs)} pairs, below one in {beside.below.sum()}",
-                 verdict, **_ours((least, "{model}, {other}"), (own.iloc[0], "{model}, {other}")))
+                 verdict, **_ours((least, "{model}, {other}"),
+                                  (_least(own, -own.score), "{model}, {other}")))
 
 
 def nothing_copied(gl: pd.DataFrame, held_out: float, control: float) -> Claim:
