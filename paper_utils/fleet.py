@@ -164,7 +164,7 @@ def _shipped_start(path: Path, spec: training.Spec) -> artifacts.Tensors:
     folder = section_of(path.stem).folder
     row = zoo.added(folder).get(path.stem)
     if row:
-        weights, values = row.load_weights(folder)
+        weights, values = row.load_weights()
         if spec.is_recorded_as(values):
             return weights
     raise UserError(f"{path} is missing: train {path.stem} first")
@@ -279,8 +279,9 @@ def add(options: argparse.Namespace) -> None:
         chosen = training.trained_names(training.build(spec).network)
         weights = {name: weights[name] for name in chosen}
     weights = {k: v.to(weights[k].dtype) for k, v in zoo.halved(weights).items()}
-    model = models.assembled(name, kind, values, weights, str(options.checkpoint), "", folder,
-                             start=start)
+    row = zoo.Entry(name, kind, "", "", 0, BANK.name, options.made, str(options.checkpoint),
+                    start=start, folder=folder)
+    model = models.assembled(row, values, weights)
     noises = options.noises or section.noises
     samples = data.to_bytes(model.generate(BANK[:noises], name))
     if samples.float().std(0).mean() < 1:
@@ -298,7 +299,7 @@ def _check_replaced(name: str, folder: Path, spec: training.Spec | contrast.Spec
     row = zoo.added(folder).get(name)
     if not row:
         return
-    recorded = row.load_spec(folder)
+    recorded = row.load_spec()
     same = spec.is_recorded_as(recorded) if isinstance(spec, training.Spec) else recorded == values
     if not same:
         raise UserError(f"{folder.name}/ has another recipe for {name} ({row.made}): give "

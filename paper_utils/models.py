@@ -383,9 +383,7 @@ def weights_of(path: str | Path, student: training.Spec | None = None) -> artifa
     if student and made.keys() >= {"network", "framework"}:
         training.check_teacher(student, training.Spec.from_json(json.dumps(made)))
     if made.get("start") and path.parent in [folder.resolve() for folder in zoo.FOLDERS]:
-        row = zoo.entry(path.stem, path.parent)
-        whole = assembled(path.stem, row.kind, made, tensors, path.name, "", path.parent,
-                          start=row.start)
+        whole = assembled(zoo.entry(path.stem, path.parent), made, tensors)
         tensors = whole.denoiser().network.state_dict()
     for prefix in ("ema.", "network.", "module."):  # the last of DistributedDataParallel
         if inside := artifacts.below(prefix, tensors):
@@ -496,9 +494,8 @@ def shipped(name: str, folder: Path = zoo.FOLDER, *, device: str = "cpu") -> Mod
     if not row.weights:
         raise UserError(f"{name} has no weights in the zoo: it is one of models.closed_forms, or "
                         "ships as its images alone")
-    tensors, values = row.load_weights(folder)
-    return assembled(name, row.kind, values, tensors, row.weights, row.weights_sha256, folder,
-                     device, row.start)
+    tensors, values = row.load_weights()
+    return assembled(row, values, tensors, device)
 
 
 def shipped_or_trained(specs: Mapping[str, training.Spec], folder: Path, profile: Profile,
@@ -517,13 +514,13 @@ def shipped_by(specs: Mapping[str, training.Spec], folder: Path,
     trained on other images or by another recipe than its name says.
     """
     there = zoo.entries(folder)
-    return {name: _checked(there[name], spec, folder, images, device)
+    return {name: _checked(there[name], spec, images, device)
             for name, spec in specs.items() if name in there}
 
 
-def _checked(row: zoo.Entry, spec: training.Spec, folder: Path, images: data.Images | None,
+def _checked(row: zoo.Entry, spec: training.Spec, images: data.Images | None,
              device: str) -> Model:
-    tensors, values = row.load_weights(folder) if row.weights else ({}, row.load_spec(folder))
+    tensors, values = row.load_weights() if row.weights else ({}, row.load_spec())
     again = f"train it again, `fleet train {row.name} --profile laptop`, and `fleet add --replace`"
     if not spec.is_recorded_as(values):
         raise UserError(f"{row.weights or row.sheet} was trained by another recipe than {row.name} "
@@ -534,8 +531,7 @@ def _checked(row: zoo.Entry, spec: training.Spec, folder: Path, images: data.Ima
                         f"({row.subset}, not {mine}): {again}")
     if not row.weights:
         return _sheet_alone(row, spec)
-    return assembled(row.name, row.kind, values, tensors, row.weights, row.weights_sha256, folder,
-                     device, row.start)
+    return assembled(row, values, tensors, device)
 
 
 def _sheet_alone(row: zoo.Entry, spec: training.Spec) -> Model:
@@ -556,33 +552,33 @@ def dataset_of(spec: training.Spec, images: data.Images | None = None) -> data.I
 _dataset = lru_cache(maxsize=2)(data.load)
 
 
-def assembled(name: str, kind: str, values: dict, weights: dict[str, Tensor], where: str,
-              digest: str, folder: Path = zoo.FOLDER, device: str = "cpu",
-              start: str = "") -> Model:
+def assembled(row: zoo.Entry, values: dict, weights: dict[str, Tensor],
+              device: str = "cpu") -> Model:
     """A trained model from its specification (JSON values) and weights, as the zoo stores them.
 
-    Of a fine-tuned model the zoo stores what trained; the rest is its start's, in the same folder,
-    whose weights have the hash `start`. Raises UserError when the weights, which came from `where`,
-    belong to another architecture, and when the start is another one.
+    Of a fine-tuned model the zoo stores what trained; the rest is its start's, in the same folder.
+    Raises UserError when the weights belong to another architecture, and when the start's have
+    another hash than row.start.
     """
-    if kind == "contrast":
+    digest = row.weights_sha256
+    if row.kind == "contrast":
         spec = contrast.Spec(**{k: v for k, v in values.items() if k != "images"})
         network = contrast.build(spec.kind, spec.width)
-        networks.load_into(network, weights, where)
-        return contrast_model(name, spec, network.to(device), digest, values["images"])
+        networks.load_into(network, weights, row.weights)
+        return contrast_model(row.name, spec, network.to(device), digest, values["images"])
     spec = training.Spec.from_json(json.dumps(values))
-    base = zoo.entry(spec.start, folder).load_weights(folder)[0] if spec.start else None
-    if base and artifacts.digest(base) != start:
-        raise UserError(f"{where} was fine-tuned from other weights than those of {spec.start} in "
-                        "the zoo: train it again from them")
+    base = zoo.entry(spec.start, row.folder).load_weights()[0] if spec.start else None
+    if base and artifacts.digest(base) != row.start:
+        raise UserError(f"{row.weights} was fine-tuned from other weights than those of {spec.start} "
+                        "in the zoo: train it again from them")
     denoiser = training.build(spec, base)
     if base:
         chosen = training.trained_names(denoiser.network)
         if set(weights) != set(chosen):
-            raise UserError(f"{where} does not hold the {len(chosen)} parameters that "
+            raise UserError(f"{row.weights} does not hold the {len(chosen)} parameters that "
                             f"'{spec.trains}' trains: add it to the zoo again")
-        weights, digest = denoiser.network.state_dict() | weights, f"{start}+{digest}"
-    networks.load_into(denoiser.network, weights, where)
+        weights, digest = denoiser.network.state_dict() | weights, f"{row.start}+{digest}"
+    networks.load_into(denoiser.network, weights, row.weights)
     return diffusion(spec, denoiser.eval().to(device), digest)
 
 
@@ -619,7 +615,7 @@ def shipped_samples(found: Mapping[str, Model], folder: Path, n: int,
     `shipped` and as far as they reach, the others from the artifact store or made now."""
     sheets, images = zoo.entries(folder) if shipped else {}, {}
     for name, model in found.items():
-        sheet = sheets[name].load_sheet(folder)[:n] if name in sheets else None
+        sheet = sheets[name].load_sheet()[:n] if name in sheets else None
         if sheet is None or len(sheet) < n:
             made = samples(model, n)  # all, for under guidance a noise's class hangs on its place
             sheet = made if sheet is None else torch.cat([sheet, made[len(sheet):]])

@@ -162,7 +162,7 @@ def _sheet(model: Model, images: data.Images, profile: Profile) -> Tensor | None
     if row.start != model.identity.get("weights", ""):
         raise UserError(f"zoo/inverse/{row.sheet} was made from other weights of {model.name}: "
                         f"make it again, `python -m paper_utils.fleet restored {model.name}`")
-    return row.load_sheet(zoo.INVERSE)[:len(images)]
+    return row.load_sheet()[:len(images)]
 
 
 def question(images: data.Images, steps: int) -> str:

@@ -50,29 +50,30 @@ class Entry:
     start: str = ""          # what it builds on: hash of the fine-tuned model's start, or sha256 of
     #                          the weights that a guided or restored sheet was made from
     problems: str = ""       # of a restored sheet: hash of the problems, see reconstructions
+    folder: Path = FOLDER    # where its zoo.toml and its files are
 
-    def load_weights(self, folder: Path = FOLDER) -> tuple[dict[str, Tensor], dict]:
+    def load_weights(self) -> tuple[dict[str, Tensor], dict]:
         """float32 tensors and the specification from the metadata; UserError if damaged."""
         if not self.weights:
             raise UserError(f"{self.name} ships without weights: train it first")
-        path = self._whole(folder / self.weights, self.weights_sha256)
+        path = self._whole(self.folder / self.weights, self.weights_sha256)
         tensors, metadata = artifacts.load_tensors(path)
         return artifacts.float32(tensors), json.loads(metadata["spec"])
 
-    def load_spec(self, folder: Path = FOLDER) -> dict:
+    def load_spec(self) -> dict:
         """The specification, from the weights or the sheet that ships alone; UserError if damaged.
         """
         if self.weights:
-            return self.load_weights(folder)[1]
-        with Image.open(self._whole(folder / self.sheet, self.sheet_sha256)) as image:
+            return self.load_weights()[1]
+        with Image.open(self._whole(self.folder / self.sheet, self.sheet_sha256)) as image:
             return json.loads(image.text["spec"])
 
-    def load_sheet(self, folder: Path = FOLDER) -> Tensor:
+    def load_sheet(self) -> Tensor:
         """The samples, uint8 [noises, 3, 32, 32], row k from noise k; UserError if damaged.
 
         Of a conditional model [noises, classes, 3, 32, 32], restored [images, problems, 3, 32, 32].
         """
-        path = self._whole(folder / self.sheet, self.sheet_sha256)
+        path = self._whole(self.folder / self.sheet, self.sheet_sha256)
         with Image.open(path) as image:
             if image.text.get("bank") != self.bank:
                 raise UserError(f"{path} is from {image.text.get('bank')}, not {self.bank}: "
@@ -102,7 +103,7 @@ def entries(folder: Path = FOLDER) -> dict[str, Entry]:
     path = folder / "zoo.toml"
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
-        return {name: Entry(name, **table) for name, table in tables.items()}
+        return {name: Entry(name, folder=folder, **table) for name, table in tables.items()}
     except (OSError, tomllib.TOMLDecodeError, TypeError, UnicodeDecodeError) as error:
         state = "damaged" if path.exists() else "missing"
         raise UserError(f"{path} is {state} ({error}): restore it with `git checkout -- "
@@ -133,7 +134,7 @@ def add(name: str, kind: str, samples: Tensor, bank: NoiseBank, made: str,
     label = name.replace(" ", "-")
     classes = samples.shape[1] if samples.ndim == 5 else 0
     new = Entry(name, kind, f"{label}.png", "", len(samples), bank.name, made, classes=classes,
-                subset=subset, start=start, problems=problems)
+                subset=subset, start=start, problems=problems, folder=folder)
     text = {"model": name, "bank": bank.name, "noises": f"0:{len(samples)}", "made": made}
     if spec and weights is None:
         text["spec"] = json.dumps(spec)
@@ -175,7 +176,7 @@ def _toml(found: dict[str, Entry]) -> str:
     for name, row in found.items():
         lines.append(f"\n[{quoted(name)}]")
         lines += [f"{key} = {quoted(value)}" for key, value in vars(row).items()
-                  if key != "name" and (value not in ("", 0) or key == "made")]
+                  if key not in ("name", "folder") and (value not in ("", 0) or key == "made")]
     return "\n".join(lines) + "\n"
 
 

@@ -99,12 +99,12 @@ def test_what_trained_ships_and_the_rest_comes_from_the_start(runs, way, capsys)
         assert fleet.main(["add", str(runs / f"{name}.safetensors"), "--made", "by a test",
                            "--noises", "3"]) == 0
     row = zoo.entry(f"{way}-n4", runs / "zoo")
-    weights, values = row.load_weights(runs / "zoo")
+    weights, values = row.load_weights()
     spec = training.Spec.from_json(json.dumps(values))
     assert sorted(weights) == sorted(training.trained_names(training.build(spec).network))
     found = models.shipped_by({row.name: SPECS[row.name]}, runs / "zoo", data.load("bundled"))
     again = data.to_bytes(found[row.name].generate(BANK[:3]))
-    assert (again.short() - row.load_sheet(runs / "zoo").short()).abs().max() <= 1
+    assert (again.short() - row.load_sheet().short()).abs().max() <= 1
     trained = artifacts.load_tensors(runs / f"{way}-n4.safetensors")[0]
     full = artifacts.below("ema.", trained)
     mine = found[row.name].denoiser().network.state_dict()
@@ -117,8 +117,8 @@ def test_a_start_that_was_trained_anew_is_found_out(runs, capsys):
         assert fleet.main(["add", str(runs / f"{name}.safetensors"), "--made", "by a test",
                            "--noises", "3"]) == 0
     row = zoo.entry("base", runs / "zoo")
-    weights, values = row.load_weights(runs / "zoo")
-    zoo.add("base", row.kind, row.load_sheet(runs / "zoo"), BANK, "anew",
+    weights, values = row.load_weights()
+    zoo.add("base", row.kind, row.load_sheet(), BANK, "anew",
             {k: v + 0.01 for k, v in weights.items()}, values, runs / "zoo", row.subset)
     with pytest.raises(UserError, match="from other weights than those of base"):
         models.shipped_by({"attention-n4": SPECS["attention-n4"]}, runs / "zoo")

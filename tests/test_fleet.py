@@ -40,11 +40,9 @@ def test_a_trained_model_enters_the_zoo_and_makes_its_sheet_again(name, folder, 
     fleet.train_one(name, "smoke", "cpu", folder, forever())
     path = folder / f"{name}.safetensors"
     assert fleet.main(["add", str(path), "--made", "by a test", "--noises", "5"]) == 0
-    row = zoo.entries(folder / "zoo")[name]
-    weights, values = row.load_weights(folder / "zoo")
-    model = models.assembled(name, row.kind, values, weights, row.weights, row.weights_sha256)
-    again = data.to_bytes(model.generate(NoiseBank()[:5]))
-    sheet = row.load_sheet(folder / "zoo")
+    row = zoo.entry(name, folder / "zoo")
+    again = data.to_bytes(models.shipped(name, folder / "zoo").generate(NoiseBank()[:5]))
+    sheet = row.load_sheet()
     assert (again.short() - sheet.short()).abs().max() <= 1
     assert row.made == "by a test" and sheet.unique(dim=0).shape[0] == 5
 
@@ -186,8 +184,8 @@ def test_a_model_of_another_recipe_is_replaced_only_when_asked(folder, monkeypat
     add = ["add", str(folder / "edm.safetensors"), "--made", "by a test", "--noises", "5"]
     assert fleet.main(add) == fleet.main(add) == 0  # the same again
     row = zoo.entries(folder / "zoo")["edm"]
-    weights, values = row.load_weights(folder / "zoo")
-    zoo.add("edm", "diffusion", row.load_sheet(folder / "zoo"), NoiseBank(), "before", weights,
+    weights, values = row.load_weights()
+    zoo.add("edm", "diffusion", row.load_sheet(), NoiseBank(), "before", weights,
             values | {"learning_rate": 0.5}, folder / "zoo")
     capsys.readouterr()
     assert fleet.main(add) == 2
@@ -221,7 +219,7 @@ def test_a_model_may_ship_as_its_sheet_alone(folder, capsys):
     assert fleet.main([*add, "--sheet-alone"]) == 0
     assert sorted(p.name for p in (folder / "zoo").iterdir()) == ["edm.png", "zoo.toml"]
     with pytest.raises(UserError, match="edm ships without weights"):
-        zoo.entries(folder / "zoo")["edm"].load_weights(folder / "zoo")
+        zoo.entries(folder / "zoo")["edm"].load_weights()
 
 
 def test_a_slim_checkpoint_enters_the_zoo_as_the_whole_one_does(folder, capsys):
@@ -232,7 +230,7 @@ def test_a_slim_checkpoint_enters_the_zoo_as_the_whole_one_does(folder, capsys):
     for which in (path, small):
         assert fleet.main(["add", str(which), "--made", "by a test", "--noises", "5"]) == 0
         row = zoo.entries(folder / "zoo")["edm"]
-        found = row.load_weights(folder / "zoo")[0], row.load_sheet(folder / "zoo")
+        found = row.load_weights()[0], row.load_sheet()
         expected = found if which == path else expected
     assert all(torch.equal(found[0][k], v) for k, v in expected[0].items())
     assert torch.equal(found[1], expected[1])
@@ -359,10 +357,10 @@ def test_sheets_of_closed_forms_go_where_their_section_looks_for_them(folder, mo
     names = ["gaussian", "gaussian-cond", "gaussian-cond@w2"]
     assert fleet.main(["closed", *names, "--noises", "2"]) == 0
     assert list(zoo.entries(folder / "zoo")) == names[:1] and list(zoo.entries(place)) == names[1:]
-    assert zoo.entry("gaussian-cond", place).load_sheet(place).shape == (2, 10, 3, 32, 32)
+    assert zoo.entry("gaussian-cond", place).load_sheet().shape == (2, 10, 3, 32, 32)
     made = conditional.guided_gaussian(bundled, 2.0).generate(NoiseBank()[:2])
     row = zoo.entry("gaussian-cond@w2", place)
-    assert torch.equal(row.load_sheet(place), data.to_bytes(made)) and "weight 2" in row.made
+    assert torch.equal(row.load_sheet(), data.to_bytes(made)) and "weight 2" in row.made
 
 
 def test_a_shipped_sheet_is_not_replaced_by_a_smaller_one(monkeypatch, tmp_path):

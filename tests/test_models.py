@@ -282,7 +282,7 @@ def test_the_zoo_gives_back_the_model_that_was_put_in(tmp_path):
     again = models.shipped("tiny", folder)
     assert (again.architecture, again.evaluations, again.parameters, again.images_seen) == (
         made.architecture, 7, networks.count_parameters(network), 48)
-    sheet = zoo.entry("tiny", folder).load_sheet(folder)
+    sheet = zoo.entry("tiny", folder).load_sheet()
     tables.check_sheets({"tiny": again}, {"tiny": sheet}, live=2)
 
 

@@ -352,7 +352,7 @@ def test_a_snapshot_is_the_run_that_stopped_there(shipped):
     spec = recipes.regime_specs("laptop")["unet-8-n32@64"]
     for run in training.train(spec, spec.subset(data.load("bundled"))):
         pass
-    tensors, _ = zoo.entries(zoo.REGIMES)["unet-8-n32@64"].load_weights(zoo.REGIMES)
+    tensors, _ = zoo.entries(zoo.REGIMES)["unet-8-n32@64"].load_weights()
     straight = zoo.halved(run.ema.network.state_dict())
     assert all(torch.equal(straight[k].float(), tensors[k].float()) for k in straight)
 

@@ -57,8 +57,8 @@ def test_a_sheet_is_read_like_a_page():
 
 
 def test_a_sheet_comes_back_bit_for_bit(folder):
-    assert torch.equal(zoo.entry("a model", folder).load_sheet(folder), pictures(40))
-    assert torch.equal(zoo.entry("closed", folder).load_sheet(folder), pictures(3, 2))
+    assert torch.equal(zoo.entry("a model", folder).load_sheet(), pictures(40))
+    assert torch.equal(zoo.entry("closed", folder).load_sheet(), pictures(3, 2))
     with Image.open(folder / "a-model.png") as image:
         assert image.text["bank"] == "bank-0-3x32x32" and image.text["noises"] == "0:40"
 
@@ -68,11 +68,11 @@ def test_a_sheet_of_a_conditional_model_has_every_class_of_a_noise(tmp_path):
     zoo.add("c", "guided", images, BANK, "", folder=tmp_path)
     row = zoo.entry("c", tmp_path)
     assert (row.noises, row.classes) == (7, 5)
-    assert torch.equal(row.load_sheet(tmp_path), images)
+    assert torch.equal(row.load_sheet(), images)
 
 
 def test_weights_come_back_to_half_precision(folder):
-    tensors, spec = zoo.entry("a model", folder).load_weights(folder)
+    tensors, spec = zoo.entry("a model", folder).load_weights()
     assert spec == {"width": 8, "mult": [1, 2]} and tensors.keys() == weights().keys()
     for key, value in weights().items():
         assert tensors[key].dtype == value.dtype
@@ -102,7 +102,7 @@ def test_many_added_in_a_row_are_all_kept(tmp_path):
 def test_adding_again_replaces(folder):
     zoo.add("a model", "diffusion", pictures(5, 9), BANK, "anew", weights(), {}, folder=folder)
     row = zoo.entry("a model", folder)
-    assert row.made == "anew" and torch.equal(row.load_sheet(folder), pictures(5, 9))
+    assert row.made == "anew" and torch.equal(row.load_sheet(), pictures(5, 9))
     assert list(zoo.entries(folder)) == ["a model", "closed"]
 
 
@@ -125,7 +125,7 @@ def truncate(path):
 def test_damage_is_named_with_its_cure(folder, file, load, damage, words):
     damage(folder / file)
     with pytest.raises(UserError, match=words) as failure:
-        getattr(zoo.entry("a model", folder), load)(folder)
+        getattr(zoo.entry("a model", folder), load)()
     message = str(failure.value)
     assert str(folder / file) in message and "\n" not in message
     assert f"git checkout -- zoo/{file}" in message
@@ -136,7 +136,7 @@ def test_a_sheet_of_another_bank_is_refused(tmp_path):
     table = (tmp_path / "zoo.toml").read_text().replace("bank-7", "bank-0")
     (tmp_path / "zoo.toml").write_text(table)
     with pytest.raises(UserError, match="is from bank-7"):
-        zoo.entry("m", tmp_path).load_sheet(tmp_path)
+        zoo.entry("m", tmp_path).load_sheet()
 
 
 @pytest.mark.parametrize("text", ["[half a tab", "x = 3", "[m]\nkind = 'diffusion'\n",
@@ -191,7 +191,7 @@ def test_the_sheets_of_a_class_gaussian_are_those_of_the_code(tmp_path, monkeypa
     monkeypatch.setenv("PAPER_UTILS_CACHE", str(tmp_path))
     guided = conditional.guided_gaussian(images, 2.0)
     own = samplers.sample_gaussian(models.gaussian(images.classes(0, 0)), BANK[:1], guided.solver)
-    sheets = {name: zoo.entry(name, zoo.CONDITIONAL).load_sheet(zoo.CONDITIONAL)[:1]
+    sheets = {name: zoo.entry(name, zoo.CONDITIONAL).load_sheet()[:1]
               for name in (conditional.GAUSSIAN, guided.name)}
     for made, sheet in ((own, sheets[conditional.GAUSSIAN][:, 0]),
                         (guided.generate(BANK[:1]), sheets[guided.name])):
@@ -213,7 +213,7 @@ def test_the_zoo_is_small_and_holds_nothing_unnamed():
 @each_folder
 def test_shipped_weights_are_finite(folder):
     for row in zoo.entries(folder).values():
-        tensors = row.load_weights(folder)[0] if row.weights else {}
+        tensors = row.load_weights()[0] if row.weights else {}
         odd = [name for name, value in tensors.items() if not value.isfinite().all()]
         assert not odd, f"{row.name}: {odd}"
 
@@ -223,7 +223,7 @@ def test_shipped_weights_are_finite(folder):
                                             (zoo.CONDITIONAL, 128), (zoo.FINE_TUNING, 128)])
 def test_shipped_sheets_hold_different_images(folder, noises):
     for row in zoo.entries(folder).values():
-        sheet = row.load_sheet(folder)
+        sheet = row.load_sheet()
         assert len(sheet) == row.noises >= noises, row.name
         distinct = {image.numpy().tobytes() for image in sheet.flatten(0, -4)}
         assert len(distinct) > 100, row.name
@@ -234,7 +234,7 @@ def test_shipped_sheets_hold_different_images(folder, noises):
 def test_the_shipped_cells_are_of_the_laptop_grid_and_its_subsets():
     specs = recipes.regime_specs("laptop")
     for row in zoo.entries(zoo.REGIMES).values():
-        values = row.load_spec(zoo.REGIMES)
+        values = row.load_spec()
         mine = Spec.from_json(specs[row.name].to_json())
         assert Spec.from_json(json.dumps(values)) == mine and len(row.subset) == 16, row.name
 
@@ -249,7 +249,7 @@ def test_every_model_of_section_4_ships(folder, specs):
     rows = {name: row for name, row in zoo.entries(folder).items() if row.kind == "diffusion"}
     assert set(rows) == set(specs)
     for name, row in rows.items():
-        values = row.load_spec(folder)
+        values = row.load_spec()
         assert Spec.from_json(json.dumps(values)) == Spec.from_json(specs[name].to_json()), name
         assert row.classes == (10 if folder == zoo.CONDITIONAL else 0) and row.subset
 
@@ -270,21 +270,16 @@ def test_guided_sheets_are_of_the_weights_that_ship():
     (zoo.FINE_TUNING, "low-rank-n16-other"), (zoo.FINE_TUNING, "scratch-n16"),
     (zoo.DISTILLATION, "progressive-8"), (zoo.DISTILLATION, "ct")])
 def test_shipped_models_of_section_4_reproduce_their_sheet(folder, name):
-    row = zoo.entry(name, folder)
-    weights, values = row.load_weights(folder)
-    model = models.assembled(name, row.kind, values, weights, row.weights, row.weights_sha256,
-                             folder, start=row.start)
-    tables.check_sheets({name: model}, {name: row.load_sheet(folder)}, live=1)
+    sheet = zoo.entry(name, folder).load_sheet()
+    tables.check_sheets({name: models.shipped(name, folder)}, {name: sheet}, live=1)
 
 
 @needs_zoo
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet-48-n64", "unet-96-n64", "unet-192-n32768", "dit-n32768"])
 def test_shipped_cells_reproduce_their_sheet(name):
-    row = zoo.entry(name, zoo.REGIMES)
-    weights, values = row.load_weights(zoo.REGIMES)
-    model = models.assembled(name, row.kind, values, weights, row.weights, row.weights_sha256)
-    tables.check_sheets({name: model}, {name: row.load_sheet(zoo.REGIMES)}, live=2)
+    sheet = zoo.entry(name, zoo.REGIMES).load_sheet()
+    tables.check_sheets({name: models.shipped(name, zoo.REGIMES)}, {name: sheet}, live=2)
 
 
 @needs_zoo
