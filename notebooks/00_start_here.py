@@ -64,19 +64,23 @@ output.figure(plots.sample_grid(rows, columns=len(shared), title="One noise per 
 # ## A denoiser of your own
 #
 # A denoiser is any function of `u` and `sigma` that returns the clean image. Anything that can be
-# written so joins every score of this project. This one returns the mean image whatever it sees, so
+# written so joins the scores of this project. This one returns the mean image whatever it sees, so
 # its sample from any noise is the mean image.
 #
 # - a network of `u` and one `sigma` per image, in single precision (the state is kept in double):
 #   `lambda u, sigma: net(u.float(), sigma.float().expand(len(u)))`
-# - a network `net(x, t, labels)` that predicts eps, v or x0 at the steps of a discrete schedule:
+# - a network `net(x, t, labels)` that predicts eps, v or x0 at the steps of a discrete schedule
+#   (`t` is a float and lies between two steps where the noise level does):
 #   `denoisers.Preconditioned(net, denoisers.discrete(alphas_cumprod, "epsilon")).eval()`, or with
 #   `"v_prediction"`, `"sample"`
+# - one class of a conditional one: `lambda u, sigma: net(u, sigma, torch.full((len(u),), 3))`
 # - a diffusers pipeline of images: `denoisers.from_diffusers(pipeline)`
 #
 # `models.from_denoiser(name, denoiser, solver, version="1")` makes a model of it, whose samples are
-# kept (give another version when it changes). Put it into `everything` in `01_unconditional`, and
-# it stands among the diffusion models in every figure.
+# kept (give another version when it changes). Put it into `everything` in `01_unconditional`, with
+# `output = plots.Output.of(profile, model="mine")` so that the figures land in a folder of their
+# own, and it stands among the diffusion models in every figure and verdict. With
+# `family="transformer"` or `"U-Net"` it also joins the families of `04_inverse_problems`.
 
 # %%
 mean = data.to_unit(training.pixels).mean(0)

@@ -61,7 +61,7 @@ held_out = data.load(sizes.dataset, "test")
 # models, one distilled and one trained (`06_distillation` has their teacher and all stages).
 #
 # The closed forms are the optimal denoiser of the training set (it can only copy), the Gaussian
-# denoiser (it knows only the mean and the covariance of the data) and the local equivariant score
+# denoiser (it knows only the mean and the covariance of the data) and the equivariant local score
 # of Kamb & Ganguli (it denoises every pixel from those patches of the training images that look
 # like its surroundings). GANs and VAEs are the contrast: they take 128 numbers, a fixed projection
 # of the same noise.
@@ -257,11 +257,10 @@ explore.hyperplane(planes, maps)
 # ## Does the conclusion depend on the descriptor?
 #
 # First, how good is each descriptor? Test images, each distorted in ten ways, must be found among
-# the originals and many distractors, 10,000 in all in every row (µAP: micro average precision, as
-# the authors of SSCD define it). The first two rows have 1,000 originals, the others 100, since the
-# two large networks are slow: compare only rows with the same number of queries. The distortions
-# are of the kinds that the project's descriptor was trained to see through, so this is its home
-# ground.
+# the originals and 10,000 distractors (µAP: micro average precision, as the authors of SSCD define
+# it). The first two rows have 1,000 originals, the others 100, since the two large networks are
+# slow: compare only rows with the same number of queries. The distortions are of the kinds that the
+# project's descriptor was trained to see through, so this is its home ground.
 #
 # Every threshold but SSCD's own is chosen by one rule, on images the descriptor was not trained on:
 # five in a million pairs of different real images exceed it. How many test pairs exceed it is

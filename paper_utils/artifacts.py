@@ -17,8 +17,8 @@ from pathlib import Path
 from textwrap import dedent
 from types import ModuleType
 
+import safetensors.torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from paper_utils import files
@@ -26,6 +26,8 @@ from paper_utils.errors import UserError
 from paper_utils.paths import cache_dir
 
 Tensors = dict[str, Tensor]
+SOURCES = {f"{__package__}.{path.stem}": path.read_text("utf-8")  # of the code that runs: a file
+           for path in Path(__file__).parent.glob("*.py")}        # may change under a long process
 
 
 def remember(kind: str, spec: dict, compute: Callable[[], Tensors]) -> Tensors:
@@ -50,11 +52,16 @@ def remember(kind: str, spec: dict, compute: Callable[[], Tensors]) -> Tensors:
         return tensors
 
 
+def folder() -> Path:
+    """Where artifacts live."""
+    return cache_dir() / "artifacts"
+
+
 def path_of(kind: str, spec: dict) -> Path:
     """Where that artifact lives: <cache>/artifacts/<kind>-<key>.safetensors."""
     text = json.dumps(spec, sort_keys=True)
     key = hashlib.sha256(f"{kind}:{text}".encode()).hexdigest()[:16]
-    return cache_dir() / "artifacts" / f"{kind}-{key}.safetensors"
+    return folder() / f"{kind}-{key}.safetensors"
 
 
 def write(path: Path, tensors: Tensors, metadata: dict[str, str]) -> str:
@@ -62,11 +69,22 @@ def write(path: Path, tensors: Tensors, metadata: dict[str, str]) -> str:
 
     Returns the sha256.
     """
-    content = save({k: v.contiguous() for k, v in tensors.items()}, metadata)
+    content = save(tensors, metadata)
     digest = hashlib.sha256(content).hexdigest()
     files.replace_file(path.with_name(path.name + ".sha256"), f"{digest}\n".encode())
     files.replace_file(path, content)
     return digest
+
+
+def save(tensors: Tensors, metadata: dict[str, str] | None = None) -> bytes:
+    """The content of a safetensors file. Tied weights are in it under each of their names."""
+    seen, apart = set(), {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if place in seen else tensor
+        apart[name] = apart[name].contiguous()
+        seen.add(place)
+    return safetensors.torch.save(apart, metadata)
 
 
 def read(path: Path) -> Tensors:
@@ -116,17 +134,27 @@ def below(prefix: str, tensors: Tensors) -> Tensors:
 
 def digest(tensors: Tensors) -> str:
     """First 16 hex digits of the sha256 of tensors, their names, types and shapes."""
-    return hashlib.sha256(save({k: v.contiguous().cpu() for k, v in tensors.items()})
-                          ).hexdigest()[:16]
+    return hashlib.sha256(save({k: v.cpu() for k, v in tensors.items()})).hexdigest()[:16]
 
 
 @lru_cache
 def code_version(*modules: ModuleType | Callable) -> str:
     """A hash of what these modules, classes or functions do: comments, docstrings, layout and what
-    errors say do not count."""
-    trees = (ast.parse(dedent(inspect.getsource(module))) for module in modules)
+    errors say do not count. Of this package, as it was when it was imported."""
+    trees = (_tree(module) for module in modules)
     text = "\n".join(ast.dump(_without_words(tree)) for tree in trees)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _tree(part: ModuleType | Callable) -> ast.Module:
+    whole = isinstance(part, ModuleType)
+    module = part.__name__ if whole else part.__module__
+    if module not in SOURCES:
+        return ast.parse(dedent(inspect.getsource(part)))
+    tree = ast.parse(SOURCES[module])
+    if not whole:
+        tree.body = [node for node in tree.body if getattr(node, "name", "") == part.__name__]
+    return tree
 
 
 def _without_words(tree: ast.AST) -> ast.AST:

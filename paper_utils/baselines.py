@@ -123,9 +123,9 @@ def conjugate_gradients(matrix: Callable[[Tensor], Tensor], right: Tensor, diago
             return x
         ahead, before = gap / diagonal, size
         size = (gap * ahead).sum(1, keepdim=True)
-        step = ahead + size / before * step
+        step = ahead + (size / before).nan_to_num() * step  # a row that is solved has 0 / 0
         image = matrix(step)
-        length = size / (step * image).sum(1, keepdim=True)
+        length = (size / (step * image).sum(1, keepdim=True)).nan_to_num()
         x, gap = x + length * step, gap - length * image
     raise UserError(f"the posterior mean was not found in {most} steps: measure with more noise")
 

@@ -4,6 +4,7 @@ Samples of a conditional model are [n, classes, 3, H, W]: every noise with every
 them are [n, classes, d].
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -111,8 +112,12 @@ def samples(found: Mapping[str, Model], profile: Profile) -> dict[str, Tensor]:
 def guided(model: Model, weight: float) -> Model:
     """The model under classifier-free guidance; noise k has class k modulo the number of classes.
 
-    Its samples are [n, 3, H, W]. Raises UserError for a model without a denoiser or label dropout.
+    Its samples are [n, 3, H, W]. Raises UserError for a model without a denoiser, classes or label
+    dropout, and for a pipeline of another project.
     """
+    if not (model.spec and model.classes):
+        raise UserError(f"{model.name} is not guided here: give a class-conditional model that was "
+                        "trained by this project")
     denoiser = denoisers.guided(models.denoiser_of(model), weight)
     device = model.device
 
@@ -231,13 +236,15 @@ def other_class(pairs: pd.DataFrame, rows: Mapping[str, Tensor], hits: Hits) -> 
     """Of pairs of models how often the same noise with another class gives the same image.
 
     rows: features [n, classes, d] by model. The mean over every class and every other one, a
-    baseline of RP_cond: what of it is the noise's.
+    baseline of RP_cond: what of it is the noise's. NaN where there is one class alone.
     """
     return pd.Series([_other_classes(rows[row.model], rows[row.other], hits)
                       for row in pairs.itertuples()], pairs.index, float)
 
 
 def _other_classes(mine: Tensor, theirs: Tensor, hits: Hits) -> float:
+    if mine.shape[1] == 1:
+        return math.nan
     others = [hits(mine, theirs.roll(k, 1)) for k in range(1, mine.shape[1])]
     return torch.stack(others).double().mean().item()
 

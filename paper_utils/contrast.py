@@ -264,7 +264,7 @@ def save_checkpoint(name: str, spec: Spec, images: Images, state: State, path: P
     """Write a state so that `load_checkpoint` gives it back; UserError, which tells the name, for
     one that has diverged, and where there is no room or no permission."""
     training.check_finite(name, state)
-    replace_file(path, save({k: v.contiguous() for k, v in state.items()}, _made(spec, images)))
+    replace_file(path, save(state, _made(spec, images)))
 
 
 def load_checkpoint(spec: Spec, images: Images, path: Path) -> State | None:

@@ -69,11 +69,14 @@ class Preconditioned(nn.Module):
 
     The coefficients are computed in the dtype of u, the network runs in its own. Raises UserError
     for a network that is not called as `networks` says, or answers with no tensor of the shape of
-    u, and for labels that do not fit it, see `check_labels`.
+    u, for what is no Framework, and for labels that do not fit, see `check_labels`.
     """
 
     def __init__(self, network: nn.Module, framework: Framework):
         super().__init__()
+        if not isinstance(framework, Framework):
+            raise UserError("a framework is a denoisers.Framework, as denoisers.edm() or "
+                            f"denoisers.framework('edm'), not {framework!r}")
         try:
             inspect.signature(network.forward).bind("x", "noise_label", "labels")
         except TypeError as error:
@@ -122,7 +125,7 @@ class Preconditioned(nn.Module):
         """D(u; sigma). augment: [B, 9] of `augmentation`, for a network that trains with it."""
         self.check_labels(labels)
         c_skip, c_out, c_in, c_noise = self.framework.precondition(column(sigma, u))
-        dtype = next(self.network.parameters()).dtype
+        dtype = next((p.dtype for p in self.network.parameters()), torch.float32)
         told = () if augment is None else (augment,)
         out = self.network((c_in * u).to(dtype), c_noise.flatten().to(dtype), labels, *told)
         if not isinstance(out, Tensor) or out.shape != u.shape:
@@ -251,9 +254,12 @@ def discrete(alphas_cumprod: Tensor, prediction: str = "epsilon") -> Framework:
 
     alphas_cumprod: [T], below 1 and decreasing; the last may be 0, which is noise alone at sigma =
     infinity and is left out. prediction: what the network predicts, 'epsilon', 'v_prediction' or
-    'sample' (x0). It sees the index 0..T-1, interpolated in log sigma between the trained noise
-    levels. Raises UserError for others.
+    'sample' (x0). It sees the index 0..T-1, a floating-point number that is interpolated in log
+    sigma between the trained noise levels. Raises UserError for others.
     """
+    if hasattr(alphas_cumprod, "alphas_cumprod"):
+        raise UserError(f"this is a {type(alphas_cumprod).__name__}: give its alphas_cumprod and "
+                        "its config.prediction_type")
     alphas = torch.as_tensor(alphas_cumprod).double()
     steps_down = alphas.ndim == 1 and len(alphas) > 1 and bool((alphas.diff() < 0).all())
     if not (steps_down and alphas[0] < 1 and alphas[-1] >= 0):
@@ -381,15 +387,21 @@ def from_diffusers(source) -> Preconditioned:
 
     source: a pipeline, or what DDPMPipeline.from_pretrained takes (a folder or a hub name such as
     'google/ddpm-cifar10-32'). Weights must be safetensors: a pickle is never loaded.
-    Raises UserError when it cannot be loaded, and for a class-conditional one.
+    Raises UserError when it cannot be loaded, for another network, and for a class-conditional one.
     """
+    from diffusers import UNet2DModel
     from paper_utils.networks import DiffusersUNet
 
     found = pipeline(source, "DDPMPipeline")
-    if found.unet.config.num_class_embeds:
+    network = getattr(found, "unet", None)
+    if not isinstance(network, UNet2DModel):
+        raise UserError(f"the unet of this {type(found).__name__} is no UNet2DModel: write its "
+                        "network as forward(x, noise_label, labels=None) and give Preconditioned("
+                        "network, denoisers.discrete(scheduler.alphas_cumprod)).eval()")
+    if network.config.num_class_embeds:
         raise UserError("this UNet2DModel is class-conditional, and nothing says whether its last "
                         "class is no class: give an unconditional one")
-    return _scheduled(DiffusersUNet(found.unet), found.scheduler)
+    return _scheduled(DiffusersUNet(network), found.scheduler)
 
 
 def from_diffusers_dit(source, device: str = "cpu"
@@ -437,8 +449,8 @@ def pipeline(source, kind: str):
         return source
     try:
         return getattr(diffusers, kind).from_pretrained(str(source), use_safetensors=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # of whichever library reads, or asks the network
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"no diffusers pipeline with safetensors at '{source}' ({reason}): give a "
                         "folder saved by save_pretrained or a hub name") from None
 

@@ -244,7 +244,8 @@ def slim(options: argparse.Namespace) -> None:
 def _checkpoint(path: Path) -> tuple[artifacts.Tensors, dict[str, str]]:
     tensors, metadata = artifacts.load_tensors(path)
     if "spec" not in metadata or "step" not in tensors:
-        raise UserError(f"{path} is no checkpoint of `fleet train`: give one of them")
+        raise UserError(f"{path} is no checkpoint of `fleet train`: train there what "
+                        "the zoo is to have")
     return tensors, metadata
 
 

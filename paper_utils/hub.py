@@ -7,6 +7,7 @@ identity that its weights and settings decide.
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -18,8 +19,8 @@ from paper_utils.models import Model
 from paper_utils.samplers import Solver
 
 
-def ddpm(source: str, device: str = "cpu") -> Model:
-    """A diffusers pipeline, by hub name or folder, as one more model (DDIM, 50 steps).
+def ddpm(source, device: str = "cpu") -> Model:
+    """A diffusers pipeline, itself or by hub name or folder, as one more model (DDIM, 50 steps).
 
     Raises UserError when it cannot be loaded, and for images of another size than this project's.
     """
@@ -29,12 +30,12 @@ def ddpm(source: str, device: str = "cpu") -> Model:
     size = config.sample_size
     size = (size, size) if isinstance(size, int) else tuple(size or ())
     if (config.in_channels, *size) != models.BANK.shape:
-        raise UserError(f"{source} makes images of {' x '.join(map(str, size))} pixels in "
+        raise UserError(f"{_name(source)} makes images of {' x '.join(map(str, size))} pixels in "
                         f"{config.in_channels} channels: give a pipeline of 32 x 32 in 3")
     solver = Solver("ddim", 50, "karras", 0.01, 80)
     widths = "-".join(map(str, config.block_out_channels))
     return Model(
-        name=Path(source).name, family="U-Net",
+        name=_name(source), family="U-Net",
         architecture=f"UNet2DModel {widths}", framework=denoiser.framework.label, solver=solver,
         evaluations=solver.evaluations, parameters=networks.count_parameters(denoiser),
         images=None, images_seen=None, identity=_identity_of(pipeline, solver),
@@ -42,8 +43,9 @@ def ddpm(source: str, device: str = "cpu") -> Model:
         device=device)
 
 
-def dit(source: str, classes: Sequence[int], device: str = "cpu") -> Model:
-    """A class-conditional DiT pipeline of diffusers, by hub name or folder (DDIM, 50 steps).
+def dit(source, classes: Sequence[int], device: str = "cpu") -> Model:
+    """A class-conditional DiT pipeline of diffusers, itself or by hub name or folder (DDIM, 50
+    steps).
 
     classes: the labels it is sampled with. Its noises are latents, its samples decoded images.
     Raises UserError when it cannot be loaded or does not know a class.
@@ -61,12 +63,18 @@ def dit(source: str, classes: Sequence[int], device: str = "cpu") -> Model:
     identity = _identity_of(pipeline, solver) | {"classes": list(classes)}
     side = config.sample_size
     return Model(
-        name=Path(source).name, family="transformer",
+        name=_name(source), family="transformer",
         architecture=f"DiT, {config.num_layers} deep, patch {config.patch_size}, latents",
         framework=denoiser.framework.label, solver=solver, evaluations=solver.evaluations,
         parameters=networks.count_parameters(denoiser), images=None, images_seen=None,
         identity=identity, generate=generate, denoiser=lambda: denoiser, classes=tuple(classes),
         shape=(config.in_channels, side, side), device=device)
+
+
+def _name(source) -> str:
+    """The last part of a hub name or folder, or the class of a pipeline."""
+    named = isinstance(source, (str, PathLike))
+    return Path(source).name if named else type(source).__name__
 
 
 def _identity_of(pipeline, solver: Solver) -> dict:

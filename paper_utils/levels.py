@@ -73,8 +73,8 @@ def same_conclusion(here: Mapping[str, list[dict]], there: Mapping[str, list[dic
     return ("same conclusion", f"verdicts of this run and of the committed one ({COMMITTED})",
             f"{len(both) - len(other)} of {len(theirs)} claims agree"
             + (f"; other verdict: {'; '.join(other)}" if other else ""),
-            "yes" if len(both) == len(theirs) and not other else
-            "not run" if not both else "no")
+            "not run" if not both else
+            "yes" if len(both) == len(theirs) and not other else "no")
 
 
 def committed() -> dict[str, list[dict]]:

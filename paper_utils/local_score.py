@@ -35,7 +35,7 @@ _LOGITS = 1 << 21  # entries of a block of the softmax: 8 MB, kept in the proces
 class LocalEquivariantDenoiser:
     """The equivariant local score machine ("ELS") of Kamb & Ganguli as D(u, sigma) -> x0_hat.
 
-    For pixel p with neighbourhood u_p [3k²] and the bag of training patches b_i with centres c_i
+    For pixel p with neighbourhood u_p [C k²] and the bag of training patches b_i with centres c_i
 
         D(u; σ)_p = Σ_i softmax_i( -‖m_p (u_p - b_i)‖² / 2σ² ) c_i
 
@@ -72,7 +72,7 @@ class LocalEquivariantDenoiser:
 
     @torch.no_grad()
     def __call__(self, u: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        """u [B, 3, H, W], sigma a scalar or [B] -> x0_hat [B, 3, H, W]; labels are ignored."""
+        """u [B, C, H, W], sigma a scalar or [B] -> x0_hat [B, C, H, W]; labels are ignored."""
         sigmas = torch.as_tensor(sigma, dtype=torch.float64).expand(len(u)).tolist()
         out = torch.empty_like(u)
         for sigma in dict.fromkeys(sigmas):
@@ -86,7 +86,7 @@ class LocalEquivariantDenoiser:
         patches, centres = self.bag(size)
         penalty = _visible_norms(patches, size, u.shape[2:]) / (-2 * sigma**2)
         step = max(1, _LOGITS // len(patches))
-        out = torch.empty(len(u), u[0, 0].numel(), 3, device=self.device)
+        out = torch.empty(len(u), u[0, 0].numel(), u.shape[1], device=self.device)
         for image, answer in zip(u.to(self.device), out):
             queries = _unfold(image[None], size)[0]
             for k in range(0, len(queries), step):
@@ -96,9 +96,9 @@ class LocalEquivariantDenoiser:
         return out.transpose(1, 2).reshape(u.shape)
 
     def _bag(self, size: int) -> tuple[Tensor, Tensor]:
-        """Random whole patches [P, 3 size²] (channel, row, column order) and centres [P, 3]."""
+        """Random whole patches [P, C size²] (channel, row, column order) and centres [P, C]."""
         pixels = self.images.pixels
-        height, width = pixels.shape[2:]
+        channels, height, width = pixels.shape[1:]
         generator = stream("local-score", self.seed, size)
 
         def draw(bound: int) -> Tensor:
@@ -106,7 +106,7 @@ class LocalEquivariantDenoiser:
 
         within = torch.arange(size)
         image, row, column = draw(len(pixels)), draw(height - size + 1), draw(width - size + 1)
-        picked = pixels[image, torch.arange(3)[:, None, None], row + within[:, None],
+        picked = pixels[image, torch.arange(channels)[:, None, None], row + within[:, None],
                         column + within]
         picked = to_unit(picked).to(self.device)
         return picked.flatten(1), picked[:, :, size // 2, size // 2].contiguous()
@@ -120,7 +120,7 @@ def _unfold(x: Tensor, size: int) -> Tensor:
 def _visible_norms(patches: Tensor, size: int, shape: torch.Size) -> Tensor:
     """‖m_p b_i‖² for every pixel p and patch i: [H W, P], m_p the part of a patch in the image."""
     mask = _unfold(torch.ones(1, 1, *shape, device=patches.device), size)[0]
-    return mask @ patches.unflatten(1, (3, -1)).square().sum(1).T
+    return mask @ patches.unflatten(1, (-1, size**2)).square().sum(1).T
 
 
 def _check(images: Images, sizes: Sequence[int]) -> None:

@@ -33,6 +33,7 @@ CLOSED_FORMS = ("optimal", "gaussian", "local")
 ONE_STEP = ("progressive-1", "cd", "ct")  # the students that join the models of section 2
 FAMILIES = {**dict.fromkeys(("unet", "multistage", "diffusers_unet"), "U-Net"),
             "uvit": "transformer", "dit": "transformer", "mlp": "perceptron"}  # else 'other'
+LIBRARIES = {__package__, "torch", "diffusers"}  # code that is told by a version, not by a hash
 SAVED = 60.0  # seconds between two checkpoints of a training
 
 
@@ -94,36 +95,50 @@ def diffusion(spec: training.Spec, denoiser: denoisers.Preconditioned, weights: 
 
 
 def from_denoiser(name: str, denoiser: denoisers.Denoiser, solver: Solver = Solver(),
-                  version: str = "", shape: tuple[int, ...] = BANK.shape,
-                  device: str = "") -> Model:
+                  version: str = "", shape: tuple[int, ...] = BANK.shape, device: str = "",
+                  family: str = "yours") -> Model:
     """A denoiser of yours, unconditional, as one more model: for `samples` and all that takes them.
 
     version: a word that you change whenever the denoiser does. Its samples are kept under its name,
     version and solver, where it is an nn.Module the hash of its weights, and of a Preconditioned
-    that of its framework too. shape: of a noise. device: by default that of its parameters. It
-    counts as a trained diffusion model of the family 'yours', so that it joins those of section 2;
-    one that nobody trained is dataclasses.replace(model, family="closed form"). Raises UserError
-    for what is no denoiser, and without a version for all but a Preconditioned.
+    that of its framework too. shape: of a noise. device: by default that of its parameters.
+    family: 'U-Net' or 'transformer' lets section 4 compare it inside its family and across; one
+    that nobody trained is a 'closed form'; all others count as trained diffusion models, so that
+    they join those of section 2. Raises UserError for what is no denoiser, for a conditional one,
+    and without a version for all but a Preconditioned network of this package.
     """
     samplers.check_denoiser(denoiser)
+    samplers.check_solver(solver)
     module, told = isinstance(denoiser, nn.Module), {}
     if isinstance(denoiser, denoisers.Preconditioned):
+        if denoiser.classes:
+            raise UserError(f"{name} is class-conditional: give one class of it, as in lambda u, "
+                            "sigma: denoiser(u, sigma, torch.full((len(u),), 3))")
         told = {"framework": denoiser.framework.answers()}  # which is in no state_dict
-    elif not version:
-        kind = "module" if module else "function"
+    if not version and not (told and _packages(denoiser) <= LIBRARIES):
+        kind = "class" if told else "module" if module else "function"
         raise UserError(f"samples of {name} are kept, and nothing says when this {kind} changes: "
                         "give a version, as in version='1', and another one after a change")
     weights = artifacts.digest(dict(denoiser.state_dict()) | told) if module else ""
     first = next(denoiser.parameters(), None) if module else None
     found = check_device(device or "cpu") if device or first is None else first.device
     return Model(
-        name=name, family="yours", architecture=type(denoiser).__name__ if module else "function",
+        name=name, family=family, architecture=type(denoiser).__name__ if module else "function",
         framework="yours", solver=solver, evaluations=solver.evaluations,
         parameters=networks.count_parameters(denoiser) if module else 0, images=None,
         images_seen=None, generate=by_solver(denoiser, solver, found),
         identity={"yours": name, "version": version, "weights": weights, "solver": asdict(solver),
                   "code": sampling_code()},
         denoiser=lambda: denoiser, shape=tuple(shape), device=found)
+
+
+def _packages(module: nn.Module) -> set[str]:
+    """The packages that the classes of a module and of its parts come from."""
+    return {_package(type(part)) for part in module.modules()}
+
+
+def _package(part: Callable) -> str:
+    return part.__module__.partition(".")[0]
 
 
 def denoiser_of(model: Model) -> denoisers.Denoiser:
@@ -204,8 +219,8 @@ def closed_forms(images: data.Images, bag: int, device: str = "cpu") -> dict[str
 
 
 def closed_form(name: str, images: data.Images, device: str = "cpu", bag: int = 0) -> Model:
-    """'optimal', 'gaussian' or 'local': the optimal denoiser, the Gaussian denoiser or the local
-    equivariant score of `images`, all through the same solver (Heun, 18 steps).
+    """'optimal', 'gaussian' or 'local': the optimal denoiser, the Gaussian denoiser or the
+    equivariant local score of `images`, all through the same solver (Heun, 18 steps).
 
     bag: patches of the local score. It is built when first asked for a sample. Raises UserError for
     another name and for a device that is not there.
@@ -215,7 +230,7 @@ def closed_form(name: str, images: data.Images, device: str = "cpu", bag: int = 
         "optimal": ("optimal denoiser (empirical)",
                     lambda: denoisers.OptimalDenoiser(images.pixels.to(device))),
         "gaussian": ("Gaussian (Wiener) denoiser", lambda: gaussian(images)),
-        "local": (f"local equivariant score, {bag} patches",
+        "local": (f"equivariant local score, {bag} patches",
                   lambda: local_score.LocalEquivariantDenoiser(images, bag, device=device)),
     }[choose(name, CLOSED_FORMS, "closed form")]
     solver, built = Solver(), lru_cache(make)
@@ -272,8 +287,7 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
     """
     check_device(device)
     denoiser = training.build(spec)
-    labels = training.labels_of(denoiser, images)
-    made = _recipe(spec, images, start, labels)
+    made = _recipe(spec, images, start, denoiser)
     path = artifacts.path_of("model", made)
     checkpoint = path.with_name(f"{path.stem}.checkpoint")
     ends = {one.steps: one for one in shorter}
@@ -293,7 +307,7 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
                             lambda r: r.step):
             losses[run.step - 1] = run.loss
             if run.step in ends:
-                artifacts.remember("model", _recipe(ends[run.step], images, start, labels),
+                artifacts.remember("model", _recipe(ends[run.step], images, start, denoiser),
                                    result)
             if run.step < spec.steps and time.monotonic() - saved > SAVED:
                 training.save_checkpoint(run, checkpoint)
@@ -309,27 +323,30 @@ def train(spec: training.Spec, images: data.Images, device: str = "cpu",
 
 
 def _recipe(spec: training.Spec, images: data.Images, start: artifacts.Tensors | None,
-            labels: str) -> dict:
-    """All that decides the weights of a training; labels: their hash."""
+            denoiser: denoisers.Preconditioned) -> dict:
+    """All that decides the weights of a training."""
     return {"spec": json.loads(spec.to_json()), "images": images.hash,
-            "labels": labels, "start": "" if start is None else artifacts.digest(start),
-            "code": training_code() + _foreign_code(spec)}
+            "labels": training.labels_of(denoiser, images),
+            "start": "" if start is None else artifacts.digest(start),
+            "code": training_code() + _foreign_code(spec, denoiser.network)}
 
 
-def _foreign_code(spec: training.Spec) -> str:
-    """A hash of the network and the framework of `spec` that were registered from outside.
+def _foreign_code(spec: training.Spec, network: nn.Module) -> str:
+    """A hash of the network, of its parts and of the framework of `spec`, as far as they come from
+    outside.
 
-    Of their whole module, or in a notebook, which has no file, of themselves. Raises UserError
-    where neither has a source that could be read.
+    Of their whole modules; of what a notebook or a script itself defines, of that alone. Raises
+    UserError where neither has a source that could be read.
     """
-    parts = [networks.ARCHITECTURES[spec.network],
-             denoisers.FRAMEWORKS[spec.framework.removesuffix(denoisers.CONSISTENCY)]]
-    return "".join(_version_of(part) for part in parts
-                   if part.__module__.partition(".")[0] != __package__)
+    parts = {networks.ARCHITECTURES[spec.network],
+             denoisers.FRAMEWORKS[spec.framework.removesuffix(denoisers.CONSISTENCY)],
+             *map(type, network.modules())}
+    return "".join(sorted({_version_of(part) for part in parts if _package(part) not in LIBRARIES}))
 
 
 def _version_of(part: Callable) -> str:
-    for source in (inspect.getmodule(part), part):
+    whole = [] if part.__module__ == "__main__" else [inspect.getmodule(part)]
+    for source in (*whole, part):
         with contextlib.suppress(TypeError, OSError):
             return artifacts.code_version.__wrapped__(source)  # read anew: notebooks reload modules
     raise UserError(f"the source of {part.__qualname__} cannot be read, so nothing would say when "
@@ -367,17 +384,12 @@ def train_all(specs: Mapping[str, training.Spec], images: data.Images | None = N
 def weights_of(path: str | Path, student: training.Spec | None = None) -> artifacts.Tensors:
     """The network's weights in a file of zoo/, of the artifact store or of a training.
 
-    path: as it is, or from the repository's root. Low-rank adapters are merged into the weights;
+    path: as it is, from the repository's root, or a file's name in the store. Low-rank adapters are merged into the weights;
     those of a released EDM network or U-ViT get this project's names (networks.released). student:
     what is to begin with them. Raises UserError for a file that is not there or is no safetensors,
     and for a student of another kind than the file says it has.
     """
-    given = Path(os.path.expanduser(path))
-    path = given if given.exists() else zoo.FOLDER.parent / given
-    if not path.exists():
-        places = "" if given.is_absolute() else f", neither from {Path.cwd()} nor from the root"
-        raise UserError(f"there is no {given}{places}: give a safetensors file's whole path")
-    path = path.resolve()  # of the zoo or not, wherever it was named from
+    path = _found(path)
     tensors, metadata = artifacts.load_tensors(path)
     made = _specification(metadata)
     if student and made.keys() >= {"network", "framework"}:
@@ -390,6 +402,38 @@ def weights_of(path: str | Path, student: training.Spec | None = None) -> artifa
             tensors = inside
             break
     return trainable.merged(artifacts.float32(networks.released(tensors)))
+
+
+def _found(path: str | Path) -> Path:
+    """The file, named as it is, from the repository's root or as the store has it, or UserError."""
+    given = Path(os.path.expanduser(path))
+    places = (Path(), zoo.FOLDER.parent, artifacts.folder())
+    there = next((place / given for place in places if (place / given).exists()), None)
+    if there is None:
+        where = "" if given.is_absolute() else (f", neither from {Path.cwd()} nor from the root nor"
+                                                " in the artifact store")
+        raise UserError(f"there is no {given}{where}: give a safetensors file's whole path")
+    return there.resolve()  # of the zoo or not, wherever it was named from
+
+
+def student_of(spec: training.Spec, teacher: str | Path) -> training.Spec:
+    """The student `spec` in the network and the framework that a file of weights says it has.
+
+    As it is where it is no student, or the file, of another project, says nothing.
+    """
+    made = _specification(artifacts.load_tensors(_found(teacher))[1])
+    if spec.objective == "denoising" or not made.keys() >= {"network", "framework"}:
+        return spec
+    one = training.Spec.from_json(json.dumps(made))
+    end = denoisers.CONSISTENCY if spec.framework.endswith(denoisers.CONSISTENCY) else ""
+    args = {key: value for key, value in one.network_args.items() if key != "label_dropout"}
+    return replace(spec, network=one.network, network_args=args,
+                   framework=one.teacher_framework + end)
+
+
+def kept_at(model: Model) -> Path:
+    """The safetensors file of the artifact store with the weights of a model that `train` made."""
+    return artifacts.folder() / f"{model.identity['weights']}.safetensors"
 
 
 def _specification(metadata: Mapping[str, str]) -> dict:
@@ -569,8 +613,8 @@ def assembled(row: zoo.Entry, values: dict, weights: dict[str, Tensor],
     spec = training.Spec.from_json(json.dumps(values))
     base = zoo.entry(spec.start, row.folder).load_weights()[0] if spec.start else None
     if base and artifacts.digest(base) != row.start:
-        raise UserError(f"{row.weights} was fine-tuned from other weights than those of {spec.start} "
-                        "in the zoo: train it again from them")
+        raise UserError(f"{row.weights} was fine-tuned from other weights than {spec.start}'s in "
+                        "the zoo: train it again from them")
     denoiser = training.build(spec, base)
     if base:
         chosen = training.trained_names(denoiser.network)
@@ -587,8 +631,12 @@ def assembled(row: zoo.Entry, values: dict, weights: dict[str, Tensor],
 def samples(model: Model, n: int, start: int = 0) -> Tensor:
     """The model's 8-bit images of noises start..start+n-1: uint8 [n, 3, 32, 32], an artifact.
 
-    Of a conditional model [n, classes, 3, 32, 32]. The noises have the model's shape.
+    Of a conditional model [n, classes, 3, 32, 32]. The noises have the model's shape. Raises
+    UserError for what is no Model.
     """
+    if not isinstance(model, Model):
+        raise UserError(f"samples are kept of a models.Model, not of a {type(model).__name__}: make"
+                        " one by models.from_denoiser(name, denoiser)")
     bank = NoiseBank(shape=model.shape)
     spec = {"model": model.identity, "bank": bank.name, "noises": [start, start + n]}
 
@@ -651,8 +699,9 @@ def of_both_signs(model: Model, n: int) -> tuple[Tensor, Tensor]:
     spec = {"model": model.identity, "bank": BANK.name, "both signs": n}
 
     def compute() -> artifacts.Tensors:
-        noise = torch.cat([BANK[:n], -BANK[:n]])
-        return {"images": model.generate(noise, f"{model.name}, both signs").float()}
+        # apart, for under guidance a noise's class hangs on its place
+        return {"images": torch.cat([model.generate(sign * BANK[:n], f"{model.name}, both signs")
+                                     for sign in (1, -1)]).float()}
 
     images = artifacts.remember("both-signs", spec, compute)["images"]
     return images[:n], images[n:]

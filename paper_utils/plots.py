@@ -165,8 +165,10 @@ def heatmaps(tables: Mapping[str, pd.DataFrame], names: Sequence[str], floor: fl
 
     tables: title -> pairs; floor: the lower end of the scale, by default the lowest score shown.
     groups: label -> the names, next to each other, whose pairs get an outline. columns: maps a
-    row, by default as many as a page is wide.
+    row, by default as many as a page is wide. Raises UserError for less than two names.
     """
+    if len(names) < 2:
+        raise UserError(f"a heat map compares models, and these are {len(names)}: give two or more")
     matrices = {title: square(pairs, names) for title, pairs in tables.items()}
     figure = _heatmaps(matrices, floor, note, columns)
     for group in (groups or {}).values():

@@ -95,11 +95,11 @@ def specs(profile: str) -> dict[str, Spec]:
                 solver=Solver("dpm-solver-3", 15, "log", 0.01, 80),
                 images_seen=scale.uvit_budget, learning_rate=scale.uvit_rate),
         replace(t, name="dit", network="dit", network_args=tokens, framework="v",
-                solver=Solver("dpm-multistep-2", 30, "karras")),
+                solver=Solver("dpm-solver++(2m)", 30, "karras")),
         replace(t, name="dit-seed1", network="dit", network_args=tokens, framework="v",
-                solver=Solver("dpm-multistep-2", 30, "karras"), seed=1),
+                solver=Solver("dpm-solver++(2m)", 30, "karras"), seed=1),
         replace(t, name="dit-wide", network="dit", network_args=wide, framework="v",
-                solver=Solver("dpm-multistep-2", 30, "karras")),
+                solver=Solver("dpm-solver++(2m)", 30, "karras")),
         replace(u, name="diffusers-vp", network="diffusers_unet", framework="vp-discrete" + kind,
                 network_args=_diffusers_unet(scale), images_seen=scale.unet_budget // scale.patch,
                 solver=Solver("ddim", 50, "karras", 0.01, 80)),
@@ -139,12 +139,13 @@ def conditional_specs(profile: str) -> dict[str, Spec]:
             for spec in twins}
 
 
-def fine_tuned(spec: Spec, start: str = "", trains: str = "all", dataset: str = "",
-               images: int = 0) -> Spec:
-    """A variant of `spec`: from weights called `start`, some of its parameters, other images.
+def variant(spec: Spec, start: str = "", trains: str = "all", dataset: str = "", images: int = 0,
+            images_seen: int = 0, seed: int = 0) -> Spec:
+    """A variant of `spec`: from weights called `start`, some of its parameters, other images,
+    another budget or seed.
 
-    What is left empty stays as it is. Raises UserError for parts of a network without a start, and
-    for a student without its teacher.
+    What is left empty, or 0, stays as it is. Raises UserError for parts of a network without a
+    start, for a student without its teacher, and as Spec does.
     """
     if spec.start and not start:
         raise UserError(f"{spec.name} learns from a teacher: give start=, the weights of "
@@ -153,10 +154,11 @@ def fine_tuned(spec: Spec, start: str = "", trains: str = "all", dataset: str = 
         raise UserError(f"trains={trains!r} without a start: the rest would keep its random "
                         "initial weights; give start=, the weights to begin with")
     words = [spec.name, start and Path(start).stem, trains != "all" and trains, dataset,
-             images and f"n{images}"]
+             images and f"n{images}", images_seen and f"seen{images_seen}", seed and f"seed{seed}"]
     name = re.sub(r"[^\w.@-]+", "_", "-".join(filter(None, words)))  # it names files too
     return replace(spec, name=name, start=start, trains=trains, dataset=dataset or spec.dataset,
-                   images=images or spec.images)
+                   images=images or spec.images, images_seen=images_seen or spec.images_seen,
+                   seed=seed or spec.seed)
 
 
 def prefixes(spec: Spec, specs: Mapping[str, Spec]) -> dict[int, str]:
@@ -267,7 +269,7 @@ def _dit(grid: Grid, n: int) -> Spec:
     return Spec(f"dit-n{n}", "dit", grid.dit, "v", images=n, images_seen=grid.budget,
                 batch=grid.batch, warmup=grid.warmup, ema_half_life=grid.ema_half_life,
                 precision=grid.precision, learning_rate=5e-4,
-                solver=Solver("dpm-multistep-2", 30, "karras"))
+                solver=Solver("dpm-solver++(2m)", 30, "karras"))
 
 
 @dataclass(frozen=True, kw_only=True)

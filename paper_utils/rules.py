@@ -921,7 +921,7 @@ def leaves_the_distribution(guided: Mapping[str, Mapping[float, pd.DataFrame]],
                             real: pd.DataFrame) -> Claim:
     """The paper's explanation, as this project recalls it.
 
-    guided: model -> step size -> quartiles of the energy at every noise level, 0: unguided; real:
+    guided: model -> step size -> quartiles of the distance at every noise level, 0: unguided; real:
     the same of real images.
     """
     shares = {name: {zeta: (part.low > real.high).mean() for zeta, part in by.items()}
@@ -937,9 +937,10 @@ def leaves_the_distribution(guided: Mapping[str, Mapping[float, pd.DataFrame]],
                if min(most.values()) > 0.5 else
                "partly: for some models" if max(most.values()) > 0.5 else "not reproduced")
     return Claim("Inverse problems: the guided iterate leaves the distribution of x_t" + RECALLED,
-                 "at every step size, for every model, the lower quartile of the energy is above "
-                 "the upper quartile of real noised images at more than half of the noise levels, "
-                 "and without guidance for no model; partly if this holds at the largest",
+                 "at every step size, for every model, the lower quartile of its squared "
+                 "Mahalanobis distance is above the upper quartile of real noised images at more "
+                 "than half of the noise levels, and without guidance for no model; partly if this "
+                 "holds at the largest",
                  "; ".join(f"{name}: " + ", ".join(f"zeta {zeta:g} at {share:.0%}" for zeta, share
                                                    in by.items()) for name, by in shares.items()),
                  verdict, **UNSEEN,

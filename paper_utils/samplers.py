@@ -142,7 +142,8 @@ def consistency(denoiser: Denoiser, noise: Tensor, sigmas: Tensor) -> Iterator[T
 
 
 SAMPLERS: dict[str, Sampler] = {name: singlestep(step) for name, step in STEPS.items()} | {
-    "dpm-multistep-2": dpm_multistep_2, "consistency": consistency}
+    "dpm-solver++(2m)": dpm_multistep_2, "consistency": consistency}
+RENAMED = {"dpm-multistep-2": "dpm-solver++(2m)"}  # as weights of the zoo record it
 ON_CPU, ELSEWHERE = 32, 128  # noises at a time: a CPU's cache holds a small U-Net's activations
 SCHEDULES = {"karras": karras_sigmas, "log": log_sigmas, "cosine": cosine_sigmas}
 
@@ -158,6 +159,7 @@ class Solver:
     sigma_max: float = 80.0
 
     def __post_init__(self):
+        object.__setattr__(self, "sampler", RENAMED.get(self.sampler, self.sampler))
         choose(self.sampler, SAMPLERS, "solver")
         choose(self.schedule, SCHEDULES, "noise schedule")
         numbers = isinstance(self.steps, Integral) and isinstance(self.sigma_min, Real) \
@@ -197,9 +199,7 @@ def sample(denoiser: Denoiser, noise: Tensor, solver: Solver = Solver(),
     denoiser does not answer with finite numbers in the shape of u.
     """
     check_noise(noise)
-    if not isinstance(solver, Solver):
-        raise UserError("a solver is a samplers.Solver, as in Solver('heun', steps=18), not "
-                        f"{solver!r}")
+    check_solver(solver)
     if not (isinstance(batch, int) and batch >= 0):
         raise UserError(f"batch={batch!r}: give a whole number of noises, or 0 for what suits")
     labels = None if labels is None else whole_labels(labels, noise)
@@ -231,6 +231,13 @@ def check_noise(noise: Tensor) -> None:
     if noise.ndim != 4:
         raise UserError(f"noise is [B, C, H, W], not {list(noise.shape)}: bank[k:k+1] is one of the"
                         " bank's noises")
+
+
+def check_solver(solver: Solver) -> None:
+    """UserError for what is no Solver."""
+    if not isinstance(solver, Solver):
+        raise UserError("a solver is a samplers.Solver, as in Solver('heun', steps=18), not "
+                        f"{solver!r}")
 
 
 def whole_labels(labels: Tensor | Sequence[int], noise: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def runs(found: Mapping[str, Model], profile: Profile) -> dict[str, Model]:
     made, stages = {}, recipes.DISTILLATIONS[profile.name].steps
     if TEACHER in found:
         ddim = [Solver("ddim", 2**k, "cosine") for k in reversed(range(stages.bit_length()))]
-        fast = [Solver("dpm-multistep-2", steps) for steps in FASTEST]
+        fast = [Solver("dpm-solver++(2m)", steps) for steps in FASTEST]
         made = {TEACHER: found[TEACHER]} | {
             f"{series} {solver.steps}": models.resolved(found[TEACHER], solver,
                                                         f"{series} {solver.steps}")

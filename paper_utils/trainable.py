@@ -32,8 +32,8 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor):
         super().__init__()
         outputs, inputs = weight.shape
-        self.a = nn.Parameter(torch.empty(RANK, inputs))
-        self.b = nn.Parameter(torch.zeros(outputs, RANK))
+        self.a = nn.Parameter(weight.new_empty(RANK, inputs))
+        self.b = nn.Parameter(weight.new_zeros(outputs, RANK))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from numbers import Integral, Real
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from paper_utils import (artifacts, augmentation, data, denoisers, distillation, files, networks,
@@ -468,11 +467,11 @@ def save_checkpoint(training: Training, path: Path, spec: Spec | None = None) ->
     is no room or no permission, and for a run that has diverged; the old file then stays in its
     place.
     """
-    tensors = {k: v.contiguous() for k, v in training.state_dict().items()}
+    tensors = training.state_dict()
     check_finite((spec or training.spec).name, tensors)
     metadata = {"spec": (spec or training.spec).to_json(), "subset": training.images.hash,
                 "labels": labels_of(training.denoiser, training.images), "start": training.start}
-    files.replace_file(Path(path), save(tensors, metadata), keep=previous(Path(path)))
+    files.replace_file(Path(path), artifacts.save(tensors, metadata), keep=previous(Path(path)))
 
 
 def load_checkpoint(training: Training, path: Path) -> None:

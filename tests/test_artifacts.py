@@ -470,3 +470,34 @@ def test_comments_docstrings_layout_and_what_errors_say_do_not_count(tmp_path, o
 ])
 def test_code_counts(tmp_path, old, new):
     assert version(tmp_path, ORIGINAL) != version(tmp_path, ORIGINAL.replace(old, new))
+
+
+def test_the_code_is_that_which_runs_whatever_the_file_says_now(monkeypatch):
+    """A file that changes under a running kernel must not give its results another key."""
+    monkeypatch.setattr(artifacts.inspect, "getsource", lambda part: "changed = 1")
+    artifacts.code_version.cache_clear()
+    now = [artifacts.code_version(part) for part in (artifacts, artifacts.save, artifacts.read)]
+    monkeypatch.undo()
+    artifacts.code_version.cache_clear()
+    assert now == [artifacts.code_version(part) for part in (
+        artifacts, artifacts.save, artifacts.read)] and len(set(now)) == 3
+
+
+def test_of_a_function_of_the_package_its_own_lines_count(monkeypatch):
+    before = artifacts.code_version.__wrapped__(artifacts.below)
+    name, text = artifacts.__name__, artifacts.SOURCES[artifacts.__name__]
+    monkeypatch.setitem(artifacts.SOURCES, name, text.replace("v.float() if", "v.half() if"))
+    assert artifacts.code_version.__wrapped__(artifacts.below) == before
+    monkeypatch.setitem(artifacts.SOURCES, name, text.replace("k.removeprefix(prefix)", "k"))
+    assert artifacts.code_version.__wrapped__(artifacts.below) != before
+
+
+# --- tensors that share memory ------------------------------------------------------------------
+
+def test_tied_weights_are_kept_under_each_of_their_names(tmp_path):
+    whole = torch.arange(6.0)
+    tied = {"a": whole, "b": whole, "part": whole[2:4], "none": torch.empty(0), "no": torch.empty(0)}
+    artifacts.write(tmp_path / "tied.safetensors", tied, {})
+    found = artifacts.read(tmp_path / "tied.safetensors")
+    assert found.keys() == tied.keys() and all(torch.equal(found[k], tied[k]) for k in tied)
+    assert artifacts.digest(tied) == artifacts.digest({k: v.clone() for k, v in tied.items()})

@@ -74,6 +74,13 @@ def test_a_posterior_that_is_not_gaussian_is_refused(truth):
             baselines.wiener(prior, Problem(task), truth)
 
 
+@pytest.mark.parametrize("first", [[1.0, 0.0], [0.0, 0.0]])
+def test_a_row_that_is_solved_before_the_others_stays(first):
+    right, scale = torch.tensor([first, [1.0, 1.0]]), torch.tensor([2.0, 5.0])
+    found = baselines.conjugate_gradients(lambda w: w * scale, right, torch.ones(2))
+    torch.testing.assert_close(found, right / scale, rtol=1e-4, atol=1e-6)
+
+
 def test_a_system_without_a_solution_is_not_answered():
     matrix = torch.diag(torch.logspace(0, 12, 50, dtype=torch.float64))
     ones = torch.ones(2, 50, dtype=torch.float64)

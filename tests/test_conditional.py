@@ -99,6 +99,20 @@ def test_the_gaussian_of_each_class_is_that_of_its_images():
     assert other > 0.1
 
 
+@pytest.mark.parametrize("odd", [dict(spec=None), dict(classes=())])
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_only_conditional_models_of_this_project_are_guided(model, odd, weight):
+    with pytest.raises(UserError, match="is not guided here: give a class-conditional model"):
+        conditional.guided(replace(model, **odd), weight)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_under_guidance_the_opposite_noise_keeps_its_class(model, n):
+    guided = conditional.guided(model, 2.0)
+    both = models.of_both_signs(guided, n)
+    torch.testing.assert_close(both[1], guided.generate(-BANK[:n]))
+
+
 @pytest.mark.parametrize("weight, part", [(0.0, None), (1e-9, None), (1.0, 0), (1.0, 1)])
 def test_the_guided_gaussian_lies_between_that_of_all_and_that_of_the_class(weight, part):
     """Weight 0 is the Gaussian denoiser of all images, 1 that of the class of noise k."""
@@ -367,6 +381,12 @@ def gap(difference: float, half: float):
 def test_carrying_over_is_judged_by_the_twins(difference, half, chance, verdict):
     claim = rules.carries_over(gap(difference, half), pairs(0.5, 0.7, chance))
     assert claim.verdict == verdict and "another class 0.25 to 0.25" in claim.measured
+
+
+def test_one_class_alone_has_no_other():
+    rows = {"a": torch.ones(4, 1, 2), "b": torch.ones(4, 1, 2)}
+    pairs = pd.DataFrame({"model": ["a"], "other": ["b"]})
+    assert conditional.other_class(pairs, rows, scores.copies(0.5)).isna().all()
 
 
 def test_another_class_from_the_same_noise():

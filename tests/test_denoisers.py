@@ -2,6 +2,7 @@
 
 import math
 from statistics import NormalDist
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -493,6 +494,41 @@ def test_a_diffusers_network_needs_its_scheduler_and_no_classes():
         denoisers.from_diffusers(unet)
     with pytest.raises(UserError, match="is class-conditional"):
         denoisers.from_diffusers(DDPMPipeline(unet, DDPMScheduler()))
+
+
+@pytest.mark.parametrize("parts", [{"transformer": nn.Identity()}, {"unet": nn.Identity()}])
+def test_a_pipeline_of_another_network_says_how_it_becomes_a_denoiser(parts):
+    odd = SimpleNamespace(scheduler=SimpleNamespace(), **parts)
+    with pytest.raises(UserError, match="is no UNet2DModel: write its network as forward"):
+        denoisers.from_diffusers(odd)
+
+
+def test_a_scheduler_is_not_its_alphas():
+    from diffusers import DDPMScheduler
+
+    with pytest.raises(UserError, match="this is a DDPMScheduler: give its alphas_cumprod"):
+        denoisers.discrete(DDPMScheduler())
+
+
+@pytest.mark.parametrize("odd", ["edm", denoisers.edm, None])
+def test_a_framework_is_no_name_and_no_function(odd):
+    with pytest.raises(UserError, match="denoisers.framework\\('edm'\\), not"):
+        Preconditioned(Echo(), odd)
+
+
+def test_a_network_without_parameters_computes_in_single_precision():
+    u = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    echo = Echo()
+    assert Preconditioned(echo, denoisers.edm()).eval()(u, 1.0).dtype == torch.float64
+    assert echo.seen == torch.float32
+
+
+class Echo(nn.Module):
+    """Answers what it is given, and notes its type."""
+
+    def forward(self, x, noise_label, labels=None):
+        self.seen = x.dtype
+        return x
 
 
 def test_without_label_dropout_weight_one_is_the_model_itself():

@@ -383,7 +383,7 @@ def test_an_objective_leaves_the_global_stream_as_it_was(seed):
     (dict(levels="doublng"), "did you mean 'doubling'"), (dict(distance="lpips"), "valid are"),
     (dict(first=1), "2 <= first <= last"), (dict(first=9, last=8), "2 <= first <= last"),
     (dict(decay=1.0), "decay from 0 up to 1"), (dict(), "grow from 2 to 150: give curriculum"),
-    (dict(solver="dpm-multistep-2"), "unknown solver step"),
+    (dict(solver="dpm-solver++(2m)"), "unknown solver step"),
     (dict(first=8, last=8, sigma_max=0.001), "sigma_max=0.001: give a number above .* 0.002")])
 def test_bad_options_are_refused_in_one_line(options, words):
     with pytest.raises(UserError, match=words) as error:

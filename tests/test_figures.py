@@ -79,3 +79,10 @@ def test_a_figure_is_what_the_weights_that_ship_make():
     both = again.merge(committed, on=["series", "steps"], suffixes=("", " committed"))
     assert len(both) == 4
     assert (both.score - both["score committed"]).abs().max() <= 2 / profile.grid_noises
+
+
+@pytest.mark.parametrize("names", [[], ["edm"]])
+def test_a_heat_map_needs_two_models(names):
+    none = pd.DataFrame({"model": [], "other": [], "score": []})
+    with pytest.raises(UserError, match=f"these are {len(names)}: give two or more"):
+        plots.heatmaps({"RP": none}, names)

@@ -33,6 +33,8 @@ def test_a_released_pipeline_joins_the_models_by_the_path_of_the_hub(tmp_path):
     model = hub.ddpm(str(tmp_path / "ddpm-tiny"))
     assert model.name == "ddpm-tiny" and model.trained_diffusion and model.evaluations == 50
     assert model.generate(models.BANK[:1]).shape == (1, 3, 32, 32)
+    itself = hub.ddpm(DDPMPipeline(unet, DDPMScheduler()))
+    assert itself.name == "DDPMPipeline" and itself.identity == model.identity
     shutil.copytree(tmp_path / "ddpm-tiny", tmp_path / "elsewhere")
     assert model.identity == hub.ddpm(str(tmp_path / "elsewhere")).identity
     scheduler = DDPMScheduler(prediction_type="v_prediction")
@@ -40,6 +42,19 @@ def test_a_released_pipeline_joins_the_models_by_the_path_of_the_hub(tmp_path):
     other = hub.ddpm(str(tmp_path / "ddpm-tiny"))
     assert model.identity != other.identity
     assert (model.framework, other.framework) == ("VP, discrete", "VP, discrete, v-prediction")
+
+
+def test_whatever_a_library_raises_on_the_way_to_the_hub_is_said(capsys, monkeypatch):
+    """As httpx does where a proxy refuses, which is no OSError."""
+    from diffusers import DDPMPipeline
+
+    def refused(*_, **__):
+        raise RuntimeError("403 Forbidden\nfrom a proxy")
+
+    monkeypatch.setattr(DDPMPipeline, "from_pretrained", refused)
+    assert hub.available(["google/ddpm-cifar10-32"], hub.ddpm) == []
+    assert "left out: no diffusers pipeline with safetensors at 'google/ddpm-cifar10-32' (403 " in (
+        capsys.readouterr().out)
 
 
 def test_a_pipeline_of_other_images_or_another_process_is_refused(tmp_path):

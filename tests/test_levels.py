@@ -106,6 +106,12 @@ def test_a_conclusion_is_the_verdict_without_its_numbers(here, there, said, hold
     assert said in row[2] and row[3] == holds
 
 
+def test_without_committed_verdicts_nothing_was_compared():
+    """As without git, or in an unpacked archive."""
+    assert levels.same_conclusion({"inverse": [{"statement": "a", "verdict": "yes"}]}, {})[3] == (
+        "not run")
+
+
 def test_the_committed_verdicts_are_read_from_git(monkeypatch, tmp_path):
     known = levels.committed()
     if not known:

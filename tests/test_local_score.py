@@ -107,6 +107,17 @@ def test_the_bag_holds_whole_training_patches_drawn_by_its_seed():
     assert not torch.equal(patches, machine(images, 3, seed=1).bag(3)[0])
 
 
+def test_grey_images_have_one_channel():
+    """The answer is that of images with three equal channels at sqrt(3) times the noise level."""
+    colour = toy()
+    grey = data.Images(colour.pixels[:, :1], colour.labels, colour.name)
+    three = data.Images(grey.pixels.expand(-1, 3, -1, -1).contiguous(), grey.labels, grey.name)
+    u = normal(2, 1, 7, 7)
+    one = machine(grey, 3)(u, 0.5)
+    torch.testing.assert_close(
+        machine(three, 3)(u.expand(-1, 3, -1, -1).contiguous(), 0.5 * math.sqrt(3))[:, :1], one)
+
+
 def test_tiny_noise_neither_overflows_nor_moves_a_known_colour():
     denoiser = machine(toy(), 1)
     colours = denoiser.bag(1)[1]

@@ -5,7 +5,7 @@ import itertools
 import re
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -79,6 +79,47 @@ def test_one_network_in_two_frameworks_is_two_models(one, other):
                                           Solver("heun", 2)) for kind in (one, other))
     assert first.identity != second.identity
     assert not torch.equal(models.samples(first, 1), models.samples(second, 1))
+
+
+class Foreign(nn.Module):
+    """A network whose class no hash of weights tells."""
+
+    def forward(self, x, noise_label, labels=None):
+        return x
+
+
+def test_a_network_class_of_mine_says_by_its_version_that_it_changed():
+    whole = denoisers.Preconditioned(Foreign(), denoisers.edm()).eval()
+    inside = denoisers.Preconditioned(training.build(TINY).network, denoisers.edm()).eval()
+    inside.network.extra = Foreign()
+    for mine in (whole, inside):
+        with pytest.raises(UserError, match="nothing says when this class changes: give a version"):
+            models.from_denoiser("mine", mine)
+        assert models.from_denoiser("mine", mine, version="1").family == "yours"
+
+
+def test_a_denoiser_of_mine_may_join_a_family():
+    mine = models.from_denoiser("mine", perturbed(training.build(TINY)), family="transformer")
+    assert mine.family == "transformer" and mine.trained_diffusion
+
+
+def test_a_conditional_denoiser_of_mine_is_given_its_class():
+    args = TINY.network_args | {"num_classes": 4}
+    whole = perturbed(training.build(replace(TINY, network_args=args)))
+    with pytest.raises(UserError, match="mine is class-conditional: give one class of it"):
+        models.from_denoiser("mine", whole)
+    one = models.from_denoiser("mine", lambda u, sigma: whole(u, sigma, torch.full((len(u),), 3)),
+                               Solver("euler", 2), version="1")
+    assert torch.equal(models.samples(one, 2), data.to_bytes(models.samplers.sample(
+        whole, BANK[:2], Solver("euler", 2), labels=[3, 3])))
+
+
+def test_a_solver_by_name_and_samples_of_a_denoiser_are_refused():
+    network = perturbed(training.build(TINY))
+    with pytest.raises(UserError, match="a solver is a samplers.Solver.*not 'heun'"):
+        models.from_denoiser("mine", network, "heun")
+    with pytest.raises(UserError, match="not of a Preconditioned: make one by models.from_denoise"):
+        models.samples(network, 2)
 
 
 class Scaled(nn.Module):
@@ -349,6 +390,63 @@ def test_an_architecture_of_ones_own_is_trained_again_when_its_source_changes(
     assert found[0].trained_diffusion
 
 
+def test_a_part_of_ones_network_from_another_file_is_in_the_key_too(images, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    found, spec = [], Spec("mine", "mine", images=16, images_seen=16, batch=8, warmup=1)
+    (tmp_path / "my_whole.py").write_text("from my_part import Net\n\n\nclass Whole(Net):\n"
+                                          "    def __init__(self):\n        super().__init__()\n"
+                                          "        self.part = Net()\n")
+    for text in (OWN, OWN.replace("relu", "tanh")):
+        (tmp_path / "my_part.py").write_text(text)
+        for name in ("my_part", "my_whole"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        whole = importlib.import_module("my_whole").Whole
+        monkeypatch.setitem(networks.ARCHITECTURES, "mine", whole)
+        found.append(models.train(spec, images)[0])
+    assert found[0].identity != found[1].identity
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = (nn.Conv2d(3, 3, 1) for _ in range(2))
+        self.last.weight = self.first.weight
+
+    def forward(self, x, noise_label, labels=None):
+        return self.last(self.first(x).relu())
+
+
+def test_tied_weights_train_and_go_on_as_one(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(networks.ARCHITECTURES, "tied", Tied)
+    spec = Spec("tied", "tied", images=16, images_seen=48, batch=8, warmup=1)
+    straight = models.train(spec, images)[0].denoiser().network
+    assert torch.equal(straight.first.weight, straight.last.weight)
+    for run in training.train(spec, images, tmp_path / "run"):
+        if run.step == 3:
+            training.save_checkpoint(run, tmp_path / "run")
+            break
+    for run in training.train(spec, images, tmp_path / "run"):
+        pass
+    assert torch.equal(run.ema.network.first.weight, straight.first.weight)
+    assert run.ema.network.first.weight is run.ema.network.last.weight
+
+
+def test_of_a_script_only_the_network_is_in_the_key(images, tmp_path, monkeypatch):
+    """A change of another line of the script does not train again."""
+    found, spec = [], Spec("mine", "mine", images=16, images_seen=16, batch=8, warmup=1)
+    main = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    for k, text in enumerate((OWN, OWN + "\nprint\n", OWN.replace("relu", "tanh"))):
+        main.__file__ = str(tmp_path / f"script{k}.py")
+        (tmp_path / f"script{k}.py").write_text(text)
+        exec(compile(text, main.__file__, "exec"), main.__dict__)
+        monkeypatch.setitem(networks.ARCHITECTURES, "mine", main.Net)
+        found.append(models.train(spec, images)[0])
+    assert found[0].identity == found[1].identity != found[2].identity
+
+
 def test_a_network_of_ones_own_trains_as_the_readme_says(images, tmp_path, monkeypatch):
     """On few images, with two steps."""
     text = (data.BUNDLED.parents[2] / "README.md").read_text()
@@ -498,6 +596,29 @@ def test_weights_come_from_any_file_of_this_project(images, tmp_path):
         assert models.weights_of(tmp_path / "foreign.safetensors", TINY).keys() == average.keys()
     with pytest.raises(UserError, match="there is no .*nowhere.safetensors: give"):
         models.weights_of(tmp_path / "nowhere.safetensors")
+
+
+def test_a_student_takes_the_network_of_whatever_teacher(images):
+    """The file of the store, at the place that is said, has all that a student needs."""
+    teacher = models.train(replace(TINY, framework="v"), images)[0]
+    students = recipes.distillation_specs("smoke")
+    for name, framework in (("cd", "v-consistency"), ("progressive-2", "v")):
+        spec = replace(students[name], images=16, images_seen=16, batch=8)
+        mine = models.student_of(recipes.variant(spec, "teacher"), models.kept_at(teacher))
+        assert mine.is_recorded_as(vars(mine) | {
+            "network": "unet", "network_args": TINY.network_args, "framework": framework,
+            "solver": vars(mine.solver)})
+        assert mine.objective == spec.objective and mine.solver == spec.solver
+        weights = models.weights_of(models.kept_at(teacher).name, mine)
+        assert models.train(mine, images, start=weights)[0].spec.start == "teacher"
+
+
+def test_who_is_no_student_and_an_unknown_teacher_change_nothing(images, tmp_path):
+    student = recipes.distillation_specs("smoke")["cd"]
+    artifacts.write(tmp_path / "foreign.safetensors", {"a": torch.ones(1)}, {})
+    assert models.student_of(student, tmp_path / "foreign.safetensors") == student
+    teacher = models.train(TINY, images)[0]
+    assert models.student_of(TINY, models.kept_at(teacher)) == TINY
     with pytest.raises(UserError, match="there is no runs/x, neither from .* nor from the root"):
         models.weights_of("runs/x")
 

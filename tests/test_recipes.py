@@ -111,21 +111,24 @@ def test_a_run_passes_through_its_shorter_ones():
 
 def test_a_variant_keeps_what_is_left_empty():
     spec = recipes.specs("laptop")["edm"]
-    assert recipes.fine_tuned(spec) == spec
-    found = recipes.fine_tuned(spec, "zoo/edm.safetensors", r"decoder\..*qkv", "cifar10:5-9", 64)
+    assert recipes.variant(spec) == spec
+    found = recipes.variant(spec, "zoo/edm.safetensors", r"decoder\..*qkv", "cifar10:5-9", 64)
     assert found.name == "edm-edm-decoder_.._qkv-cifar10_5-9-n64"
     assert (found.start, found.trains, found.dataset, found.images) == (
         "zoo/edm.safetensors", r"decoder\..*qkv", "cifar10:5-9", 64)
     assert found.network_args == spec.network_args and found.run != spec.run
+    longer = recipes.variant(spec, images_seen=500, seed=3)
+    assert (longer.name, longer.images_seen, longer.seed) == ("edm-seen500-seed3", 500, 3)
+    assert longer.images == spec.images and longer.run != spec.run
 
 
 def test_a_student_needs_its_teacher():
     spec = recipes.distillation_specs("laptop")["cd"]
     with pytest.raises(UserError, match="cd learns from a teacher.*the weights of 'teacher'"):
-        recipes.fine_tuned(spec)
-    assert recipes.fine_tuned(spec, "mine.safetensors").objective == "cd"
+        recipes.variant(spec)
+    assert recipes.variant(spec, "mine.safetensors").objective == "cd"
 
 
 def test_a_part_of_a_random_network_is_not_trained():
     with pytest.raises(UserError, match="'attention' without a start"):
-        recipes.fine_tuned(recipes.specs("laptop")["edm"], trains="attention")
+        recipes.variant(recipes.specs("laptop")["edm"], trains="attention")

@@ -37,7 +37,7 @@ def final(name: str, sigmas: torch.Tensor, denoiser) -> torch.Tensor:
     return last
 
 
-ORDERS = {"euler": 1, "heun": 2, "dpm-solver-2": 2, "dpm-solver-3": 3, "dpm-multistep-2": 2}
+ORDERS = {"euler": 1, "heun": 2, "dpm-solver-2": 2, "dpm-solver-3": 3, "dpm-solver++(2m)": 2}
 
 
 @pytest.mark.parametrize("name, order", ORDERS.items())
@@ -157,7 +157,7 @@ def test_multistep_2_is_diffusers_dpm_solver_plus_plus():
     x = alpha * grid[0] * noise()
     for t, sigma in zip(scheduler.timesteps, grid):
         x = scheduler.step(eps_model(x, 1 / (1 + sigma**2).sqrt(), sigma), t, x).prev_sample
-    torch.testing.assert_close(final("dpm-multistep-2", grid, dummy), x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(final("dpm-solver++(2m)", grid, dummy), x, rtol=1e-5, atol=1e-5)
 
 
 # --- schedules and solvers ----------------------------------------------------------------------
@@ -172,9 +172,13 @@ def test_karras_noise_levels_are_those_of_the_paper():
 
 @pytest.mark.parametrize("solver, evaluations", [
     (Solver("heun", 18), 35), (Solver("ddim", 50), 50), (Solver("dpm-solver-2", 25), 49),
-    (Solver("dpm-solver-3", 15), 43), (Solver("dpm-multistep-2", 30), 30)])
+    (Solver("dpm-solver-3", 15), 43), (Solver("dpm-solver++(2m)", 30), 30)])
 def test_evaluations_are_counted(solver, evaluations):
     assert solver.evaluations == evaluations
+
+
+def test_a_solver_that_weights_record_by_its_former_name_is_the_same():
+    assert Solver("dpm-multistep-2", 30) == Solver("dpm-solver++(2m)", 30)
 
 
 def test_samples_do_not_depend_on_the_batch():
@@ -185,7 +189,7 @@ def test_samples_do_not_depend_on_the_batch():
 
 
 @pytest.mark.parametrize("rank", [48, 20])
-@pytest.mark.parametrize("name", ["heun", "dpm-multistep-2"])
+@pytest.mark.parametrize("name", ["heun", "dpm-solver++(2m)"])
 def test_the_samples_of_a_gaussian_are_found_along_its_eigenvectors(name, rank):
     denoiser, solver = of_rank(rank), Solver(name, 7)
     found = samplers.sample_gaussian(denoiser, noise(), solver)
@@ -235,7 +239,7 @@ def test_the_multistep_solver_extrapolates_by_the_ratio_of_its_steps():
     takes the slope of D from the last step to the middle of this one."""
     sigmas = torch.tensor([16.0, 8.0, 1.0, 0.5, 0.01], dtype=torch.float64)
     answers = iter([0.0, 1.0, 4.0, 5.0])  # D = -log2(sigma / 16): its slope is 1 in every step
-    states = list(SAMPLERS["dpm-multistep-2"](
+    states = list(SAMPLERS["dpm-solver++(2m)"](
         lambda u, sigma: torch.full_like(u, next(answers)), noise(), sigmas))
     u = 16 * noise()
     for state, clean, here, there in zip(states, (0, 1, 4, 5), sigmas, sigmas[1:]):

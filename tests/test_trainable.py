@@ -155,6 +155,13 @@ def test_an_adapter_begins_as_nothing_and_is_w_plus_b_a():
     assert torch.linalg.matrix_rank(layer.weight - original) == 4
 
 
+@pytest.mark.parametrize("kind", [dict(device="meta"), dict(dtype=torch.float16)])
+def test_adapters_lie_where_their_weights_do(kind):
+    adapter = trainable.LowRank(torch.empty(8, 6, **kind))
+    found = {(p.device.type, p.dtype) for p in adapter.parameters()}
+    assert found == {(kind.get("device", "cpu"), kind.get("dtype", torch.float32))}
+
+
 def test_adapters_are_those_of_peft():
     peft = pytest.importorskip("peft")
     mine, theirs, (x, label) = network(), network(), batch()

@@ -145,7 +145,7 @@ def test_training_in_bf16_goes_through_autocast():
 
 @pytest.mark.parametrize("solver", [
     Solver("heun", 4), Solver("ddim", 4, "cosine"), Solver("dpm-solver-2", 3, "log"),
-    Solver("dpm-solver-3", 3, "log"), Solver("dpm-multistep-2", 4), Solver("consistency", 2)],
+    Solver("dpm-solver-3", 3, "log"), Solver("dpm-solver++(2m)", 4), Solver("consistency", 2)],
     ids=str)
 def test_every_solver(solver):
     spec, eps = replace(SPECS["ddpm-vp"], solver=solver), BANK[:2]
