@@ -129,7 +129,7 @@ def _start(barrier, threads: int, environment: dict[str, str]) -> None:
 
 def wait_for_all() -> None:
     """Until every process of the pool is here, so that each of them does one work."""
-    _barrier.wait()
+    _barrier.wait(120)  # or one of them failed
 
 
 def peak_memory() -> int:

@@ -292,7 +292,7 @@ guided = {names[0]: {zeta: inverse.energies(found[names[0]], replace(MAIN, zeta=
                      for zeta in (0.0, 2.0, 4.0, 8.0)} for names in groups.values()}
 panels = {name: {f"$\\zeta$ = {zeta:g}" if zeta else "not guided": part
                  for zeta, part in by.items()} for name, by in guided.items()}
-output.figure(plots.bands(panels, "squared Mahalanobis distance / dimension",
+output.figure(plots.bands(panels, "squared Mahalanobis distance\nper dimension",
                           ("real images with noise", real),
                           f"{MAIN.task.name}, {len(few)} images"), "fig_energy")
 

@@ -93,10 +93,12 @@ def posterior_means(prior: GaussianDenoiser, operator: Operator,
     mean, precision = prior.mean.double().expand(n, *shape), 1 / measurement.sigma**2
     wide = lambda w: ((w * root) @ vectors.T).view(-1, *shape)
 
-    def back(gap: Tensor) -> Tensor:  # B' gap
+    with torch.enable_grad():  # of a linear operator: the same at every x
         x = torch.zeros(n, *shape, dtype=torch.float64, requires_grad=True)
-        with torch.enable_grad():
-            gradient, = torch.autograd.grad(operator.A(x), x, gap)
+        y = operator.A(x)
+
+    def back(gap: Tensor) -> Tensor:  # B' gap
+        gradient, = torch.autograd.grad(y, x, gap, retain_graph=True)
         return (gradient.flatten(1) @ vectors) * root
 
     few = vectors.T[::12].reshape(-1, *shape)

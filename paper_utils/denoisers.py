@@ -10,9 +10,9 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -267,16 +267,19 @@ def discrete(alphas_cumprod: Tensor, prediction: str = "epsilon") -> Framework:
                         "1 - beta so far: give (1 - betas).cumprod(0), [T]")
     alphas = alphas[alphas > 0]
     sigmas = ((1 - alphas) / alphas).sqrt()
-    grid = sigmas.log().cpu().numpy()
     low, high = sigmas[0].item(), sigmas[-1].item()
+    on = lru_cache(sigmas.to)  # once a device: a copy makes the CPU wait for a GPU
 
     def index(sigma: Tensor) -> Tensor:
-        steps = np.interp(sigma.detach().double().log().cpu().numpy(), grid, np.arange(len(grid)))
-        return torch.as_tensor(steps, dtype=sigma.dtype, device=sigma.device)
+        grid = on(sigma.device).log()
+        here = sigma.detach().double().log().clamp(grid[0], grid[-1])
+        above = torch.searchsorted(grid, here).clamp(min=1)
+        before, after = grid[above - 1], grid[above]
+        return (above - 1 + (here - before) / (after - before)).to(sigma.dtype)
 
     def noise_level(quantile: Tensor) -> Tensor:
         rows = (quantile * len(sigmas)).long().clamp(max=len(sigmas) - 1)
-        return sigmas.to(quantile.device)[rows].to(quantile.dtype)
+        return on(quantile.device)[rows].to(quantile.dtype)
 
     precondition = _predicting(prediction, index)
     what = {"epsilon": "", "v_prediction": ", v-prediction", "sample": ", x0-prediction"}

@@ -56,12 +56,14 @@ class Batch:
         """In here torch's global stream, from which dropout draws, starts anew from `seed`; after
         it the stream, that of a GPU too, goes on as if nothing had been drawn.
 
-        On a CPU that stream alone: torch.manual_seed, for all devices, takes a tenth of the step of
-        a small network.
+        Not by torch.manual_seed: for all kinds of devices it takes a tenth of the step of a small
+        network.
         """
         on_gpu = self.clean.is_cuda
         with torch.random.fork_rng(devices=[self.clean.device] if on_gpu else []):
-            (torch.manual_seed if on_gpu else torch.default_generator.manual_seed)(self.seed)
+            torch.default_generator.manual_seed(self.seed)
+            if on_gpu:
+                torch.cuda.manual_seed(self.seed)
             yield
 
 

@@ -699,9 +699,11 @@ def of_both_signs(model: Model, n: int) -> tuple[Tensor, Tensor]:
     spec = {"model": model.identity, "bank": BANK.name, "both signs": n}
 
     def compute() -> artifacts.Tensors:
-        # apart, for under guidance a noise's class hangs on its place
-        return {"images": torch.cat([model.generate(sign * BANK[:n], f"{model.name}, both signs")
-                                     for sign in (1, -1)]).float()}
+        signs = BANK[:n], -BANK[:n]
+        if model.denoiser:  # else, under guidance, a noise's class hangs on its place
+            signs = [torch.cat(signs)]
+        return {"images": torch.cat([model.generate(noise, f"{model.name}, both signs")
+                                     for noise in signs]).float()}
 
     images = artifacts.remember("both-signs", spec, compute)["images"]
     return images[:n], images[n:]

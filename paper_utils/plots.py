@@ -223,11 +223,15 @@ def _heatmaps(matrices: Mapping[str, pd.DataFrame], floor: float | None, note: s
 
 
 def _readable(axis) -> None:
-    """Numbers of a heat map in black or white, whichever has the higher contrast (WCAG's)."""
+    """Numbers of a heat map in black or white, whichever has the higher contrast (WCAG's).
+
+    They lie inside its cells, so the layout, which would measure each, need not know them.
+    """
     mesh = axis.collections[0]
     cells = mesh.get_facecolors()[~np.ma.getmaskarray(mesh.get_array()).ravel()]
     for text, colour in zip(axis.texts, cells, strict=True):
         text.set_color("black" if relative_luminance(colour) > 0.179 else "white")
+        text.set_in_layout(False)
 
 
 def against_control(pairs: Mapping[str, pd.DataFrame], named: str, title: str = "") -> Figure:

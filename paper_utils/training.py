@@ -242,8 +242,8 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self._draw()
+        self.optimizer.zero_grad(set_to_none=True)  # first: CUDA graphs use their memory again
         loss = self._loss(batch)
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         self.objective.follow(self.denoiser, batch)
@@ -253,7 +253,9 @@ class Training:
 
     def _draw(self) -> Batch:
         spec = self.spec
-        rows = batch_rows(spec.run, self.step, spec.batch, spec.images).to(self.device)
+        rows = batch_rows(spec.run, self.step, spec.batch, spec.images)
+        if self.device.type == "cuda":  # pinned, else the CPU waits for all steps so far
+            rows = rows.pin_memory().to(self.device, non_blocking=True)
         clean = data.to_unit(self._pixels[rows])
         stream = noise.stream(spec.run, "noise", self.step, device=self.device)
         # stratified quantiles: one noise level in every 1/batch of the training distribution
