@@ -160,7 +160,7 @@ def test_an_unknown_name_lists_the_names(folder):
 # --- what ships ---------------------------------------------------------------------------------
 
 # models for whose weights the zoo has no room: moments of training, other halves, a transformer
-SHEETS_ALONE = {"dit-n64", "unet-192-n64", "unet-48-n16384",
+SHEETS_ALONE = {"dit-n64", *(f"unet-192-n{n}" for n in (64, 1024, 4096)), "unet-48-n16384",
                 *(f"unet-{width}-n{n}" for width in (48, 96) for n in (128, 512, 2048, 8192)),
                 *(f"scratch-n{n}{run}" for n in (64, 512) for run in ("", "-seed1")),
                 *(f"unet-{width}-n{n}@{seen}" for width in (48, 96) for n in (64, 1024)
