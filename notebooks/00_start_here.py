@@ -111,7 +111,7 @@ output.figure(plots.heatmaps(maps, list(rows), 0.0, note), "fig_start_here_score
 # | notebook | shows | `smoke` | `laptop` | `gpu` | `paper` |
 # |---|---|---|---|---|---|
 # | `01_unconditional` | section 2: do models agree, and with what? | 20 s | 7 min | 11 h | 749 h |
-# | `02_two_regimes` | section 3: memorization and generalization | 20 s | 8 min | 2 h | 2417 h |
+# | `02_two_regimes` | section 3: memorization and generalization | 20 s | 9 min | 2 h | 2417 h |
 # | `03_conditional` | appendix D: class-conditional models | 15 s | 30 s | 14 h | 567 h |
 # | `04_inverse_problems` | appendix F: deterministic DPS | 20 s | 3 min | 9 h | 415 h |
 # | `05_fine_tuning` | appendix G: fine-tuning some parameters | 10 s | 1 min | 1 h | 1648 h |
