@@ -345,8 +345,8 @@ def _foreign_code(spec: training.Spec, network: nn.Module) -> str:
 
 
 def _version_of(part: Callable) -> str:
-    whole = [] if part.__module__ == "__main__" else [inspect.getmodule(part)]
-    for source in (*whole, part):
+    whole = None if part.__module__ == "__main__" else inspect.getmodule(part)
+    for source in filter(None, (whole, part)):
         with contextlib.suppress(TypeError, OSError):
             return artifacts.code_version.__wrapped__(source)  # read anew: notebooks reload modules
     raise UserError(f"the source of {part.__qualname__} cannot be read, so nothing would say when "
