@@ -613,8 +613,8 @@ def assembled(row: zoo.Entry, values: dict, weights: dict[str, Tensor],
     spec = training.Spec.from_json(json.dumps(values))
     base = zoo.entry(spec.start, row.folder).load_weights()[0] if spec.start else None
     if base and artifacts.digest(base) != row.start:
-        raise UserError(f"{row.weights} was fine-tuned from other weights than {spec.start}'s in "
-                        "the zoo: train it again from them")
+        raise UserError(f"{row.weights} was fine-tuned from other weights than those of "
+                        f"{spec.start} in the zoo: train it again from them")
     denoiser = training.build(spec, base)
     if base:
         chosen = training.trained_names(denoiser.network)
