@@ -81,8 +81,7 @@ def save(tensors: Tensors, metadata: dict[str, str] | None = None) -> bytes:
     seen, apart = set(), {}
     for name, tensor in tensors.items():
         place = tensor.untyped_storage().data_ptr()
-        apart[name] = tensor.clone() if place in seen else tensor
-        apart[name] = apart[name].contiguous()
+        apart[name] = (tensor.clone() if place in seen else tensor).contiguous()
         seen.add(place)
     return safetensors.torch.save(apart, metadata)
 

@@ -384,10 +384,10 @@ def train_all(specs: Mapping[str, training.Spec], images: data.Images | None = N
 def weights_of(path: str | Path, student: training.Spec | None = None) -> artifacts.Tensors:
     """The network's weights in a file of zoo/, of the artifact store or of a training.
 
-    path: as it is, from the repository's root, or a file's name in the store. Low-rank adapters are merged into the weights;
-    those of a released EDM network or U-ViT get this project's names (networks.released). student:
-    what is to begin with them. Raises UserError for a file that is not there or is no safetensors,
-    and for a student of another kind than the file says it has.
+    path: as it is, from the repository's root, or a file's name in the store. Low-rank adapters are
+    merged into the weights; those of a released EDM network or U-ViT get this project's names
+    (networks.released). student: what is to begin with them. Raises UserError for a file that is
+    not there or is no safetensors, and for a student of another kind than the file says it has.
     """
     path = _found(path)
     tensors, metadata = artifacts.load_tensors(path)

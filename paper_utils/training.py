@@ -254,8 +254,9 @@ class Training:
     def _draw(self) -> Batch:
         spec = self.spec
         rows = batch_rows(spec.run, self.step, spec.batch, spec.images)
-        if self.device.type == "cuda":  # pinned, else the CPU waits for all steps so far
-            rows = rows.pin_memory().to(self.device, non_blocking=True)
+        if self.device.type == "cuda":
+            rows = rows.pin_memory()  # else the CPU waits for all steps so far
+        rows = rows.to(self.device, non_blocking=True)
         clean = data.to_unit(self._pixels[rows])
         stream = noise.stream(spec.run, "noise", self.step, device=self.device)
         # stratified quantiles: one noise level in every 1/batch of the training distribution
