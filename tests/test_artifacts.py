@@ -496,7 +496,8 @@ def test_of_a_function_of_the_package_its_own_lines_count(monkeypatch):
 
 def test_tied_weights_are_kept_under_each_of_their_names(tmp_path):
     whole = torch.arange(6.0)
-    tied = {"a": whole, "b": whole, "part": whole[2:4], "none": torch.empty(0), "no": torch.empty(0)}
+    tied = {"a": whole, "b": whole, "part": whole[2:4]} | {
+        name: torch.empty(0) for name in ("none", "no")}
     artifacts.write(tmp_path / "tied.safetensors", tied, {})
     found = artifacts.read(tmp_path / "tied.safetensors")
     assert found.keys() == tied.keys() and all(torch.equal(found[k], tied[k]) for k in tied)
